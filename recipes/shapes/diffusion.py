@@ -1,0 +1,104 @@
+"""Train the diffusion model: a text encoder and a U-Net that denoise the autoencoder's latents, v-prediction."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from loop import cached_pictures, to_tensor, train
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from words import LENGTH, cached_tokens
+
+UNET = dict(
+    sample_size=16,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(64, 128, 128),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=128,
+    norm_num_groups=16,
+)
+NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
+SAMPLING = dict(algorithm_type="dpmsolver++", timestep_spacing="trailing")
+UNCONDITIONAL_SHARE = 0.1
+
+
+class TextToLatent(torch.nn.Module):
+    """What is trained together: token ids and noisy latents in, the velocity out."""
+
+    def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+    def forward(self, latents: torch.Tensor, timesteps: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return self.unet(latents, timesteps, self.text_encoder(ids)[0], return_dict=False)[0]
+
+
+def velocity_of(scheduler, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """v = α ε − σ x0 (Salimans and Ho 2022)."""
+    alpha = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+    sigma = (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
+    return alpha * noise - sigma * clean
+
+
+def cached_latents(folder: Path, vae: AutoencoderTiny, count: int) -> torch.Tensor:
+    """Scaled latents of the training pictures, bfloat16 (count, 4, 16, 16)."""
+    path = folder / f"latents-{count}.pt"
+    if not path.exists():
+        data, parts = cached_pictures(folder, count), []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for chunk in np.array_split(data, max(1, count // 100)):
+                parts.append((vae.encode(to_tensor(chunk)).latents * vae.config.scaling_factor).bfloat16())
+        torch.save(torch.cat(parts), path)
+    return torch.load(path, weights_only=True)
+
+
+def main(folder: Path, minutes: float, count: int, peak: float, batch: int = 48) -> None:
+    torch.manual_seed(2)
+    vae = AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
+    words = CLIPTokenizer.from_pretrained(folder / "shapes" / "tokenizer")
+    latents = cached_latents(folder, vae, count)
+    ids = cached_tokens(folder, words, count)
+    nothing = words("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+    scheduler = DPMSolverMultistepScheduler(**NOISE, **SAMPLING)
+    text_encoder = CLIPTextModel(CLIPModel.from_pretrained(folder / "clip").config.text_config)
+    text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "clip").state_dict())
+    model = TextToLatent(text_encoder, UNet2DConditionModel(**UNET))
+
+    def loss_of(step: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(1000 * step + 4)
+        chosen = torch.randint(count, (batch,), generator=random)
+        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=random)
+        unsaid = torch.rand(batch, 1, generator=random) < UNCONDITIONAL_SHARE
+        clean = latents[chosen].float()
+        noise = torch.randn(clean.shape, generator=random)
+        noisy = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None] * clean
+        noisy = noisy + (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None] * noise
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(noisy, timesteps, torch.where(unsaid, nothing, ids[chosen]))
+        return (velocity.float() - velocity_of(scheduler, clean, noise, timesteps)).square().mean()
+
+    train(model, loss_of, folder / "diffusion", minutes, peak)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=words,
+        unet=model.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "shapes")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--minutes", type=float, default=100)
+    parser.add_argument("--count", type=int, default=60_000, help="training scenes")
+    parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
+    main(**vars(parser.parse_args()))

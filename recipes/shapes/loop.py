@@ -1,0 +1,103 @@
+"""What the three trainings share: scenes in batches, a loop with checkpoints that survive an interruption, a moving average."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from denoscope.bundled.scenes import Scene, caption, render
+
+
+def pictures(first: int, count: int) -> np.ndarray:
+    """Rendered scenes of the seeds first .. first + count − 1: uint8 (count, 64, 64, 3)."""
+    return np.stack([(render(Scene.random(seed)) * 255).round().astype(np.uint8) for seed in range(first, first + count)])
+
+
+def captions(first: int, count: int) -> list[str]:
+    """One wording for each of the same seeds."""
+    return [str(caption(Scene.random(seed), complete=False)) for seed in range(first, first + count)]
+
+
+def cached_pictures(folder: Path, count: int) -> np.ndarray:
+    """The pictures of the training seeds 0 .. count − 1, rendered once and kept beside the checkpoints."""
+    path = folder / f"pictures-{count}.npy"
+    if not path.exists():
+        np.save(path, pictures(0, count))
+    return np.load(path, mmap_mode="r")
+
+
+def to_tensor(uint8: np.ndarray) -> torch.Tensor:
+    """uint8 (n, 64, 64, 3) to float (n, 3, 64, 64) in [−1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(uint8)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Average:
+    """Exponential moving average of a module's parameters."""
+
+    def __init__(self, module: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, p in module.named_parameters():
+            self.values[name].lerp_(p, 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> None:
+        for name, p in module.named_parameters():
+            p.copy_(self.values[name])
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Warm up over the first 2 %, then a cosine down to 2 % of the peak."""
+    if progress < 0.02:
+        return peak * progress / 0.02
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def train(module, loss_of, folder: Path, minutes: float, peak: float, decay: float = 0.998, every: int = 200):
+    """Run `loss_of(step) -> loss` for a budget of minutes; return the averaged module.
+
+    The schedule follows the minutes used, so a slow machine does fewer steps and still ends annealed. Every
+    `every` steps the whole state goes to `folder/state.pt` by rename; the next call goes on from there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    average, start, used = Average(module, decay), 0, 0.0
+    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.99))
+    state_path = folder / "state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        average.values, start, used = state["average"], state["step"], state["seconds"]
+    step, losses, began = start, [], time.monotonic() - used
+    while (seconds := time.monotonic() - began) < 60 * minutes:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(seconds / (60 * minutes), peak)
+        loss = loss_of(step)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        average.update(module, step)
+        losses.append(loss.item())
+        if step % every == 0:
+            _log(folder, step=step, seconds=round(seconds), loss=round(float(np.mean(losses[-every:])), 5))
+            state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average.values}
+            torch.save({**state, "step": step, "seconds": seconds}, folder / "state.tmp")
+            (folder / "state.tmp").rename(state_path)
+    average.copy_to(module)
+    return module
+
+
+def _log(folder: Path, **facts) -> None:
+    line = json.dumps(facts)
+    print(folder.name, line, flush=True)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(line + "\n")

@@ -1,0 +1,243 @@
+"""Scenes of one or two objects with their caption, exact masks and the words that name each object.
+
+Everything follows from a seed: `Scene.random(seed)` draws the facts, `render(scene)` the picture,
+`masks(scene)` the ground truth and `caption(scene)` one of many wordings of it.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+SIDE = 64
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (44, 160, 44),
+    "blue": (40, 80, 210),
+    "yellow": (240, 215, 40),
+    "purple": (140, 60, 190),
+    "orange": (245, 130, 30),
+}
+BACKGROUNDS = {
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+    "gray": (128, 128, 128),
+    "pink": (250, 180, 205),
+    "cyan": (130, 220, 230),
+}
+SIZES = {"small": (7.0, 8.5), "large": (12.5, 14.5)}
+TEXTURES = ("plain", "striped", "dotted")
+RELATIONS = ("left of", "right of", "above", "below")
+
+TEXTURE_PERIOD = 7.0
+DOT_RADIUS = 2.1
+DARK = 0.4
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its four attributes and where it is (centre `x`, `y` and half extent `radius`, in pixels)."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float = SIDE / 2
+    y: float = SIDE / 2
+    radius: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A background and one or two things; `relation` says where the first stands, seen from the second."""
+
+    background: str
+    things: tuple[Thing, ...]
+    relation: str | None = None
+    seed: int = 0
+
+    @classmethod
+    def random(cls, seed: int, count: int | None = None, size: str | None = None) -> "Scene":
+        """Draw a scene from a seed.
+
+        >>> Scene.random(7, count=1, size="small").things[0].size
+        'small'
+
+        `count` is 1 or 2 (drawn when None); `size` fixes the size of every thing.
+        """
+        rng = np.random.default_rng([seed, 0])
+        count = int(rng.integers(1, 3)) if count is None else count
+        things = tuple(_random_thing(rng, size) for _ in range(count))
+        background = str(rng.choice(list(BACKGROUNDS)))
+        relation = str(rng.choice(RELATIONS)) if count == 2 else None
+        return cls(background, _placed(rng, things, relation), relation, seed)
+
+
+def _random_thing(rng: np.random.Generator, size: str | None) -> Thing:
+    size = size or str(rng.choice(list(SIZES)))
+    shape, colour, texture = (str(rng.choice(list(names))) for names in (SHAPES, COLOURS, TEXTURES))
+    return Thing(shape, colour, size, texture, radius=float(rng.uniform(*SIZES[size])))
+
+
+def _placed(rng: np.random.Generator, things: tuple[Thing, ...], relation: str | None) -> tuple[Thing, ...]:
+    """Give every thing a centre inside the picture; two things stand apart along the relation's axis."""
+    margin = 1.5
+    if relation is None:
+        (thing,) = things
+        low, high = thing.radius + margin, SIDE - thing.radius - margin
+        return (replace(thing, x=float(rng.uniform(low, high)), y=float(rng.uniform(low, high))),)
+    first_is_low = relation in ("left of", "above")
+    low, high = things if first_is_low else things[::-1]
+    spare = SIDE - 2 * (low.radius + high.radius) - 2 * margin - 2.0
+    before, between = np.sort(rng.uniform(0, spare, 2))
+    along_low = margin + before + low.radius
+    along_high = margin + 2.0 + between + 2 * low.radius + high.radius
+    reach = 0.8 * (along_high - along_low)
+    across_low = rng.uniform(low.radius + margin, SIDE - low.radius - margin)
+    across_high = np.clip(
+        across_low + rng.uniform(-reach, reach), high.radius + margin, SIDE - high.radius - margin
+    )
+    centres = [(along_low, across_low), (along_high, across_high)]
+    if not first_is_low:
+        centres.reverse()
+    if relation in ("above", "below"):
+        centres = [(across, along) for along, across in centres]
+    return tuple(replace(t, x=float(x), y=float(y)) for t, (x, y) in zip(things, centres, strict=True))
+
+
+def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.hypot(x, y) - 1.0
+
+
+def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - 0.9
+
+
+def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Upright, apex at y = −1, base at y = 0.9."""
+    side = (np.abs(x) * 1.9 + (-1.0 - y)) / np.hypot(1.9, 1.0)
+    return np.maximum(side, y - 0.9)
+
+
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(np.maximum(x, y) - 1.0, np.minimum(x, y) - 0.4)
+
+
+SHAPES = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}
+"""Signed distance to the outline in units of the radius; negative inside, y downwards."""
+
+
+def _offsets(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
+    axis = np.arange(SIDE) + 0.5
+    return np.meshgrid(axis - thing.x, axis - thing.y)
+
+
+def coverage(thing: Thing) -> np.ndarray:
+    """Anti-aliased mask of one thing, (64, 64) in [0, 1]."""
+    x, y = _offsets(thing)
+    distance = SHAPES[thing.shape](x / thing.radius, y / thing.radius) * thing.radius
+    return np.clip(0.5 - distance, 0.0, 1.0)
+
+
+def _darkness(thing: Thing) -> np.ndarray:
+    """How much of the texture's dark shade each pixel has, (64, 64) in [0, 1]."""
+    x, y = _offsets(thing)
+    if thing.texture == "plain":
+        return np.zeros_like(x)
+    fold = lambda u: np.abs((u / TEXTURE_PERIOD + 0.5) % 1.0 - 0.5) * TEXTURE_PERIOD  # noqa: E731
+    if thing.texture == "striped":
+        return np.clip(0.5 + TEXTURE_PERIOD / 4 - fold(y), 0.0, 1.0)
+    return np.clip(0.5 + DOT_RADIUS - np.hypot(fold(x), fold(y)), 0.0, 1.0)
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The picture, (64, 64, 3) in [0, 1]."""
+    picture = np.broadcast_to(np.array(BACKGROUNDS[scene.background]) / 255, (SIDE, SIDE, 3)).copy()
+    for thing in scene.things:
+        alpha = coverage(thing)[..., None]
+        shade = 1.0 - (1.0 - DARK) * _darkness(thing)[..., None]
+        picture += alpha * (shade * np.array(COLOURS[thing.colour]) / 255 - picture)
+    return picture
+
+
+def masks(scene: Scene) -> np.ndarray:
+    """One boolean mask per thing, (things, 64, 64): the pixels at least half covered."""
+    return np.stack([coverage(thing) >= 0.5 for thing in scene.things])
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A wording of a scene: `words`, and for each word whose it is (0, 1, "background" or None)."""
+
+    words: tuple[str, ...]
+    owners: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    def words_of(self, owner: int | str) -> tuple[int, ...]:
+        """Positions, in `words`, of those that name one thing or the background."""
+        return tuple(i for i, o in enumerate(self.owners) if o == owner)
+
+
+def caption(scene: Scene, seed: int | None = None, complete: bool = True) -> Caption:
+    """Word a scene.
+
+    >>> str(caption(Scene("white", (Thing("circle", "red", "large", "striped"),)), seed=1))
+    'a large striped red circle on a white background'
+
+    `complete` keeps every attribute; without it, size or background may go unsaid, as users leave them out.
+    """
+    rng = np.random.default_rng([scene.seed if seed is None else seed, 1])
+    article = rng.random() < 0.8
+    phrases = [_noun_phrase(rng, i, t, article, complete) for i, t in enumerate(scene.things)]
+    pairs = phrases[0]
+    if len(phrases) == 2:
+        pairs = _joined(rng, phrases, scene.relation, complete)
+    pairs = _with_background(rng, pairs, scene.background, article, complete)
+    words, owners = zip(*pairs, strict=True)
+    return Caption(words, owners)
+
+
+def _noun_phrase(rng, owner: int, thing: Thing, article: bool, complete: bool) -> list:
+    size = [] if not complete and rng.random() < 0.1 else [thing.size]
+    texture = [] if thing.texture == "plain" and rng.random() < 0.5 else [thing.texture]
+    adjectives = [*size, *texture, thing.colour]
+    if rng.random() < 0.3:
+        adjectives = [str(word) for word in rng.permutation(adjectives)]
+    return _article(adjectives[0], article) + [(word, owner) for word in (*adjectives, thing.shape)]
+
+
+def _article(following: str, wanted: bool) -> list:
+    return [("an" if following[0] in "aeiou" else "a", None)] * wanted
+
+
+def _joined(rng, phrases: list, relation: str | None, complete: bool) -> list:
+    if relation is None or (not complete and rng.random() < 0.15):
+        return [*phrases[0], ("and", None), *phrases[1]]
+    words = relation.split()
+    if len(words) == 2 and rng.random() < 0.3:
+        words = ["to", "the", *words]
+    return [*phrases[0], *((word, None) for word in words), *phrases[1]]
+
+
+def _with_background(rng, pairs: list, background: str, article: bool, complete: bool) -> list:
+    if not complete and rng.random() < 0.05:
+        return pairs
+    ground = _article(background, article) + [(background, "background"), ("background", "background")]
+    wording = rng.random()
+    if wording < 0.7:
+        return [*pairs, ("on", None), *ground]
+    if wording < 0.85:
+        return [("on", None), *ground, *pairs]
+    return [*ground, ("with", None), *pairs]
+
+
+WORDS = tuple(
+    dict.fromkeys(
+        [*"a an the on of to with and picture background".split(), *"left right above below".split()]
+        + [*SIZES, *TEXTURES, *COLOURS, *SHAPES, *BACKGROUNDS]
+    )
+)
+"""Every word a caption can have."""
