@@ -1,0 +1,55 @@
+"""Denoscope shows how a diffusion model makes a picture, step by step, and how far the explanation can be trusted."""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("denoscope")
+except PackageNotFoundError:  # run from a folder that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "load": "models",
+    "Model": "models",
+    "Trace": "traces",
+    "Step": "traces",
+    "DFRise": "attributors.rise",
+    "list_methods": "attributors.base",
+    "register": "attributors.base",
+    "Explanation": "explanations",
+    "DenoscopeError": "errors",
+    "InputError": "errors",
+}
+
+__all__ = [
+    "DFRise",
+    "DenoscopeError",
+    "Explanation",
+    "InputError",
+    "Model",
+    "Step",
+    "Trace",
+    "list_methods",
+    "load",
+    "register",
+]
+
+if TYPE_CHECKING:
+    from .attributors.base import list_methods, register
+    from .attributors.rise import DFRise
+    from .errors import DenoscopeError, InputError
+    from .explanations import Explanation
+    from .models import Model, load
+    from .traces import Step, Trace
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and diffusers take seconds, `--help` should not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'denoscope' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

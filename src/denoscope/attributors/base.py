@@ -1,0 +1,145 @@
+"""What all attributors share: choosing steps, looping, progress, labelling, keeping what was finished."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..errors import InputError, Interrupted, did_you_mean
+from ..traces import Step, Trace
+
+Advance = Callable[[int], None]
+METHODS: dict[str, Callable[..., "Attributor"]] = {}
+
+
+def register(name: str) -> Callable[[Callable[..., "Attributor"]], Callable[..., "Attributor"]]:
+    """Decorator: make an attributor class, or a function that returns one, known by a name."""
+
+    def enter(factory: Callable[..., "Attributor"]) -> Callable[..., "Attributor"]:
+        METHODS[name] = factory
+        return factory
+
+    return enter
+
+
+def list_methods() -> list[str]:
+    """The names that `method` and `denoscope explain --methods` take."""
+    from . import rise  # noqa: F401  (entering a module enters its methods)
+
+    return sorted(METHODS)
+
+
+def method(name: str, **options: Any) -> "Attributor":
+    """The attributor of a name, with its options.
+
+    Raises `InputError` for an unknown name, with the nearest known one.
+    """
+    known = list_methods()
+    if name not in known:
+        raise InputError(f'There is no method "{name}". {did_you_mean(name, known)}')
+    return METHODS[name](**options)
+
+
+class Attributor(ABC):
+    """`attributor(trace, steps=None) -> xarray.Dataset` with `saliency` (step, y, x) and what else the method has.
+
+    A subclass is a frozen dataclass of options and has one method, `explain`.
+    """
+
+    title: str = ""
+    reading: str = ""
+
+    @abstractmethod
+    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
+        """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done."""
+
+    def work(self, step: Step) -> int:
+        """How many units `explain` will advance by, for the progress bar."""
+        return 1
+
+    def __call__(
+        self,
+        sequence: Trace,
+        steps: Sequence[int] | None = None,
+        *,
+        show_progress: bool = False,
+        advance: Advance | None = None,
+    ) -> xr.Dataset:
+        """Explain the chosen steps (all by default) of a trace.
+
+        Raises `InputError` for steps that are not there or a trace of several pictures, and `Interrupted`, with the
+        finished steps in its `partial`, on Ctrl-C.
+        """
+        chosen = choose(sequence, steps)
+        if show_progress:
+            return self._with_bar(sequence, chosen)
+        advance = advance or (lambda done: None)
+        results: list[Mapping[str, np.ndarray | float]] = []
+        try:
+            for step in chosen:
+                results.append(self.explain(step, advance))
+        except KeyboardInterrupt:
+            partial = self._labelled(chosen[: len(results)], results) if results else None
+            message = f"Interrupted: {len(results)} of {len(chosen)} steps of {self.title} were finished and are kept."
+            raise Interrupted(message, partial) from None
+        return self._labelled(chosen, results)
+
+    def _with_bar(self, sequence: Trace, chosen: Sequence[Step]) -> xr.Dataset:
+        from rich.progress import Progress
+
+        with Progress() as progress:
+            task = progress.add_task(self.title, total=sum(self.work(step) for step in chosen))
+            return self(sequence, [s.index for s in chosen], advance=lambda done: progress.advance(task, done))
+
+    def _labelled(self, steps: Sequence[Step], results: Sequence[Mapping[str, np.ndarray | float]]) -> xr.Dataset:
+        coords = {
+            "step": [step.index for step in steps],
+            "timestep": ("step", [step.timestep for step in steps]),
+            "log_snr": ("step", [step.log_snr for step in steps]),
+        }
+        variables = {}
+        for name in results[0]:
+            stacked = np.stack([np.asarray(result[name]) for result in results])
+            variables[name] = (("step", "y", "x")[: stacked.ndim], stacked)
+        attrs = {"title": self.title, "reading": self.reading, **options_of(self)}
+        return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def choose(sequence: Trace, steps: Sequence[int] | None) -> list[Step]:
+    """The steps of a trace by their indices; all of them for None.
+
+    Raises `InputError` for an index that is not there, one given twice, or a trace of several pictures.
+    """
+    if sequence.pictures != 1:
+        raise InputError(
+            f"This trace holds {sequence.pictures} pictures, and an explanation is of one. "
+            "Choose it: attributor(trace.picture(0))."
+        )
+    if steps is None:
+        return list(sequence)
+    wrong = [index for index in steps if not 0 <= index < len(sequence)]
+    if wrong or len(set(steps)) < len(steps) or not len(steps):
+        problem = f"there is no step {wrong[0]}" if wrong else "a step is given twice, or none is given"
+        raise InputError(
+            f"The steps {list(steps)} cannot be explained: {problem}. This trace has steps 0 (the first denoiser "
+            f"call) to {len(sequence) - 1}; give each once."
+        )
+    return [sequence[index] for index in steps]
+
+
+def options_of(options: Any) -> dict[str, Any]:
+    """A frozen dataclass as plain values, nested ones with the name of their class: what `attrs` and run.json keep."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            plain[field.name] = type(value).__name__
+            plain |= {f"{field.name}_{key}": inner for key, inner in options_of(value).items()}
+        elif callable(value):
+            plain[field.name] = getattr(value, "__qualname__", type(value).__name__)
+        elif value is not None:
+            plain[field.name] = value
+    return plain

@@ -1,0 +1,245 @@
+"""DF-RISE: which regions the denoiser depends on at a step, by masking the sample.
+
+Sources: Park, Ju, Lee 2024 (arXiv 2402.10404), DF-RISE; Petsiuk, Das, Saenko 2018, RISE.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ..errors import InputError, did_you_mean
+from ..targets import Closeness, Score, Similarity, Target
+from ..traces import Step
+from .base import Advance, Attributor, register
+from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
+
+
+@dataclass(frozen=True, eq=False)
+class MaskMoments:
+    """Σ_n M_n^a s_n^b at every position, for a, b in 0, 1, 2: `sums` (3, 3, h, w); `count` is the number of masks.
+
+    All estimators and their standard errors are functions of these, so memory does not grow with the masks.
+    """
+
+    sums: np.ndarray
+    count: int = 0
+
+    @classmethod
+    def zero(cls, height: int, width: int) -> "MaskMoments":
+        return cls(np.zeros((3, 3, height, width)))
+
+    def with_masks(self, masks: np.ndarray, scores: np.ndarray) -> "MaskMoments":
+        """Add masks (n, h, w) and their scores (n,) or (n, h, w)."""
+        m = masks.astype(np.float64)
+        s = scores.astype(np.float64).reshape(len(m), *(scores.shape[1:] or (1, 1)))
+        powers = [np.ones_like(m), m, m * m]
+        added = np.stack([[(p * s**b).sum(0) for b in range(3)] for p in powers])
+        return MaskMoments(self.sums + added, self.count + len(m))
+
+    def __add__(self, other: "MaskMoments") -> "MaskMoments":
+        return MaskMoments(self.sums + other.sums, self.count + other.count)
+
+
+Estimate = tuple[np.ndarray, np.ndarray]
+"""A map and its standard error per position."""
+
+
+def plain_sum(moments: MaskMoments) -> Estimate:
+    """S = Σ M s, as published: no normalisation, so it mostly counts how often a position was kept."""
+    n, s = moments.count, moments.sums
+    variance = np.maximum(s[2, 2] - s[1, 1] ** 2 / n, 0)
+    return s[1, 1], np.sqrt(variance * n / max(n - 1, 1))
+
+
+def classic(moments: MaskMoments) -> Estimate:
+    """RISE's S = 1/(N p) Σ s M with p = ΣM/N taken over the whole map (Petsiuk et al. 2018, equation 6)."""
+    total, error = plain_sum(moments)
+    kept = moments.sums[1, 0].mean()
+    return total / kept, error / kept
+
+
+def kept_mean(moments: MaskMoments) -> Estimate:
+    """Σ M s / Σ M, the mean score while a position is kept: the same limit as the sum, without its noise."""
+    s = moments.sums
+    mean = _divided(s[1, 1], s[1, 0])
+    squares = s[2, 2] - 2 * mean * s[2, 1] + mean**2 * s[2, 0]
+    return mean, _divided(np.sqrt(np.maximum(squares, 0)), s[1, 0])
+
+
+def keep_contrast(moments: MaskMoments) -> Estimate:
+    """Σ M s / Σ M − Σ (1−M) s / Σ (1−M): what keeping a position adds to the score, against masking it."""
+    s = moments.sums
+    lost = s[0] - s[1]
+    kept, masked = _divided(s[1, 1], s[1, 0]), _divided(lost[1], lost[0])
+    square = lambda a, b, mean: s[a, 2] - 2 * mean * s[b, 1] + mean**2 * s[b, 0]  # noqa: E731
+    of_kept = square(2, 2, kept)
+    of_masked = _residuals(s[0] - 2 * s[1] + s[2], masked, masked)
+    of_both = _residuals(s[1] - s[2], kept, masked)
+    variance = of_kept / s[1, 0] ** 2 + of_masked / lost[0] ** 2 - 2 * of_both / (s[1, 0] * lost[0])
+    return kept - masked, np.sqrt(np.maximum(variance, 0))
+
+
+def _residuals(weighted: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ w (s − a)(s − b) from the weighted sums of 1, s and s²."""
+    return weighted[2] - (a + b) * weighted[1] + a * b * weighted[0]
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where a position was never kept (or never masked)."""
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+
+
+def reliability(first: np.ndarray, second: np.ndarray) -> float:
+    """Rank correlation of two half-maps, stepped up to the whole by Spearman–Brown, 2r / (1 + r); NaN if either is flat."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0 or not np.isfinite(first + second).all():
+        return float("nan")
+    r = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
+    return 2 * r / (1 + r) if r > -1 else -1.0
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a DF-RISE variant asks, of which masks, and how it sums up."""
+
+    target: Target
+    masks: Masks
+    estimate: Callable[[MaskMoments], Estimate]
+    reading: str
+
+
+VARIANTS = {
+    "paper": Variant(
+        Similarity(),
+        BalancedMasks(),
+        kept_mean,
+        "High where the noise prediction keeps its structure although half of the sample is masked: where the denoiser "
+        "does not depend on detail. On flat scenes that is the background, so the object is where the map is LOW. "
+        "Values are mean structural similarities, about -1 to 1; compare positions, not steps.",
+    ),
+    "reference": Variant(
+        Similarity(next_sample=True, numerator=2.0),
+        PixelMasks(),
+        plain_sum,
+        "The published code's map: a plain sum of the similarity between the masked prediction and the next sample. "
+        "It mostly shows how often a position happened to be kept, so at 500 masks it is largely noise. "
+        "It is here to compare with published figures; read the contrast map for what the denoiser depends on.",
+    ),
+    "contrast": Variant(
+        Similarity(space="clean", scalar=True),
+        GridMasks(),
+        keep_contrast,
+        "High where keeping a region makes the predicted clean picture stay as it was, and masking it changes it: what "
+        "this step depends on. Zero means that the region makes no difference, negative that masking it helps. "
+        "Values are differences of mean structural similarity; the standard error says which of them are noise.",
+    ),
+}
+
+VariantName = Literal["paper", "reference", "contrast"]
+
+
+@register("df-rise")
+@dataclass(frozen=True)
+class DFRise(Attributor):
+    """Mask the sample at random, compare the predictions, and see which positions matter.
+
+    >>> maps = DFRise(num_masks=500, variant="contrast")(trace, steps=[2, 8, 16])   # doctest: +SKIP
+    >>> maps.saliency.dims                                                          # doctest: +SKIP
+    ('step', 'y', 'x')
+
+    `variant` is "paper" (E[s | kept], the published definition), "reference" (the published code's arithmetic) or
+    "contrast" (RISE proper: coarse masks, one score, keeping against masking). `target`, `masks` and `estimator`
+    replace the variant's own. `until` stops early, once the split-half reliability of the map reaches it.
+    `seed` is the masks' own stream; the same masks serve every step. `batch_size` changes speed and memory only.
+
+    Variables: `saliency`, `standard_error` (step, y, x); `reliability`, `masks_used` (step). For balanced masks the
+    standard error is that of independent masks, an upper bound. Raises `InputError` for options out of range.
+    """
+
+    num_masks: int = 500
+    variant: VariantName = "paper"
+    target: Target | None = None
+    masks: Masks | None = None
+    estimator: Callable[[MaskMoments], Estimate] | None = None
+    until: float | None = None
+    seed: int = 0
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise InputError(f'DF-RISE has no variant "{self.variant}". {did_you_mean(self.variant, VARIANTS)}')
+        if not isinstance(self.num_masks, int) or self.num_masks < 4:
+            raise InputError(
+                f"num_masks is {self.num_masks!r}. A map and its reliability need at least 4 masks; 500 are usual."
+            )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}. It must be at least 1; leave it out to have it chosen.")
+        if self.until is not None and not 0 < self.until < 1:
+            raise InputError(f"until is {self.until}. A reliability to stop at lies between 0 and 1, such as 0.95.")
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"DF-RISE, {self.variant}"
+
+    @property
+    def reading(self) -> str:  # type: ignore[override]
+        return VARIANTS[self.variant].reading
+
+    def work(self, step: Step) -> int:
+        return self.num_masks
+
+    def complete(self) -> "DFRise":
+        """The same with the variant's target, masks and estimator filled in."""
+        own = VARIANTS[self.variant]
+        filled = dict(target=own.target, masks=own.masks, estimator=own.estimate)
+        return replace(self, **{name: getattr(self, name) or value for name, value in filled.items()})
+
+    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
+        halves, used = self.complete()._halves(step, advance)
+        estimate = self.complete().estimator
+        assert estimate is not None
+        saliency, error = estimate(halves[0] + halves[1])
+        agreement = reliability(*(estimate(half)[0] for half in halves))
+        return {"saliency": saliency, "standard_error": error, "reliability": agreement, "masks_used": used}
+
+    @torch.no_grad()
+    def _halves(self, step: Step, advance: Advance) -> tuple[list[MaskMoments], int]:
+        """The moments of every other pair of masks, and how many masks there were."""
+        assert self.masks is not None and self.target is not None and self.estimator is not None
+        height, width = step.sample.shape[-2:]
+        score, chunk = self.target.at(step), self._chunk(step)
+        halves, used = [MaskMoments.zero(height, width), MaskMoments.zero(height, width)], 0
+        for masks in self.masks.stream(height, width, self.seed, self.num_masks, chunk):
+            scores = _scores(score, step, masks)
+            side = (used + np.arange(len(masks))) // 2 % 2
+            halves = [half.with_masks(masks[side == i], scores[side == i]) for i, half in enumerate(halves)]
+            used += len(masks)
+            advance(len(masks))
+            if self.until is not None and self._enough(halves, used):
+                advance(self.num_masks - used)
+                break
+        return halves, used
+
+    def _enough(self, halves: list[MaskMoments], used: int) -> bool:
+        assert self.until is not None and self.estimator is not None
+        return used >= 32 and reliability(*(self.estimator(half)[0] for half in halves)) >= self.until
+
+    def _chunk(self, step: Step) -> int:
+        """Masks a call: about 16,384 positions at once, between 1 and 64 masks."""
+        if self.batch_size is not None:
+            return self.batch_size
+        positions = step.sample.shape[-2] * step.sample.shape[-1]
+        return int(np.clip(2**14 // positions, 1, 64))
+
+
+def _scores(score: Score, step: Step, masks: np.ndarray) -> np.ndarray:
+    mask = torch.from_numpy(masks).to(step.sample)
+    return score(step.sample * mask[:, None]).double().cpu().numpy()
+
+
+register("df-rise-contrast")(partial(DFRise, variant="contrast"))
+register("df-rise-reference")(partial(DFRise, variant="reference"))

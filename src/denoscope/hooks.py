@@ -1,0 +1,288 @@
+"""The only file that touches a live module: what went through the denoiser and the scheduler, and how to send it again.
+
+Everything is a context manager that undoes itself in `finally`. No pipeline is known by name here: which part of
+the denoiser's input is the sample, how it was scaled and how the guidance halves were combined are read off the
+recorded numbers, and `Replay` can be checked against them.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import RecordingError, ReplayError, ScheduleError
+
+SAMPLE_NAMES = ("sample", "hidden_states")
+FREE_GRID_SCHEDULERS = "DPMSolverMultistepScheduler, DDPMScheduler or EulerDiscreteScheduler"
+
+_being_recorded: weakref.WeakSet = weakref.WeakSet()
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserCall:
+    """One call of the denoiser: its arguments as they were passed and its output."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SchedulerStep:
+    """One call of `scheduler.step`; `sigma_index` is the scheduler's position in `sigmas`, where it has one."""
+
+    model_output: torch.Tensor
+    timestep: float
+    sample: torch.Tensor
+    prev_sample: torch.Tensor
+    sigma_index: int | None
+
+
+@contextmanager
+def recording(
+    denoiser: torch.nn.Module, scheduler: Any, on_step: Callable[[list[DenoiserCall], SchedulerStep], None]
+) -> Iterator[None]:
+    """Call `on_step` after every `scheduler.step`, with the denoiser's calls since the step before.
+
+    Raises `RecordingError` when the denoiser is already being recorded. Leaves denoiser and scheduler as they were.
+    """
+    if denoiser in _being_recorded:
+        raise RecordingError(
+            f"This {type(denoiser).__name__} is being recorded already. Recordings cannot be nested: "
+            "let the first one finish, or load the pipeline a second time."
+        )
+    calls: list[DenoiserCall] = []
+
+    def heard(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        calls.append(DenoiserCall(args, kwargs, _tensor_of(output)))
+
+    def stepped(step: Callable, *args: Any, **kwargs: Any) -> Any:
+        model_output, timestep, sample = _step_arguments(*args, **kwargs)
+        kept = sample.detach().clone(), model_output.detach().clone()
+        result = step(*args, **kwargs)
+        previous = result[0] if isinstance(result, tuple) else result.prev_sample
+        position = getattr(scheduler, "step_index", None)
+        sigma_index = None if position is None else position - 1
+        on_step(calls.copy(), SchedulerStep(kept[1], float(timestep), kept[0], previous.detach().clone(), sigma_index))
+        calls.clear()
+        return result
+
+    _being_recorded.add(denoiser)
+    handle = denoiser.register_forward_hook(heard, with_kwargs=True)
+    try:
+        with replaced_method(scheduler, "step", stepped):
+            yield
+    finally:
+        handle.remove()
+        _being_recorded.discard(denoiser)
+
+
+@contextmanager
+def time_steps(scheduler: Any, timesteps: Sequence[int] | None) -> Iterator[None]:
+    """While open, `scheduler.set_timesteps` sets these time steps, whatever number of steps it is asked for.
+
+    Raises `ScheduleError` when the scheduler cannot take a free grid of time steps.
+    """
+    if timesteps is None:
+        yield
+        return
+    refuse_fixed_grid(scheduler)
+
+    def set_timesteps(original: Callable, *args: Any, device: Any = None, **kwargs: Any) -> None:
+        original(timesteps=list(timesteps), device=device if device is not None else args[1] if len(args) > 1 else None)
+
+    with replaced_method(scheduler, "set_timesteps", set_timesteps):
+        yield
+
+
+def refuse_fixed_grid(scheduler: Any) -> None:
+    """Raise `ScheduleError` unless `scheduler.set_timesteps` takes `timesteps=`."""
+    import inspect
+
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ScheduleError(
+            f"{type(scheduler).__name__} cannot take a list of time steps: it assumes its own even spacing. "
+            f"Use schedule='uniform', or give the pipeline another scheduler first, such as {FREE_GRID_SCHEDULERS}: "
+            "pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)."
+        )
+
+
+@contextmanager
+def replaced_method(owner: Any, name: str, replacement: Callable) -> Iterator[None]:
+    """While open, `owner.name(...)` is `replacement(original, ...)` with the original's signature."""
+    original, own = getattr(owner, name), vars(owner).get(name)
+    setattr(owner, name, functools.wraps(original)(functools.partial(replacement, original)))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _step_arguments(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, torch.Tensor]:
+    names = ("model_output", "timestep", "sample")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return tuple(given[name] for name in names)  # type: ignore[return-value]
+
+
+def _tensor_of(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output.detach()
+    return (output[0] if isinstance(output, tuple) else output.sample).detach()
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every tensor of nested tuples, lists and dicts; everything else stays."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def shared_tensors(tree: Any, earlier: Any) -> Any:
+    """The same tree with every tensor that equals its counterpart in `earlier` replaced by that one; others copied."""
+    if isinstance(tree, torch.Tensor):
+        same = isinstance(earlier, torch.Tensor) and earlier.shape == tree.shape and torch.equal(earlier, tree)
+        return earlier if same else tree.detach().clone()
+    if isinstance(tree, dict):
+        earlier = earlier if isinstance(earlier, dict) else {}
+        return {key: shared_tensors(value, earlier.get(key)) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        known = earlier if isinstance(earlier, (tuple, list)) and len(earlier) == len(tree) else [None] * len(tree)
+        return type(tree)(shared_tensors(a, b) for a, b in zip(tree, known, strict=True))
+    return tree
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """Every tensor of nested tuples, lists and dicts."""
+    found: list[torch.Tensor] = []
+    map_tensors(found.append, tree)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """How to send other samples through the denoiser as one recorded step did.
+
+    The denoiser saw `copies` times the batch, each `scale * sample` with `extra` channels behind it, and the
+    scheduler received `first + weight (second − first)` of the two copies. Since any guidance
+    `u + w (c − u)` is such a mixture, whichever half comes first, `weight` is fitted to the recorded numbers.
+    """
+
+    denoiser: torch.nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+    batch: int
+    copies: int
+    scale: float
+    weight: float
+    extra: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, denoiser: torch.nn.Module, calls: list[DenoiserCall], step: SchedulerStep, earlier: "Replay | None"
+    ) -> "Replay":
+        """Read the replay of one step off its recording; raises `ReplayError` where it has another form."""
+        if len(calls) != 1:
+            raise ReplayError(_cannot(f"its denoiser was called {len(calls)} times before one scheduler step"))
+        args, kwargs, seen = _without_sample(calls[0])
+        args, kwargs = shared_tensors((args, kwargs), (earlier.args, earlier.kwargs) if earlier else None)
+        batch = len(step.sample)
+        copies = len(seen) // batch
+        if copies not in (1, 2) or len(seen) % batch or seen[:batch, : step.sample.shape[1]].shape != step.sample.shape:
+            shapes = f"{tuple(seen.shape)} for a sample of {tuple(step.sample.shape)}"
+            raise ReplayError(_cannot(f"its denoiser saw an input of {shapes}"))
+        if calls[0].output.shape != (copies * batch, *step.model_output.shape[1:]):
+            shapes = f"{tuple(calls[0].output.shape)} became {tuple(step.model_output.shape)}"
+            raise ReplayError(_cannot(f"the denoiser's output of {shapes} on its way to the scheduler"))
+        channels = step.sample.shape[1]
+        extra = seen[:batch, channels:].clone() if seen.shape[1] > channels else None
+        scale = _slope(step.sample, seen[:batch, :channels])
+        first, second = calls[0].output[:batch], calls[0].output[-batch:]
+        weight = _slope(second - first, step.model_output - first)
+        return cls(denoiser, args, kwargs, batch, copies, scale, weight, extra)
+
+    def __call__(self, samples: torch.Tensor) -> torch.Tensor:
+        """The guided prediction for samples (n, channels, h, w); n is the recorded batch, or any number if that is 1."""
+        n = len(samples)
+        if self.batch not in (1, n):
+            raise ReplayError(
+                f"{n} samples were given to a step that was recorded with {self.batch} pictures. "
+                "Choose one picture of the trace first: trace.picture(0)."
+            )
+        own = self._rows(n)
+        x = self.scale * samples
+        if self.extra is not None:
+            x = torch.cat([x, own(self.extra.repeat(self.copies, *[1] * (self.extra.ndim - 1)))[:n]], dim=1)
+        x = torch.cat([x] * self.copies)
+        args, kwargs = map_tensors(own, (self.args, self.kwargs))
+        output = _live_tensor(_called(self.denoiser, x, args, kwargs))
+        if self.copies == 1:
+            return output
+        first, second = output[:n], output[n:]
+        return first + self.weight * (second - first)
+
+    def picture(self, index: int) -> "Replay":
+        """The same step for one picture of the batch."""
+        rows = [copy * self.batch + index for copy in range(self.copies)]
+
+        def own(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[rows] if self._is_batched(tensor) else tensor
+
+        args, kwargs = map_tensors(own, (self.args, self.kwargs))
+        extra = None if self.extra is None else self.extra[index : index + 1]
+        return Replay(self.denoiser, args, kwargs, 1, self.copies, self.scale, self.weight, extra)
+
+    def _is_batched(self, tensor: torch.Tensor) -> bool:
+        return tensor.ndim > 0 and len(tensor) == self.copies * self.batch
+
+    def _rows(self, n: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Give every batched tensor of the conditioning one row per sample."""
+        times = n // self.batch
+        return lambda tensor: tensor.repeat_interleave(times, dim=0) if self._is_batched(tensor) else tensor
+
+
+def _without_sample(call: DenoiserCall) -> tuple[tuple, dict[str, Any], torch.Tensor]:
+    """The arguments with None in the sample's place, and the sample."""
+    if call.args:
+        return (None, *call.args[1:]), call.kwargs, call.args[0]
+    for name in SAMPLE_NAMES:
+        if name in call.kwargs:
+            return (), {**call.kwargs, name: None}, call.kwargs[name]
+    raise ReplayError(_cannot(f"no argument of its denoiser is called {' or '.join(SAMPLE_NAMES)}"))
+
+
+def _called(denoiser: torch.nn.Module, x: torch.Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+    if args:
+        return denoiser(x, *args[1:], **kwargs)
+    name = next(name for name in SAMPLE_NAMES if name in kwargs)
+    return denoiser(**{**kwargs, name: x})
+
+
+def _live_tensor(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The k that brings k x closest to y; 1 where x is zero."""
+    x, y = x.double(), y.double()
+    square = (x * x).sum()
+    return float((x * y).sum() / square) if square > 0 else 1.0
+
+
+def _cannot(reason: str) -> str:
+    return (
+        f"This pipeline's steps were recorded but cannot be replayed: {reason}. Denoscope replays a denoiser that is "
+        "called once a step, alone or with two guidance halves, u + w (c − u). Use guidance_scale=1 or another pipeline."
+    )

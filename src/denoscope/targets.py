@@ -1,0 +1,193 @@
+"""What is explained: a score, or a map of scores, for each perturbed sample of a step.
+
+A target is a frozen dataclass with one method, `at(step)`, that returns a function from samples (n, channels, h, w)
+to scores (n,) or (n, h, w). What depends on the unperturbed step alone is computed there, once a step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from .errors import InputError, did_you_mean
+from .traces import Step
+
+Score = Callable[[torch.Tensor], torch.Tensor]
+
+C1, C2 = 0.01**2, 0.03**2
+C3 = C2 / 2
+
+
+class Target(ABC):
+    """`target(step, samples)` scores samples (n, channels, h, w) of a step as (n,) or (n, h, w)."""
+
+    @abstractmethod
+    def at(self, step: Step) -> Score:
+        """The scoring function for one step."""
+
+    def __call__(self, step: Step, samples: torch.Tensor) -> torch.Tensor:
+        return self.at(step)(samples)
+
+
+# Where two samples are compared: the step and samples in, what the model says of them out.
+
+SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "noise": lambda step, samples, outputs: step.level.noise(samples, outputs),
+    "clean": lambda step, samples, outputs: step.level.original(samples, outputs),
+    "output": lambda step, samples, outputs: outputs,
+    "image": lambda step, samples, outputs: step.decoder.decode(step.level.original(samples, outputs)),
+}
+"""Noise prediction, clean prediction (in the samples' space), the raw output, and the decoded clean prediction."""
+
+
+def _in_space(space: str, step: Step, samples: torch.Tensor) -> torch.Tensor:
+    return SPACES[space](step, samples, step.predict(samples))
+
+
+def _recorded(space: str, step: Step) -> torch.Tensor:
+    """The unperturbed prediction, taken from the recording: no denoiser call."""
+    return SPACES[space](step, step.sample, step.model_output)
+
+
+# The terms of structural similarity (Wang et al. 2004), as pure functions of local moments.
+
+
+@dataclass(frozen=True, eq=False)
+class LocalMoments:
+    """Gaussian-weighted local mean and standard deviation of maps (n, channels, h, w)."""
+
+    values: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    @classmethod
+    def of(cls, values: torch.Tensor, window: int = 15, sigma: float = 1.5) -> "LocalMoments":
+        """Window `window` × `window`, zero padding; variances clamped at 0 before any root is taken."""
+        mean = blurred(values, window, sigma)
+        variance = (blurred(values * values, window, sigma) - mean * mean).clamp(min=0)
+        return cls(values, mean, variance)
+
+
+def blurred(values: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
+    """Gaussian filter with zero padding, as two matrix products: K_h x K_wᵀ."""
+    height, width = values.shape[-2:]
+    rows = _band_matrix(height, window, sigma).to(values)
+    columns = rows if height == width else _band_matrix(width, window, sigma).to(values)
+    return rows @ values @ columns.mT
+
+
+@lru_cache(maxsize=32)
+def _band_matrix(size: int, window: int, sigma: float) -> torch.Tensor:
+    offset = torch.arange(size, dtype=torch.float64)[:, None] - torch.arange(size)
+    reach = torch.arange(window, dtype=torch.float64) - window // 2
+    total = torch.exp(-(reach**2) / (2 * sigma**2)).sum()
+    return torch.exp(-(offset**2) / (2 * sigma**2)) / total * (offset.abs() <= window // 2)
+
+
+def covariance(a: LocalMoments, b: LocalMoments, window: int = 15, sigma: float = 1.5) -> torch.Tensor:
+    """Local covariance σ_ab."""
+    return blurred(a.values * b.values, window, sigma) - a.mean * b.mean
+
+
+def structure(a: LocalMoments, b: LocalMoments, numerator: float = 1.0) -> torch.Tensor:
+    """s = (σ_ab + C3) / (σ_a σ_b + C3); the published code has 2 σ_ab, `numerator=2`."""
+    return (numerator * covariance(a, b) + C3) / ((a.variance * b.variance).sqrt() + C3)
+
+
+def contrast(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
+    """c = (2 σ_a σ_b + C2) / (σ_a² + σ_b² + C2)."""
+    return (2 * (a.variance * b.variance).sqrt() + C2) / (a.variance + b.variance + C2)
+
+
+def luminance(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
+    """l = (2 μ_a μ_b + C1) / (μ_a² + μ_b² + C1)."""
+    return (2 * a.mean * b.mean + C1) / (a.mean**2 + b.mean**2 + C1)
+
+
+def full_ssim(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
+    """SSIM = l · c · s."""
+    return luminance(a, b) * contrast(a, b) * structure(a, b)
+
+
+def cosine(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
+    """Cosine of the channel vectors at each position, (n, 1, h, w)."""
+    return torch.nn.functional.cosine_similarity(a.values, b.values, dim=1)[:, None]
+
+
+SIMILARITIES: dict[str, Callable[[LocalMoments, LocalMoments], torch.Tensor]] = {
+    "structure": structure,
+    "contrast": contrast,
+    "luminance": luminance,
+    "ssim": full_ssim,
+    "cosine": cosine,
+}
+
+
+@dataclass(frozen=True)
+class Similarity(Target):
+    """How much the prediction for a sample looks like the unperturbed one: maps (n, h, w) in about [−1, 1].
+
+    Source: Park, Ju, Lee 2024, section on DF-RISE; `similarity` is the ablation of their figure 5. `space` says where
+    predictions are compared ("noise", "clean", "output" or "image"). `next_sample=True` compares with x_{t−1} and
+    `numerator=2` doubles the covariance, both as the published code does. `scalar=True` averages each map to a number.
+    """
+
+    similarity: str = "structure"
+    space: str = "noise"
+    next_sample: bool = False
+    numerator: float = 1.0
+    scalar: bool = False
+
+    def __post_init__(self) -> None:
+        for given, allowed, what in ((self.similarity, SIMILARITIES, "similarity"), (self.space, SPACES, "space")):
+            if given not in allowed:
+                raise InputError(f'There is no {what} "{given}". {did_you_mean(given, allowed)}')
+
+    def at(self, step: Step) -> Score:
+        reference = step.prev_sample if self.next_sample else _recorded(self.space, step)
+        known = LocalMoments.of(reference)
+
+        def score(samples: torch.Tensor) -> torch.Tensor:
+            maps = self._compared(known, LocalMoments.of(_in_space(self.space, step, samples))).mean(dim=1)
+            return maps.mean(dim=(1, 2)) if self.scalar else _on_grid(maps, samples)
+
+        return score
+
+    def _compared(self, known: LocalMoments, seen: LocalMoments) -> torch.Tensor:
+        if self.similarity == "structure":
+            return structure(known, seen, self.numerator)
+        return SIMILARITIES[self.similarity](known, seen)
+
+
+def _on_grid(maps: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """Maps of pictures, averaged down to the samples' grid."""
+    if maps.shape[-2:] == samples.shape[-2:]:
+        return maps
+    return torch.nn.functional.adaptive_avg_pool2d(maps, samples.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Closeness(Target):
+    """Minus the mean squared change of the prediction, one number a sample, (n,), at most 0."""
+
+    space: str = "clean"
+
+    def at(self, step: Step) -> Score:
+        known = _recorded(self.space, step)
+        return lambda samples: -(_in_space(self.space, step, samples) - known).square().mean(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class FeatureCloseness(Target):
+    """Minus the squared distance of image features of the decoded clean predictions, (n,), at most 0.
+
+    `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d).
+    """
+
+    encoder: Callable[[torch.Tensor], torch.Tensor]
+
+    def at(self, step: Step) -> Score:
+        known = self.encoder(_recorded("image", step))
+        return lambda samples: -(self.encoder(_in_space("image", step, samples)) - known).square().sum(dim=1)

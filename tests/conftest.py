@@ -1,0 +1,26 @@
+"""Small real components built from configs: every pipeline family the tests run on."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from small import PIPELINES, SCHEDULERS
+
+torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion():
+    """A small StableDiffusionPipeline, shared: whoever changes its scheduler puts it back."""
+    return PIPELINES["stable-diffusion"]()
+
+
+@pytest.fixture
+def trace(stable_diffusion):
+    """A short guided trace of the small Stable Diffusion."""
+    import denoscope
+
+    stable_diffusion.scheduler = SCHEDULERS["dpm-solver++"]()
+    return denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=4)

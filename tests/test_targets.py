@@ -1,0 +1,118 @@
+"""The terms of structural similarity against scikit-image and against their definition written out slowly."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from denoscope import targets
+from denoscope.errors import InputError
+from denoscope.targets import C1, C2, C3, Closeness, FeatureCloseness, LocalMoments, Similarity
+
+
+def slow_terms(a, b, window=15, sigma=1.5):
+    """luminance, contrast and structure of two maps (h, w), window by window, zeros outside."""
+    reach = np.arange(window) - window // 2
+    line = np.exp(-(reach**2) / (2 * sigma**2))
+    weights = np.outer(line, line) / line.sum() ** 2
+    half, out = window // 2, np.zeros((3, *a.shape))
+    a, b = (np.pad(v.astype(np.float64), half) for v in (a, b))
+    for i, j in np.ndindex(out.shape[1:]):
+        x, y = a[i : i + window, j : j + window], b[i : i + window, j : j + window]
+        mx, my = (weights * x).sum(), (weights * y).sum()
+        vx, vy = max((weights * x * x).sum() - mx**2, 0), max((weights * y * y).sum() - my**2, 0)
+        cov = (weights * x * y).sum() - mx * my
+        out[0, i, j] = (2 * mx * my + C1) / (mx**2 + my**2 + C1)
+        out[1, i, j] = (2 * np.sqrt(vx * vy) + C2) / (vx + vy + C2)
+        out[2, i, j] = (cov + C3) / (np.sqrt(vx * vy) + C3)
+    return out
+
+
+@pytest.fixture
+def pair():
+    a = torch.randn(1, 4, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    b = a + 0.5 * torch.randn(1, 4, 9, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return a, b
+
+
+def test_terms_against_slow_windows(pair):
+    a, b = (LocalMoments.of(v) for v in pair)
+    for channel in range(4):
+        expected = slow_terms(pair[0][0, channel].numpy(), pair[1][0, channel].numpy())
+        for term, slow in zip((targets.luminance, targets.contrast, targets.structure), expected, strict=True):
+            assert np.allclose(term(a, b)[0, channel].numpy(), slow, atol=1e-12)
+
+
+def test_full_ssim_against_scikit_image():
+    """scikit-image pads by reflection, so only positions whose whole window is inside can agree."""
+    rng = np.random.default_rng(0)
+    a = rng.random((40, 40))
+    b = a + 0.2 * rng.random((40, 40))
+    _, expected = structural_similarity(
+        a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, truncate=4.5, use_sample_covariance=False, full=True
+    )
+    ours = targets.full_ssim(*(LocalMoments.of(torch.from_numpy(v)[None, None]) for v in (a, b)))[0, 0].numpy()
+    assert np.allclose(ours[8:-8, 8:-8], expected[8:-8, 8:-8], atol=1e-4)
+
+
+def test_identical_predictions_have_similarity_one(pair):
+    a = LocalMoments.of(pair[0])
+    for name, term in targets.SIMILARITIES.items():
+        assert torch.allclose(term(a, a), torch.ones(()).double(), atol=1e-9), name
+
+
+def test_structure_ignores_scale_and_flips_with_sign(pair):
+    a, scaled, flipped = (LocalMoments.of(v * pair[0]) for v in (1.0, 3.0, -1.0))
+    assert torch.allclose(targets.structure(a, scaled), torch.ones(()).double(), atol=1e-2)
+    assert (targets.structure(a, flipped) < -0.98).all()
+
+
+@pytest.mark.parametrize("similarity", targets.SIMILARITIES)
+@pytest.mark.parametrize("space", targets.SPACES)
+def test_the_unperturbed_sample_is_most_similar(trace, similarity, space):
+    target = Similarity(similarity=similarity, space=space, scalar=True)
+    samples = torch.cat([trace[1].sample, torch.zeros_like(trace[1].sample)])
+    with torch.no_grad():
+        same, lost = target(trace[1], samples).tolist()
+        maps = Similarity(similarity=similarity, space=space)(trace[1], samples)
+    assert same == pytest.approx(1, abs=1e-3) and lost < same
+    assert maps.shape == (2, *trace[1].sample.shape[-2:])
+    assert torch.allclose(maps[0], torch.ones(()), atol=1e-2)
+
+
+def test_reference_compares_with_the_next_sample_and_doubles_the_covariance(trace):
+    step = trace[1]
+    with torch.no_grad():
+        got = Similarity(next_sample=True, numerator=2.0)(step, step.sample)[0]
+        predicted = step.level.noise(step.sample, step.model_output)
+    a, b = step.prev_sample[0].double().numpy(), predicted[0].double().numpy()
+    slow = []
+    for x, y in zip(a, b, strict=True):
+        luminance, contrast, structure = slow_terms(x, y)
+        del luminance, contrast
+        slow.append(structure)
+    root = [np.sqrt(slow_variance(x) * slow_variance(y)) + C3 for x, y in zip(a, b, strict=True)]
+    doubled = np.mean([2 * (s * r - C3) / r + C3 / r for s, r in zip(slow, root, strict=True)], axis=0)
+    assert np.allclose(got.numpy(), doubled, atol=1e-3)
+
+
+def slow_variance(a):
+    moments = LocalMoments.of(torch.from_numpy(a)[None, None])
+    return moments.variance[0, 0].numpy()
+
+
+def test_closeness_is_zero_only_for_the_unperturbed(trace):
+    samples = torch.cat([trace[2].sample, 0.5 * trace[2].sample])
+    with torch.no_grad():
+        scores = Closeness()(trace[2], samples)
+        features = FeatureCloseness(lambda pictures: pictures.mean(dim=(2, 3)))(trace[2], samples)
+        expected = -(trace[2].predict_original(samples[1:]) - trace[2].pred_original_sample).square().mean()
+    assert scores[0].item() == pytest.approx(0, abs=1e-8) and features[0].item() == pytest.approx(0, abs=1e-8)
+    assert scores[1].item() == pytest.approx(float(expected), rel=1e-4) and features[1] < 0
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(InputError, match='Did you mean "structure"'):
+        Similarity(similarity="structur")
+    with pytest.raises(InputError, match='Did you mean "clean"'):
+        Similarity(space="claen")

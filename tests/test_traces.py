@@ -1,0 +1,237 @@
+"""Recording leaves everything as it was; replaying gives what the scheduler received."""
+
+import numpy as np
+import pytest
+import torch
+from small import PIPELINES, SCHEDULERS, conditional_unet
+
+import denoscope
+from denoscope.errors import InputError, NumericsError, RecordingError, ReplayError, ScheduleError
+
+
+def call_of(name, **kwargs):
+    text = {"prompt": "a red circle"} if name in ("stable-diffusion", "latent-diffusion") else {}
+    size = {"height": 64, "width": 64} if name == "latent-diffusion" else {}
+    return {**text, **size, "num_inference_steps": 4, **kwargs}
+
+
+def relative(a, b):
+    return float((a - b).detach().abs().max() / b.abs().max())
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_picture_is_unchanged_and_every_step_replays(name, scheduler):
+    pipeline = PIPELINES[name]()
+    pipeline.scheduler = SCHEDULERS[scheduler]()
+    if name == "ddim" and scheduler != "ddim":
+        pipeline.scheduler = SCHEDULERS["ddim"]()  # DDIMPipeline turns every scheduler into DDIM
+    if name == "ddpm" and scheduler in ("pndm", "unipc"):
+        pytest.skip("DDPMPipeline passes a generator, which this scheduler's step does not take")
+    torch.manual_seed(0)  # the latent-diffusion pipeline lets DDPM draw from the global generator
+    plain = pipeline(**call_of(name), generator=torch.Generator().manual_seed(3), output_type="np").images
+    before = dict(vars(pipeline.scheduler))
+    torch.manual_seed(0)
+    trace = denoscope.load(pipeline).trace(**call_of(name), seed=3, output_type="np")
+    assert np.array_equal(trace.images, plain)
+    assert set(vars(pipeline.scheduler)) == set(before) and not pipeline.unet._forward_hooks
+    for step in trace:
+        assert relative(step.predict(step.sample), step.model_output) < 1e-5
+        many = step.predict(step.sample.repeat(3, 1, 1, 1))
+        assert relative(many, step.model_output.expand_as(many)) < 1e-5
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_clean_prediction_is_the_schedulers(stable_diffusion, scheduler, prediction_type):
+    """Oracle: what the scheduler itself returns or keeps as its prediction of the clean sample."""
+    if scheduler == "pndm" and prediction_type == "sample":
+        pytest.skip("PNDM has no prediction_type sample")
+    stable_diffusion.scheduler = SCHEDULERS[scheduler](prediction_type=prediction_type)
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=5)
+    for step in trace:
+        assert relative(step.pred_original_sample, schedulers_own(trace, step)) < 1e-4
+        noisy = step.level.alpha * step.pred_original_sample
+        noisy = noisy + step.level.sigma * step.level.noise(step.sample, step.model_output)
+        assert relative(noisy, step.level.scale * step.sample) < 1e-4
+    assert all(a.log_snr < b.log_snr for a, b in zip(trace, trace[1:], strict=False) if a.timestep > b.timestep)
+
+
+def schedulers_own(trace, step):
+    """Walk a fresh scheduler over the recorded predictions up to this step and ask it for its clean prediction."""
+    scheduler = type(trace.model.pipeline.scheduler).from_config(trace.model.pipeline.scheduler.config)
+    if hasattr(scheduler, "convert_model_output"):
+        scheduler.set_timesteps(5)
+        scheduler._step_index = step.index
+        return scheduler.convert_model_output(step.model_output, sample=step.sample)
+    if type(scheduler).__name__ == "PNDMScheduler":
+        a = scheduler.alphas_cumprod[int(step.timestep)]
+        if scheduler.config.prediction_type == "v_prediction":
+            return a.sqrt() * step.sample - (1 - a).sqrt() * step.model_output
+        return (step.sample - (1 - a).sqrt() * step.model_output) / a.sqrt()
+    scheduler.set_timesteps(5)
+    return scheduler.step(step.model_output, scheduler.timesteps[step.index], step.sample).pred_original_sample
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(guidance_scale=1.0),
+        dict(guidance_scale=3.0, negative_prompt="a blue square"),
+        dict(height=48, width=32),
+        dict(num_images_per_prompt=3),
+        dict(prompt=["a red circle", "a blue square"], guidance_scale=7.5),
+        dict(prompt=["a red circle", "a blue square"], num_images_per_prompt=2, guidance_scale=1.0),
+    ],
+    ids=["no guidance", "negative prompt", "non-square", "several pictures", "batch", "batch of several"],
+)
+def test_calls_of_stable_diffusion_replay(stable_diffusion, kwargs):
+    trace = denoscope.load(stable_diffusion).trace(**{"prompt": "a circle", **kwargs}, seed=0, num_inference_steps=3)
+    for step in trace:
+        assert relative(step.predict(step.sample), step.model_output) < 1e-5
+    for index in range(trace.pictures):
+        step = trace.picture(index)[1]
+        two = step.predict(step.sample.repeat(2, 1, 1, 1))
+        assert relative(two[1:], trace[1].model_output[index : index + 1]) < 1e-4
+
+
+def test_guidance_is_the_one_asked_for(stable_diffusion):
+    trace = denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=2, guidance_scale=5.5)
+    assert [step.replay.weight for step in trace] == pytest.approx([5.5, 5.5], abs=1e-3)
+
+
+def test_prediction_is_differentiable(trace):
+    """Oracle: the directional derivative by central differences, in double precision."""
+    pipeline = trace.model.pipeline
+    pipeline.unet.double(), pipeline.text_encoder.double()
+    try:
+        step = denoscope.load(pipeline).trace("a red circle", seed=1, num_inference_steps=2, output_type="latent")[1]
+        x = step.sample.double().requires_grad_()
+        (gradient,) = torch.autograd.grad(step.predict(x).square().sum(), x)
+        along, h = torch.randn_like(gradient), 1e-5
+        with torch.no_grad():
+            up, down = (step.predict(x + sign * h * along).square().sum() for sign in (1, -1))
+        assert float((gradient * along).sum()) == pytest.approx(float((up - down) / (2 * h)), rel=1e-5)
+    finally:
+        pipeline.unet.float(), pipeline.text_encoder.float()
+
+
+def test_replay_does_not_depend_on_order_or_repetition(trace):
+    first = trace[2].predict(trace[2].sample)
+    trace[0].predict(trace[0].sample)
+    assert torch.equal(trace[2].predict(trace[2].sample), first)
+
+
+def test_guidance_that_cannot_be_replayed_is_refused(stable_diffusion):
+    trace = denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=2, guidance_rescale=0.7)
+    with pytest.raises(ReplayError, match="guidance_rescale"):
+        trace[0].predict(trace[0].sample)
+
+
+def test_dit_is_refused_rather_than_wrong():
+    """DiT guides three of its channels with one half and hands the scheduler fewer than it predicts."""
+    import diffusers
+
+    torch.manual_seed(0)
+    transformer = diffusers.DiTTransformer2DModel(
+        sample_size=8,
+        out_channels=8,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_embeds_ada_norm=1000,
+    )
+    torch.nn.init.normal_(transformer.proj_out_2.weight, std=0.1)
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4)
+    pipeline = diffusers.DiTPipeline(transformer, vae, SCHEDULERS["ddim"](), id2label={0: "cat"})
+    trace = denoscope.load(pipeline).trace([0], seed=0, num_inference_steps=2)
+    with pytest.raises(ReplayError, match="cannot be replayed"):
+        trace[0].predict(trace[0].sample)
+
+
+def test_nothing_stays_behind_after_an_exception(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+    for error in (StopIteration, KeyboardInterrupt):
+        start = 0 if error is StopIteration else 1
+
+        def callback(pipe, index, timestep, kwargs, error=error, start=start):
+            if index == start:
+                raise error("stop")
+            return kwargs
+
+        with pytest.raises(error):
+            model.trace("a circle", seed=0, num_inference_steps=3, callback_on_step_end=callback)
+        assert not stable_diffusion.unet._forward_hooks
+        assert "step" not in vars(stable_diffusion.scheduler) and "set_timesteps" not in vars(stable_diffusion.scheduler)
+
+
+def test_recordings_do_not_nest(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+
+    def inner(pipe, index, timestep, kwargs):
+        model.trace("a square", seed=0, num_inference_steps=1)
+
+    with pytest.raises(RecordingError, match="nested"):
+        model.trace("a circle", seed=0, num_inference_steps=2, callback_on_step_end=inner)
+    assert not stable_diffusion.unet._forward_hooks
+
+
+def test_conditioning_and_samples_are_stored_once(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+    short, long = (model.trace("a circle", seed=0, num_inference_steps=n) for n in (4, 24))
+    sample, text = short[0].sample.nbytes, short[0].replay.kwargs["encoder_hidden_states"].nbytes
+    timestep = 8
+    assert short.nbytes <= text + (2 * 4 + 1) * sample + 4 * timestep
+    assert (long.nbytes - short.nbytes) / 20 <= 2 * sample + timestep
+
+
+def test_nan_names_the_step():
+    pipeline = PIPELINES["ddpm"]()
+    times = []
+
+    def poison(module, args, output):
+        times.append(1)
+        if len(times) == 3:
+            output.sample[:] = float("nan")
+
+    pipeline.unet.register_forward_hook(poison)
+    with pytest.raises(NumericsError, match="step 2 "):
+        denoscope.load(pipeline).trace(seed=0, num_inference_steps=4)
+
+
+def test_free_grids_reach_the_scheduler_and_fixed_ones_are_refused(stable_diffusion):
+    model, grid = denoscope.load(stable_diffusion), [900, 500, 100]
+    for name in ("ddpm", "dpm-solver++", "euler"):
+        stable_diffusion.scheduler = SCHEDULERS[name]()
+        assert [step.timestep for step in model.trace("a circle", seed=0, schedule=grid)] == grid
+    for name in ("ddim", "pndm", "unipc"):
+        stable_diffusion.scheduler = SCHEDULERS[name]()
+        with pytest.raises(ScheduleError, match="DPMSolverMultistepScheduler"):
+            model.trace("a circle", seed=0, schedule="early", num_inference_steps=5)
+    pixels = PIPELINES["ddpm"]()
+    assert [step.timestep for step in denoscope.load(pixels).trace(seed=0, schedule=grid)] == grid
+
+
+def test_generator_and_seed_are_the_same_and_exclude_each_other(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+    a = model.trace("a circle", seed=5, num_inference_steps=2)
+    b = model.trace("a circle", generator=torch.Generator().manual_seed(5), num_inference_steps=2)
+    assert torch.equal(a[1].prev_sample, b[1].prev_sample)
+    with pytest.raises(InputError, match="one of them"):
+        model.trace("a circle", seed=5, generator=torch.Generator())
+
+
+def test_extra_input_channels_are_kept():
+    """Inpainting models read mask channels behind the sample."""
+    from denoscope.hooks import DenoiserCall, Replay, SchedulerStep
+
+    torch.manual_seed(0)
+    unet = conditional_unet(in_channels=9)
+    sample, extra, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 8, 8), torch.randn(2, 6, 32)
+    seen = torch.cat([torch.cat([sample, extra], 1)] * 2)
+    with torch.no_grad():
+        output = unet(seen, torch.tensor(10), encoder_hidden_states=text).sample
+        received = output[:1] + 4.0 * (output[1:] - output[:1])
+        call = DenoiserCall((seen, torch.tensor(10)), {"encoder_hidden_states": text}, output)
+        replay = Replay.of(unet, [call], SchedulerStep(received, 10.0, sample, sample, None), None)
+        assert relative(replay(sample.repeat(2, 1, 1, 1)), received.expand(2, -1, -1, -1)) < 1e-5
