@@ -9,7 +9,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import denoscope.models
 
-BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1)
+BETAS = dict(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1
+)
 
 SCHEDULERS = {
     "ddpm": lambda **kw: diffusers.DDPMScheduler(**BETAS, clip_sample=False, **kw),

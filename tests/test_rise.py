@@ -36,6 +36,44 @@ def slow_df_rise(step, masks, denoise, next_sample=False, numerator=1.0):
     return total, kept
 
 
+def slow_maps(step, masks, denoise):
+    """The similarity map of every mask, (n, h, w)."""
+    reference, out = denoise(step.sample)[0].double().numpy(), []
+    for mask in masks:
+        predicted = denoise(step.sample * torch.from_numpy(mask))[0].double().numpy()
+        out.append(np.mean([slow_terms(a, b)[2] for a, b in zip(reference, predicted, strict=True)], axis=0))
+    return np.array(out)
+
+
+def slow_control(sample, masks, keep=0.5):
+    """Share of the energy around each position, other than its own, that a mask keeps, less the mean share."""
+    energy, out = (sample.astype(np.float64) ** 2).mean(0), np.zeros(masks.shape)
+    reach = np.arange(-7, 8)
+    weight = dict(zip(reach, np.exp(-(reach**2) / 4.5) / np.exp(-(reach**2) / 4.5).sum(), strict=True))
+    height, width = energy.shape
+    for i, j in np.ndindex(height, width):
+        near = [(k, m) for k in range(height) for m in range(width) if abs(k - i) <= 7 and abs(m - j) <= 7]
+        w = {(k, m): weight[k - i] * weight[m - j] * energy[k, m] for k, m in near}
+        out[:, i, j] = sum(w[at] * (masks[:, at[0], at[1]] - keep) for at in near if at != (i, j)) / sum(w.values())
+    return out
+
+
+def slow_adjusted(masks, s, d):
+    """The mean of s where kept, less β times the mean of d where kept, β from all kept positions together."""
+    kept = masks > 0
+    s_mean, d_mean = (np.nanmean(np.where(kept, v, np.nan), axis=0) for v in (s, d))
+    beta = (kept * (s - s_mean) * (d - d_mean)).sum() / (kept * (d - d_mean) ** 2).sum()
+    return s_mean - beta * d_mean
+
+
+def test_the_control_variate_has_mean_zero_where_a_position_is_kept():
+    sample = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    masks = next(AllMasks().blocks(3, 3, 0))
+    d = rise.kept_energy(sample, torch.from_numpy(masks), 0.5).numpy()
+    assert np.allclose((masks * d).sum(0), 0, atol=1e-9) and d.std() > 0.1
+    assert np.allclose(d, slow_control(sample[0].numpy(), masks), atol=1e-6)
+
+
 def rise_c3():
     from denoscope.targets import C3
 
@@ -68,7 +106,12 @@ def test_against_a_slow_implementation(trace, variant):
     masks = next(PixelMasks().stream(8, 8, 0, 12, 12))
     options = dict(next_sample=True, numerator=2.0) if variant == "reference" else {}
     total, kept = slow_df_rise(trace[1], masks, guided(trace), **options)
-    expected = total if variant == "reference" else total / kept
+    expected = total
+    if variant == "paper":
+        d = slow_control(trace[1].sample[0].numpy(), masks)
+        maps_of = slow_maps(trace[1], masks, guided(trace))
+        expected = slow_adjusted(masks, maps_of, d)
+        assert np.allclose(np.nanmean(np.where(masks > 0, maps_of, np.nan), axis=0), total / kept, equal_nan=True)
     assert np.allclose(maps.saliency[0], expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
@@ -88,7 +131,9 @@ def test_contrast_is_a_difference_of_weighted_means(trace):
 def test_batch_size_and_order_of_steps_change_nothing(trace):
     maps = [DFRise(num_masks=30, variant=v, batch_size=b)(trace, steps=[3]) for v in rise.VARIANTS for b in (1, 7, 30)]
     for one, seven, thirty in zip(*[iter(maps)] * 3, strict=True):
-        assert np.allclose(one.saliency, seven.saliency, rtol=1e-4) and np.allclose(one.saliency, thirty.saliency, rtol=1e-4)
+        assert np.allclose(one.saliency, seven.saliency, rtol=1e-4) and np.allclose(
+            one.saliency, thirty.saliency, rtol=1e-4
+        )
     both = DFRise(num_masks=30)(trace, steps=[3, 0])
     assert np.array_equal(both.sel(step=3).saliency, DFRise(num_masks=30)(trace, steps=[3]).saliency[0])
 
@@ -171,7 +216,9 @@ class RegionSum(Target):
     region: tuple[slice, slice]
 
     def at(self, step):
-        return lambda samples: (samples[(slice(None), slice(None), *self.region)] - step.sample.mean()).abs().sum((1, 2, 3))
+        return lambda samples: (
+            (samples[(slice(None), slice(None), *self.region)] - step.sample.mean()).abs().sum((1, 2, 3))
+        )
 
 
 def test_a_target_of_one_region_gives_a_map_on_that_region():
@@ -219,8 +266,11 @@ def test_moments_add_up():
         masks[13:], scores[13:]
     )
     assert np.allclose(whole.sums, parts.sums) and whole.count == parts.count
-    for a, b in product(range(3), range(3)):
-        assert np.allclose(whole.sums[a, b], (masks**a * scores**b).sum(0))
+    control = rng.random((40, 3, 4))
+    whole = MaskMoments.zero(3, 4).with_masks(masks, scores, control)
+    values = [np.ones_like(scores), scores, scores**2, control, scores * control, control**2]
+    for a, b in product(range(3), range(6)):
+        assert np.allclose(whole.sums[a, b], (masks**a * values[b]).sum(0))
 
 
 @pytest.mark.parametrize("masks", [PixelMasks(), PixelMasks(0.3), BalancedMasks(), GridMasks(), GridMasks(5, 0.7)])
@@ -282,6 +332,6 @@ def test_bad_steps_are_refused(trace, stable_diffusion):
         with pytest.raises(InputError, match="steps"):
             DFRise(num_masks=4)(trace, steps=steps)
     several = denoscope.load(stable_diffusion).trace("a", seed=0, num_inference_steps=1, num_images_per_prompt=2)
-    with pytest.raises(InputError, match="trace.picture"):
+    with pytest.raises(InputError, match=r"trace\.picture"):
         DFRise(num_masks=4)(several)
     assert DFRise(num_masks=4)(several.picture(1)).saliency.shape == (1, 8, 8)

@@ -1,5 +1,7 @@
 """Recording leaves everything as it was; replaying gives what the scheduler received."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_clean_prediction_is_the_schedulers(stable_diffusion, scheduler, predict
         noisy = step.level.alpha * step.pred_original_sample
         noisy = noisy + step.level.sigma * step.level.noise(step.sample, step.model_output)
         assert relative(noisy, step.level.scale * step.sample) < 1e-4
-    assert all(a.log_snr < b.log_snr for a, b in zip(trace, trace[1:], strict=False) if a.timestep > b.timestep)
+    assert all(a.log_snr < b.log_snr for a, b in pairwise(trace) if a.timestep > b.timestep)
 
 
 def schedulers_own(trace, step):
@@ -162,7 +164,9 @@ def test_nothing_stays_behind_after_an_exception(stable_diffusion):
         with pytest.raises(error):
             model.trace("a circle", seed=0, num_inference_steps=3, callback_on_step_end=callback)
         assert not stable_diffusion.unet._forward_hooks
-        assert "step" not in vars(stable_diffusion.scheduler) and "set_timesteps" not in vars(stable_diffusion.scheduler)
+        assert "step" not in vars(stable_diffusion.scheduler) and "set_timesteps" not in vars(
+            stable_diffusion.scheduler
+        )
 
 
 def test_recordings_do_not_nest(stable_diffusion):

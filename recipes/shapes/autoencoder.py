@@ -35,7 +35,7 @@ def crops(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         rows, columns = np.nonzero(differs[i])
         pixel = rng.integers(len(rows))
         shift = rng.integers(-CROP // 4, CROP // 4, 2)
-        top, left = np.clip((rows[pixel], columns[pixel]) + shift - CROP // 2, 0, pictures.shape[1] - CROP)
+        top, left = np.clip(np.array([rows[pixel], columns[pixel]]) + shift - CROP // 2, 0, pictures.shape[1] - CROP)
         out[i] = picture[top : top + CROP, left : left + CROP]
     return out
 
@@ -48,7 +48,9 @@ def main(folder: Path, minutes: float, count: int, batch: int = 24) -> None:
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([step, 2])
-        x = to_tensor(crops(data[np.sort(rng.integers(0, count, batch))], rng)).contiguous(memory_format=torch.channels_last)
+        x = to_tensor(crops(data[np.sort(rng.integers(0, count, batch))], rng)).contiguous(
+            memory_format=torch.channels_last
+        )
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(x).latents
             decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample

@@ -1,4 +1,4 @@
-"""What the three trainings share: scenes in batches, a loop with checkpoints that survive an interruption, a moving average."""
+"""What the three trainings share: scenes in batches, a loop with checkpoints, a moving average."""
 
 import json
 import math
@@ -13,7 +13,9 @@ from denoscope.bundled.scenes import Scene, caption, render
 
 def pictures(first: int, count: int) -> np.ndarray:
     """Rendered scenes of the seeds first .. first + count − 1: uint8 (count, 64, 64, 3)."""
-    return np.stack([(render(Scene.random(seed)) * 255).round().astype(np.uint8) for seed in range(first, first + count)])
+    return np.stack(
+        [(render(Scene.random(seed)) * 255).round().astype(np.uint8) for seed in range(first, first + count)]
+    )
 
 
 def captions(first: int, count: int) -> list[str]:
@@ -68,7 +70,7 @@ def train(module, loss_of, folder: Path, minutes: float, peak: float, decay: flo
     """
     folder.mkdir(parents=True, exist_ok=True)
     average, start, used = Average(module, decay), 0, 0.0
-    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     state_path = folder / "state.pt"
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)

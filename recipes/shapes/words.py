@@ -14,7 +14,7 @@ LENGTH = 32
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write vocab.json and merges.txt to `folder`; every caption word is one token, any other text is spelled in pieces."""
+    """Write vocab.json and merges.txt to `folder`; every caption word is one token, other text is spelled in pieces."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -15,6 +15,7 @@ Every message is one paragraph: what failed, what was given, what is allowed, wh
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class DenoscopeError(Exception):
@@ -52,7 +53,7 @@ class OutputError(DenoscopeError):
 class Interrupted(DenoscopeError):
     """Ctrl-C in the middle; `partial` is the dataset of the steps that were finished, or None."""
 
-    def __init__(self, message: str, partial=None):
+    def __init__(self, message: str, partial: Any = None):
         super().__init__(message)
         self.partial = partial
 

@@ -128,7 +128,7 @@ def replaced_method(owner: Any, name: str, replacement: Callable) -> Iterator[No
 def _step_arguments(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, torch.Tensor]:
     names = ("model_output", "timestep", "sample")
     given = dict(zip(names, args, strict=False)) | kwargs
-    return tuple(given[name] for name in names)  # type: ignore[return-value]
+    return tuple(given[name] for name in names)
 
 
 def _tensor_of(output: Any) -> torch.Tensor:
@@ -212,7 +212,7 @@ class Replay:
         return cls(denoiser, args, kwargs, batch, copies, scale, weight, extra)
 
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
-        """The guided prediction for samples (n, channels, h, w); n is the recorded batch, or any number if that is 1."""
+        """The guided prediction for samples (n, channels, h, w); n is the recorded batch, or any if that is 1."""
         n = len(samples)
         if self.batch not in (1, n):
             raise ReplayError(
@@ -284,5 +284,5 @@ def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
 def _cannot(reason: str) -> str:
     return (
         f"This pipeline's steps were recorded but cannot be replayed: {reason}. Denoscope replays a denoiser that is "
-        "called once a step, alone or with two guidance halves, u + w (c − u). Use guidance_scale=1 or another pipeline."
+        "called once a step, alone or with two guidance halves, u + w (c − u). Use guidance_scale=1."
     )

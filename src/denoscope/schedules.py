@@ -5,7 +5,8 @@ what a user typed. Large time steps are noise, so "early" spends the steps near 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from .errors import ScheduleError, did_you_mean
 
@@ -42,7 +43,7 @@ def band(start: int, width: int = 50, inside: int = 25, outside: int = 6, T: int
 
 
 def _powers(l: int, gamma: float, T: int) -> list[int]:  # noqa: E741
-    if l < 1 or l + gamma <= 0:
+    if l < 1 or not 0 < l + gamma < math.inf:
         raise ScheduleError(
             f"A schedule of {l} steps with shift {gamma} cannot be made: it needs at least 1 step and "
             "a shift above minus the number of steps. The paper uses 30 steps and a shift of 60."
@@ -54,7 +55,7 @@ def _powers(l: int, gamma: float, T: int) -> list[int]:  # noqa: E741
 def _valid(timesteps: Sequence[int], T: int) -> list[int]:
     """Descending, distinct and inside 0 .. T − 1, or an error that says what is not."""
     wrong = [t for t in timesteps if not 0 <= t < T]
-    falls = all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    falls = all(a > b for a, b in pairwise(timesteps))
     if wrong or not falls or not timesteps:
         problem = f"{wrong[0]} is outside 0..{T - 1}" if wrong else "they must fall strictly and be at least one"
         raise ScheduleError(
@@ -69,7 +70,7 @@ def _short(timesteps: Sequence[int]) -> str:
     return ", ".join(shown) + (", ..." if len(timesteps) > 8 else "")
 
 
-SCHEDULES = {"uniform": uniform, "early": early, "late": late}
+SCHEDULES: dict[str, Callable[..., list[int]]] = {"uniform": uniform, "early": early, "late": late}
 
 
 def resolve(schedule: str | Sequence[int], steps: int, shift: float | None = None, T: int = 1000) -> list[int] | None:
@@ -82,5 +83,9 @@ def resolve(schedule: str | Sequence[int], steps: int, shift: float | None = Non
     if schedule not in SCHEDULES:
         raise ScheduleError(f'There is no schedule "{schedule}". {did_you_mean(schedule, SCHEDULES)}')
     if schedule == "uniform":
+        if shift is not None:
+            raise ScheduleError(
+                f'A shift of {shift:g} was given, but "uniform" has none. Use "early" or "late" with it.'
+            )
         return None
     return SCHEDULES[schedule](steps, SHIFT if shift is None else shift, T)

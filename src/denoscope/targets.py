@@ -165,7 +165,7 @@ def _on_grid(maps: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
     """Maps of pictures, averaged down to the samples' grid."""
     if maps.shape[-2:] == samples.shape[-2:]:
         return maps
-    return torch.nn.functional.adaptive_avg_pool2d(maps, samples.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool2d(maps, (samples.shape[-2], samples.shape[-1]))
 
 
 @dataclass(frozen=True)

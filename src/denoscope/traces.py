@@ -74,8 +74,14 @@ class Step:
         """This step for one picture of the batch."""
         own = slice(index, index + 1)
         kept = replay if isinstance(replay := self.replay, ReplayError) else replay.picture(index)
-        tensors = dict(sample=self.sample[own], model_output=self.model_output[own], prev_sample=self.prev_sample[own])
-        return replace(self, **tensors, replay=kept, _checked=[])
+        return replace(
+            self,
+            sample=self.sample[own],
+            model_output=self.model_output[own],
+            prev_sample=self.prev_sample[own],
+            replay=kept,
+            _checked=[],
+        )
 
     def _replay(self) -> Replay:
         if isinstance(self.replay, ReplayError):
@@ -126,7 +132,7 @@ class Trace(Sequence[Step]):
     def __getitem__(self, index: int) -> Step: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[Step, ...]: ...
-    def __getitem__(self, index):
+    def __getitem__(self, index: int | slice) -> Step | tuple[Step, ...]:
         return self.steps[index]
 
     def __iter__(self) -> Iterator[Step]:
@@ -157,7 +163,9 @@ class Trace(Sequence[Step]):
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors the trace holds; what steps share counts once."""
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self._tensors()}
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in self._tensors()
+        }
         return sum(storages.values())
 
     def _tensors(self) -> list[torch.Tensor]:
@@ -206,8 +214,9 @@ def record(
     run: Callable[[], Any],
     timesteps: Sequence[int] | None,
     call: dict[str, Any],
+    advance: Callable[[int], None] | None = None,
 ) -> Trace:
-    """Run a pipeline once and keep what went through its denoiser and its scheduler.
+    """Run a pipeline once and keep what went through its denoiser and its scheduler; tell `advance` of each step.
 
     Raises `NumericsError` at the step where a prediction is not finite and `RecordingError` when no step was heard.
     """
@@ -216,6 +225,8 @@ def record(
     def on_step(calls: list[DenoiserCall], step: SchedulerStep) -> None:
         _refuse_non_finite(step.model_output, len(steps), step.timestep)
         steps.append(_step(model, denoiser, scheduler, calls, step, steps[-1] if steps else None))
+        if advance is not None:
+            advance(1)
 
     with time_steps(scheduler, timesteps), recording(denoiser, scheduler, on_step):
         result = run()

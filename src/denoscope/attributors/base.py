@@ -1,6 +1,7 @@
 """What all attributors share: choosing steps, looping, progress, labelling, keeping what was finished."""
 
 import dataclasses
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,11 +47,13 @@ def method(name: str, **options: Any) -> "Attributor":
 class Attributor(ABC):
     """`attributor(trace, steps=None) -> xarray.Dataset` with `saliency` (step, y, x) and what else the method has.
 
-    A subclass is a frozen dataclass of options and has one method, `explain`.
+    A subclass is a frozen dataclass of options and has one method, `explain`. `title`, `reading` (how to read the map)
+    and `signed` (whether its sign means something) go into the result's attributes.
     """
 
     title: str = ""
     reading: str = ""
+    signed: bool = False
 
     @abstractmethod
     def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
@@ -104,7 +107,7 @@ class Attributor(ABC):
         for name in results[0]:
             stacked = np.stack([np.asarray(result[name]) for result in results])
             variables[name] = (("step", "y", "x")[: stacked.ndim], stacked)
-        attrs = {"title": self.title, "reading": self.reading, **options_of(self)}
+        attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **options_of(self)}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
@@ -120,14 +123,18 @@ def choose(sequence: Trace, steps: Sequence[int] | None) -> list[Step]:
         )
     if steps is None:
         return list(sequence)
-    wrong = [index for index in steps if not 0 <= index < len(sequence)]
-    if wrong or len(set(steps)) < len(steps) or not len(steps):
+    try:
+        indices = [operator.index(index) for index in steps]
+    except TypeError:
+        raise InputError(f"The steps {steps!r} cannot be explained. Give whole numbers, such as [0, 8, 16].") from None
+    wrong = [index for index in indices if not 0 <= index < len(sequence)]
+    if wrong or len(set(indices)) < len(indices) or not indices:
         problem = f"there is no step {wrong[0]}" if wrong else "a step is given twice, or none is given"
         raise InputError(
-            f"The steps {list(steps)} cannot be explained: {problem}. This trace has steps 0 (the first denoiser "
+            f"The steps {indices} cannot be explained: {problem}. This trace has steps 0 (the first denoiser "
             f"call) to {len(sequence) - 1}; give each once."
         )
-    return [sequence[index] for index in steps]
+    return [sequence[index] for index in indices]
 
 
 def options_of(options: Any) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from ..errors import InputError
 class Masks(ABC):
     """Where masks come from: `blocks(height, width, seed)` yields arrays (n, height, width) without end."""
 
+    @property
+    def independent(self) -> float | None:
+        """The probability of keeping a position, where positions are masked independently of each other; else None."""
+        return None
+
     @abstractmethod
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         """An endless stream of blocks of masks, float32 in [0, 1]."""
@@ -42,12 +47,16 @@ def _check_probability(keep: float) -> None:
 
 @dataclass(frozen=True)
 class PixelMasks(Masks):
-    """Each position kept on its own with probability `keep` (Park, Ju, Lee 2024: a thresholded Gaussian per position)."""
+    """Each position kept on its own with probability `keep` (Park, Ju, Lee 2024: a thresholded Gaussian each)."""
 
     keep: float = 0.5
 
     def __post_init__(self) -> None:
         _check_probability(self.keep)
+
+    @property
+    def independent(self) -> float | None:
+        return self.keep
 
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([seed, 0])
@@ -64,17 +73,24 @@ class BalancedMasks(Masks):
     averaging out slowly. Source of the design: Plackett and Burman 1946, folded over (Box and Wilson 1951).
     """
 
+    @property
+    def independent(self) -> float | None:
+        return 0.5
+
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([seed, 1])
-        rows = 1 << int(np.ceil(np.log2(height * width + 1)))
-        while True:
-            columns = rng.permutation(np.arange(1, rows, dtype=np.uint32))[: height * width]
-            flips = rng.integers(0, 2, height * width, dtype=np.uint32)
-            order = rng.permutation(rows).astype(np.uint32)
-            for some in np.split(order, range(32, rows, 32)):
-                kept = (np.bitwise_count(some[:, None] & columns) + flips) & 1
-                pairs = np.stack([kept, 1 - kept], axis=1).reshape(-1, height, width)
-                yield pairs.astype(np.float32)
+        for kept in _balanced(height * width, np.random.default_rng([seed, 1])):
+            yield np.stack([kept, 1 - kept], axis=1).reshape(-1, height, width).astype(np.float32)
+
+
+def _balanced(positions: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Rows (at most 32, positions) of randomised Hadamard matrices, one after the other without end."""
+    rows = 1 << int(np.ceil(np.log2(positions + 1)))
+    while True:
+        columns = rng.permutation(np.arange(1, rows, dtype=np.uint32))[:positions]
+        flips = rng.integers(0, 2, positions, dtype=np.uint32)
+        order = rng.permutation(rows).astype(np.uint32)
+        for some in np.split(order, range(32, rows, 32)):
+            yield (np.bitwise_count(some[:, None] & columns) + flips) & 1
 
 
 @dataclass(frozen=True)
@@ -94,12 +110,19 @@ class GridMasks(Masks):
 
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([seed, 2])
-        while True:
-            grids = (rng.random((32, self.cells, self.cells)) < self.keep).astype(np.float32)
-            tops = rng.integers(0, -(-height // self.cells), 32)
-            lefts = rng.integers(0, -(-width // self.cells), 32)
+        for kept in self._cells(rng):
+            grids = kept.reshape(-1, self.cells, self.cells).astype(np.float32)
+            tops = rng.integers(0, -(-height // self.cells), len(grids))
+            lefts = rng.integers(0, -(-width // self.cells), len(grids))
             rows, columns = self._weights(height, tops), self._weights(width, lefts)
             yield np.einsum("nys,nst,nxt->nyx", rows, grids, columns).clip(0, 1)
+
+    def _cells(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Which cells are kept, (n, cells²); balanced at keep = ½, as positions in `BalancedMasks`."""
+        if self.keep == 0.5:
+            yield from _balanced(self.cells**2, rng)
+        while True:
+            yield rng.random((32, self.cells**2)) < self.keep
 
     def _weights(self, side: int, starts: np.ndarray) -> np.ndarray:
         """Bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""

@@ -13,17 +13,20 @@ import torch
 from scipy import stats
 
 from ..errors import InputError, did_you_mean
-from ..targets import Closeness, Score, Similarity, Target
+from ..targets import Score, Similarity, Target, blurred
 from ..traces import Step
 from .base import Advance, Attributor, register
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
 
+ONE, S, SS, D, SD, DD = range(6)
+
 
 @dataclass(frozen=True, eq=False)
 class MaskMoments:
-    """Σ_n M_n^a s_n^b at every position, for a, b in 0, 1, 2: `sums` (3, 3, h, w); `count` is the number of masks.
+    """Σ_n M_n^a v_n at every position, for a in 0, 1, 2 and v in 1, s, s², d, s d, d²: `sums` (3, 6, h, w).
 
-    All estimators and their standard errors are functions of these, so memory does not grow with the masks.
+    s is the score, d a control variate whose mean is zero whether a position is kept or not; `count` is the number of
+    masks. All estimators and their standard errors are functions of these, so memory does not grow with the masks.
     """
 
     sums: np.ndarray
@@ -31,14 +34,15 @@ class MaskMoments:
 
     @classmethod
     def zero(cls, height: int, width: int) -> "MaskMoments":
-        return cls(np.zeros((3, 3, height, width)))
+        return cls(np.zeros((3, 6, height, width)))
 
-    def with_masks(self, masks: np.ndarray, scores: np.ndarray) -> "MaskMoments":
-        """Add masks (n, h, w) and their scores (n,) or (n, h, w)."""
+    def with_masks(self, masks: np.ndarray, scores: np.ndarray, control: np.ndarray | None = None) -> "MaskMoments":
+        """Add masks (n, h, w), their scores (n,) or (n, h, w), and a control variate (n, h, w), if there is one."""
         m = masks.astype(np.float64)
         s = scores.astype(np.float64).reshape(len(m), *(scores.shape[1:] or (1, 1)))
-        powers = [np.ones_like(m), m, m * m]
-        added = np.stack([[(p * s**b).sum(0) for b in range(3)] for p in powers])
+        d = np.zeros((1, 1, 1)) if control is None else control
+        values = (np.ones((1, 1, 1)), s, s * s, d, s * d, d * d)
+        added = np.stack([[(power * value).sum(0) for value in values] for power in (np.ones_like(m), m, m * m)])
         return MaskMoments(self.sums + added, self.count + len(m))
 
     def __add__(self, other: "MaskMoments") -> "MaskMoments":
@@ -51,42 +55,50 @@ Estimate = tuple[np.ndarray, np.ndarray]
 
 def plain_sum(moments: MaskMoments) -> Estimate:
     """S = Σ M s, as published: no normalisation, so it mostly counts how often a position was kept."""
-    n, s = moments.count, moments.sums
-    variance = np.maximum(s[2, 2] - s[1, 1] ** 2 / n, 0)
-    return s[1, 1], np.sqrt(variance * n / max(n - 1, 1))
+    n, t = moments.count, moments.sums
+    variance = np.maximum(t[2, SS] - t[1, S] ** 2 / n, 0)
+    return t[1, S], np.sqrt(variance * n / max(n - 1, 1))
 
 
 def classic(moments: MaskMoments) -> Estimate:
     """RISE's S = 1/(N p) Σ s M with p = ΣM/N taken over the whole map (Petsiuk et al. 2018, equation 6)."""
     total, error = plain_sum(moments)
-    kept = moments.sums[1, 0].mean()
+    kept = moments.sums[1, ONE].mean()
     return total / kept, error / kept
 
 
 def kept_mean(moments: MaskMoments) -> Estimate:
-    """Σ M s / Σ M, the mean score while a position is kept: the same limit as the sum, without its noise."""
-    s = moments.sums
-    mean = _divided(s[1, 1], s[1, 0])
-    squares = s[2, 2] - 2 * mean * s[2, 1] + mean**2 * s[2, 0]
-    return mean, _divided(np.sqrt(np.maximum(squares, 0)), s[1, 0])
+    """Σ M s / Σ M − β Σ M d / Σ M: the mean score while a position is kept; the sum's limit, without its noise.
+
+    β is the regression of s on the control variate d over all positions; d has mean zero while a position is kept,
+    so the limit does not change.
+    """
+    kept, squares = moments.sums[1], moments.sums[2]
+    s, d = _divided(kept[S], kept[ONE]), _divided(kept[D], kept[ONE])
+    beta = _slope(np.nansum(_spread(kept, SD, s, d)), np.nansum(_spread(kept, DD, d, d)))
+    error = _spread(squares, SS, s, s) - 2 * beta * _spread(squares, SD, s, d) + beta**2 * _spread(squares, DD, d, d)
+    return s - beta * d, _divided(np.sqrt(np.maximum(error, 0)), kept[ONE])
 
 
 def keep_contrast(moments: MaskMoments) -> Estimate:
     """Σ M s / Σ M − Σ (1−M) s / Σ (1−M): what keeping a position adds to the score, against masking it."""
-    s = moments.sums
-    lost = s[0] - s[1]
-    kept, masked = _divided(s[1, 1], s[1, 0]), _divided(lost[1], lost[0])
-    square = lambda a, b, mean: s[a, 2] - 2 * mean * s[b, 1] + mean**2 * s[b, 0]  # noqa: E731
-    of_kept = square(2, 2, kept)
-    of_masked = _residuals(s[0] - 2 * s[1] + s[2], masked, masked)
-    of_both = _residuals(s[1] - s[2], kept, masked)
-    variance = of_kept / s[1, 0] ** 2 + of_masked / lost[0] ** 2 - 2 * of_both / (s[1, 0] * lost[0])
-    return kept - masked, np.sqrt(np.maximum(variance, 0))
+    all_, kept, square = moments.sums
+    lost = all_ - kept
+    a, b = _divided(kept[S], kept[ONE]), _divided(lost[S], lost[ONE])
+    of_kept = _spread(square, SS, a, a) / kept[ONE] ** 2
+    of_lost = _spread(lost - kept + square, SS, b, b) / lost[ONE] ** 2
+    of_both = _spread(kept - square, SS, a, b) / (kept[ONE] * lost[ONE])
+    return a - b, np.sqrt(np.maximum(of_kept + of_lost - 2 * of_both, 0))
 
 
-def _residuals(weighted: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ w (s − a)(s − b) from the weighted sums of 1, s and s²."""
-    return weighted[2] - (a + b) * weighted[1] + a * b * weighted[0]
+def _spread(weighted: np.ndarray, product: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ w (u − a)(v − b), where `product` says which of the six is u v."""
+    u, v = {SS: (S, S), SD: (S, D), DD: (D, D)}[product]
+    return weighted[product] - a * weighted[v] - b * weighted[u] + a * b * weighted[ONE]
+
+
+def _slope(covariance: float, variance: float) -> float:
+    return covariance / variance if variance > 0 else 0.0
 
 
 def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -94,8 +106,21 @@ def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
 
 
+def kept_energy(sample: torch.Tensor, masks: torch.Tensor, keep: float) -> torch.Tensor:
+    """How much more of the sample's energy around each position a mask keeps than masks do on average, (n, h, w).
+
+    d_ij = Σ_kl≠ij K_ij−kl x²_kl (M_kl − p) / Σ_kl K_ij−kl x²_kl, K the window of structural similarity. Its mean is
+    zero whatever M_ij is, where positions are masked independently. Much of the similarity's variation is this: a
+    prediction resembles the whole one where the mask has left what it depends on.
+    """
+    energy = sample.square().mean(dim=1).double()
+    change = energy * (masks.double() - keep)
+    own = blurred(torch.ones(1, 1, dtype=torch.float64), 15, 1.5)
+    return (blurred(change, 15, 1.5) - own * change) / blurred(energy, 15, 1.5).clamp(min=1e-12)
+
+
 def reliability(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation of two half-maps, stepped up to the whole by Spearman–Brown, 2r / (1 + r); NaN if either is flat."""
+    """Rank correlation of two half-maps, stepped up by Spearman–Brown, 2r / (1 + r); NaN if either is flat."""
     if np.ptp(first) == 0 or np.ptp(second) == 0 or not np.isfinite(first + second).all():
         return float("nan")
     r = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
@@ -109,6 +134,7 @@ class Variant:
     target: Target
     masks: Masks
     estimate: Callable[[MaskMoments], Estimate]
+    signed: bool
     reading: str
 
 
@@ -117,6 +143,7 @@ VARIANTS = {
         Similarity(),
         BalancedMasks(),
         kept_mean,
+        False,
         "High where the noise prediction keeps its structure although half of the sample is masked: where the denoiser "
         "does not depend on detail. On flat scenes that is the background, so the object is where the map is LOW. "
         "Values are mean structural similarities, about -1 to 1; compare positions, not steps.",
@@ -125,6 +152,7 @@ VARIANTS = {
         Similarity(next_sample=True, numerator=2.0),
         PixelMasks(),
         plain_sum,
+        False,
         "The published code's map: a plain sum of the similarity between the masked prediction and the next sample. "
         "It mostly shows how often a position happened to be kept, so at 500 masks it is largely noise. "
         "It is here to compare with published figures; read the contrast map for what the denoiser depends on.",
@@ -133,6 +161,7 @@ VARIANTS = {
         Similarity(space="clean", scalar=True),
         GridMasks(),
         keep_contrast,
+        True,
         "High where keeping a region makes the predicted clean picture stay as it was, and masking it changes it: what "
         "this step depends on. Zero means that the region makes no difference, negative that masking it helps. "
         "Values are differences of mean structural similarity; the standard error says which of them are noise.",
@@ -189,14 +218,22 @@ class DFRise(Attributor):
     def reading(self) -> str:  # type: ignore[override]
         return VARIANTS[self.variant].reading
 
+    @property
+    def signed(self) -> bool:  # type: ignore[override]
+        return VARIANTS[self.variant].signed
+
     def work(self, step: Step) -> int:
         return self.num_masks
 
     def complete(self) -> "DFRise":
         """The same with the variant's target, masks and estimator filled in."""
         own = VARIANTS[self.variant]
-        filled = dict(target=own.target, masks=own.masks, estimator=own.estimate)
-        return replace(self, **{name: getattr(self, name) or value for name, value in filled.items()})
+        return replace(
+            self,
+            target=self.target or own.target,
+            masks=self.masks or own.masks,
+            estimator=self.estimator or own.estimate,
+        )
 
     def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
         halves, used = self.complete()._halves(step, advance)
@@ -214,15 +251,23 @@ class DFRise(Attributor):
         score, chunk = self.target.at(step), self._chunk(step)
         halves, used = [MaskMoments.zero(height, width), MaskMoments.zero(height, width)], 0
         for masks in self.masks.stream(height, width, self.seed, self.num_masks, chunk):
-            scores = _scores(score, step, masks)
+            scores, control = _scores(score, step, masks), self._control(step, masks)
             side = (used + np.arange(len(masks))) // 2 % 2
-            halves = [half.with_masks(masks[side == i], scores[side == i]) for i, half in enumerate(halves)]
+            parts = [(masks[side == i], scores[side == i], control[side == i]) for i in (0, 1)]
+            halves = [half.with_masks(*part) for half, part in zip(halves, parts, strict=True)]
             used += len(masks)
             advance(len(masks))
             if self.until is not None and self._enough(halves, used):
                 advance(self.num_masks - used)
                 break
         return halves, used
+
+    def _control(self, step: Step, masks: np.ndarray) -> np.ndarray:
+        """The control variate, zero for masks whose positions depend on each other."""
+        assert self.masks is not None
+        if self.masks.independent is None:
+            return np.zeros((len(masks), 1, 1))
+        return kept_energy(step.sample.cpu(), torch.from_numpy(masks), self.masks.independent).numpy()
 
     def _enough(self, halves: list[MaskMoments], used: int) -> bool:
         assert self.until is not None and self.estimator is not None

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .scenes import BACKGROUNDS, COLOURS, DARK, SHAPES, SIDE, SIZES, TEXTURE_PERIOD, Scene, Thing
+from .scenes import BACKGROUNDS, COLOURS, DARK, SHAPES, SIDE, SIZES, Scene, Thing
 
 MIN_AREA = 40
-DIFFERS = 0.22
+DIFFERS = 0.14
+FRINGE = 0.35  # pixels: how far outside the outline a partly covered pixel still differs from the background
 SIZE_LIMIT = (SIZES["small"][1] + SIZES["large"][0]) / 2
 
 
@@ -55,7 +56,7 @@ def find(picture: np.ndarray) -> Finding:
     background = _background(picture)
     ground = np.array(BACKGROUNDS[background]) / 255
     differs = np.linalg.norm(picture - ground, axis=-1) > DIFFERS
-    regions, count = ndimage.label(ndimage.binary_closing(differs, iterations=1) | differs)
+    regions, count = ndimage.label(differs)
     whole = [ndimage.binary_fill_holes(regions == i) for i in range(1, count + 1)]
     whole = sorted((region for region in whole if region.sum() >= MIN_AREA), key=np.sum, reverse=True)
     return Finding(background, tuple(_thing(picture, region) for region in whole))
@@ -81,7 +82,7 @@ def _background(picture: np.ndarray) -> str:
     """The palette colour with the most pixels within reach, over the outer frame of the picture and its inside."""
     palette = np.array(list(BACKGROUNDS.values())) / 255
     distance = np.linalg.norm(picture[:, :, None] - palette, axis=-1)
-    nearest, close = distance.argmin(-1), distance.min(-1) < 2 * DIFFERS
+    nearest, close = distance.argmin(-1), distance.min(-1) < 0.44
     votes = np.bincount(nearest[close], minlength=len(palette))
     return list(BACKGROUNDS)[int(votes.argmax())]
 
@@ -101,12 +102,12 @@ def _outline(region: np.ndarray) -> tuple[str, float, float, float]:
     extent = max(x1 - x0, y1 - y0) / 2
     axis = np.arange(SIDE) + 0.5
     best = (-1.0, "circle", 0.0, 0.0, 0.0)
-    for radius in np.arange(0.9, 1.2, 0.05) * extent:
+    for radius in np.arange(0.85, 1.15, 0.05) * extent:
         for dx, dy in np.ndindex(3, 3):
             x, y = (x0 + x1) / 2 + dx - 1, (y0 + y1) / 2 + dy - 1
             u, v = np.meshgrid((axis - x) / radius, (axis - y) / radius)
             for name, distance in SHAPES.items():
-                ideal = distance(u, v) < 0
+                ideal = distance(u, v) * radius < FRINGE
                 overlap = (ideal & region).sum() / (ideal | region).sum()
                 best = max(best, (overlap, name, x, y, radius))
     _, name, x, y, radius = best
@@ -141,7 +142,9 @@ def _matched(found: tuple[Thing, ...], asked: tuple[Thing, ...]) -> list[tuple[T
     orders = [(i,) for i in range(len(padded))] if len(asked) == 1 else [
         (i, j) for i in range(len(padded)) for j in range(len(padded)) if i != j
     ]  # fmt: skip
-    best = max(orders, key=lambda order: sum(_agreement(padded[i], thing) for i, thing in zip(order, asked, strict=True)))
+    best = max(
+        orders, key=lambda order: sum(_agreement(padded[i], thing) for i, thing in zip(order, asked, strict=True))
+    )
     return [(padded[i], thing) for i, thing in zip(best, asked, strict=True)]
 
 
@@ -154,8 +157,8 @@ def _agreement(found: Thing | None, asked: Thing) -> float:
 def _relation_holds(things: list[Thing | None], relation: str | None) -> bool:
     if relation is None:
         return True
-    if None in things:
-        return False
     first, second = things
+    if first is None or second is None:
+        return False
     dx, dy = first.x - second.x, first.y - second.y
     return {"left of": dx < 0, "right of": dx > 0, "above": dy < 0, "below": dy > 0}[relation]

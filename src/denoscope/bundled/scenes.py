@@ -87,17 +87,16 @@ def _placed(rng: np.random.Generator, things: tuple[Thing, ...], relation: str |
         low, high = thing.radius + margin, SIDE - thing.radius - margin
         return (replace(thing, x=float(rng.uniform(low, high)), y=float(rng.uniform(low, high))),)
     first_is_low = relation in ("left of", "above")
-    low, high = things if first_is_low else things[::-1]
-    spare = SIDE - 2 * (low.radius + high.radius) - 2 * margin - 2.0
+    near, far = things if first_is_low else things[::-1]
+    spare = SIDE - 2 * (near.radius + far.radius) - 2 * margin - 2.0
     before, between = np.sort(rng.uniform(0, spare, 2))
-    along_low = margin + before + low.radius
-    along_high = margin + 2.0 + between + 2 * low.radius + high.radius
-    reach = 0.8 * (along_high - along_low)
-    across_low = rng.uniform(low.radius + margin, SIDE - low.radius - margin)
-    across_high = np.clip(
-        across_low + rng.uniform(-reach, reach), high.radius + margin, SIDE - high.radius - margin
-    )
-    centres = [(along_low, across_low), (along_high, across_high)]
+    along_near = margin + before + near.radius
+    along_far = margin + 2.0 + between + 2 * near.radius + far.radius
+    reach = 0.8 * (along_far - along_near)
+    across_near = rng.uniform(near.radius + margin, SIDE - near.radius - margin)
+    across = across_near + rng.uniform(-reach, reach)
+    across_far = np.clip(across, far.radius + margin, SIDE - far.radius - margin)
+    centres = [(along_near, across_near), (along_far, across_far)]
     if not first_is_low:
         centres.reverse()
     if relation in ("above", "below"):
@@ -200,7 +199,7 @@ def caption(scene: Scene, seed: int | None = None, complete: bool = True) -> Cap
     return Caption(words, owners)
 
 
-def _noun_phrase(rng, owner: int, thing: Thing, article: bool, complete: bool) -> list:
+def _noun_phrase(rng: np.random.Generator, owner: int, thing: Thing, article: bool, complete: bool) -> list:
     size = [] if not complete and rng.random() < 0.1 else [thing.size]
     texture = [] if thing.texture == "plain" and rng.random() < 0.5 else [thing.texture]
     adjectives = [*size, *texture, thing.colour]
@@ -213,7 +212,7 @@ def _article(following: str, wanted: bool) -> list:
     return [("an" if following[0] in "aeiou" else "a", None)] * wanted
 
 
-def _joined(rng, phrases: list, relation: str | None, complete: bool) -> list:
+def _joined(rng: np.random.Generator, phrases: list, relation: str | None, complete: bool) -> list:
     if relation is None or (not complete and rng.random() < 0.15):
         return [*phrases[0], ("and", None), *phrases[1]]
     words = relation.split()
@@ -222,10 +221,10 @@ def _joined(rng, phrases: list, relation: str | None, complete: bool) -> list:
     return [*phrases[0], *((word, None) for word in words), *phrases[1]]
 
 
-def _with_background(rng, pairs: list, background: str, article: bool, complete: bool) -> list:
+def _with_background(rng: np.random.Generator, pairs: list, background: str, article: bool, complete: bool) -> list:
     if not complete and rng.random() < 0.05:
         return pairs
-    ground = _article(background, article) + [(background, "background"), ("background", "background")]
+    ground = [*_article(background, article), (background, "background"), ("background", "background")]
     wording = rng.random()
     if wording < 0.7:
         return [*pairs, ("on", None), *ground]
@@ -234,10 +233,6 @@ def _with_background(rng, pairs: list, background: str, article: bool, complete:
     return [*ground, ("with", None), *pairs]
 
 
-WORDS = tuple(
-    dict.fromkeys(
-        [*"a an the on of to with and picture background".split(), *"left right above below".split()]
-        + [*SIZES, *TEXTURES, *COLOURS, *SHAPES, *BACKGROUNDS]
-    )
-)
+_PLAIN_WORDS = "a an the on of to with and picture background left right above below".split()
+WORDS = tuple(dict.fromkeys([*_PLAIN_WORDS, *SIZES, *TEXTURES, *COLOURS, *SHAPES, *BACKGROUNDS]))
 """Every word a caption can have."""

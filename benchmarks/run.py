@@ -1,0 +1,199 @@
+"""Speed and fidelity of DF-RISE on the bundled model, each as a ratio measured in one run.
+
+python benchmarks/run.py                # all, about a quarter of an hour on two cores
+python benchmarks/run.py floor trace    # some
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+
+import denoscope
+from denoscope import DFRise
+from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
+from denoscope.attributors.rise import MaskMoments, kept_mean, plain_sum
+from denoscope.traces import Step, Trace
+
+PROMPT = "a small striped red circle on a white background"
+STEPS = {"early": 2, "middle": 14, "late": 27}
+CONVERGED = 8192
+PUBLISHED = 8192
+WANTED = 0.95
+ROUNDS = 7
+
+
+def trace_of_model() -> Trace:
+    model = denoscope.load("shapes")
+    model.pipeline.set_progress_bar_config(disable=True)
+    return model.trace(PROMPT, seed=4, num_inference_steps=30)
+
+
+def median_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
+    run()
+    return statistics.median(seconds_of(run) for _ in range(rounds))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def ratio_of(first: Callable[[], object], second: Callable[[], object], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of two runs that take turns, so that a busy moment meets both, and the median of their ratios."""
+    first(), second()
+    pairs = [(seconds_of(first), seconds_of(second)) for _ in range(rounds)]
+    a, b = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return {"ratio": statistics.median(x / y for x, y in pairs), "first_s": a, "second_s": b, "rounds": rounds}
+
+
+# Calls: how many masks until the map ranks positions as the converged map does?
+
+
+def scored(step: Step, masks: Masks, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and their similarity maps, both (count, h, w)."""
+    score = DFRise().complete().target.at(step)
+    height, width = step.sample.shape[-2:]
+    drawn, maps = [], []
+    with torch.inference_mode():
+        for chunk in masks.stream(height, width, seed, count, 64):
+            drawn.append(chunk)
+            maps.append(score(step.sample * torch.from_numpy(chunk)[:, None]).numpy())
+    return np.concatenate(drawn), np.concatenate(maps)
+
+
+def agreement(estimator: Callable, masks: np.ndarray, maps: np.ndarray, truth: np.ndarray) -> float:
+    moments = MaskMoments.zero(*truth.shape).with_masks(masks, maps)
+    return float(stats.spearmanr(estimator(moments)[0].ravel(), truth.ravel()).statistic)
+
+
+def masks_needed(estimator: Callable, pools: list[tuple[np.ndarray, np.ndarray]], truth: np.ndarray) -> dict:
+    """The number of masks at which the mean agreement reaches WANTED, log-interpolated, or extrapolated past the pool.
+
+    Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N.
+    """
+    sizes = [int(2 ** (i / 2)) for i in range(8, 40) if 2 ** (i / 2) <= len(pools[0][0])]
+    curve = [float(np.mean([agreement(estimator, m[:n], s[:n], truth) for m, s in pools])) for n in sizes]
+    for i, value in enumerate(curve):
+        if value >= WANTED:
+            if i == 0:
+                return {"masks": sizes[0], "extrapolated": False}
+            share = (WANTED - curve[i - 1]) / (value - curve[i - 1])
+            return {"masks": sizes[i - 1] * (sizes[i] / sizes[i - 1]) ** share, "extrapolated": False}
+    k = sizes[-1] * (1 / curve[-1] ** 2 - 1)
+    return {"masks": k * WANTED**2 / (1 - WANTED**2), "extrapolated": True, "agreement_at_end": curve[-1]}
+
+
+def calls(trace: Trace) -> dict:
+    """Published estimator (plain sum, independent masks) ÷ ours (mean while kept, balanced masks)."""
+    results = {}
+    for name, index in STEPS.items():
+        step = trace[index]
+        truth, _ = kept_mean(MaskMoments.zero(16, 16).with_masks(*scored(step, PixelMasks(), CONVERGED, 1000)))
+        published = masks_needed(plain_sum, [scored(step, PixelMasks(), PUBLISHED, 2000)], truth)
+        ours = masks_needed(kept_mean, [scored(step, BalancedMasks(), 1024, 3000 + i) for i in range(5)], truth)
+        ratio = published["masks"] / ours["masks"]
+        results[name] = {"ratio": ratio, "step": index, "published": published, "ours": ours}
+    return results
+
+
+# Time and memory.
+
+
+def floor(trace: Trace, count: int = 256) -> dict:
+    """DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
+    step, attributor = trace[14], DFRise(num_masks=count)
+    chunk = attributor._chunk(step)
+    unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
+    samples = step.sample.repeat(chunk, 1, 1, 1)
+
+    @torch.inference_mode()
+    def raw() -> None:
+        for _ in range(count // chunk):
+            conditions = text.repeat_interleave(chunk, dim=0)
+            output = unet(torch.cat([samples] * 2), int(step.timestep), conditions, return_dict=False)[0]
+            u, c = output.chunk(2)
+            u + 7.5 * (c - u)
+
+    return ratio_of(lambda: attributor(trace, [14]), raw)
+
+
+def loop(trace: Trace, count: int = 96) -> dict:
+    """The published way, one mask a call, ÷ ours, with the same masks; and how far the two maps are apart."""
+    one, many = (DFRise(num_masks=count, masks=PixelMasks(), batch_size=size) for size in (1, None))
+    apart = np.abs(one(trace, [14]).saliency - many(trace, [14]).saliency).max()
+    return {**ratio_of(lambda: one(trace, [14]), lambda: many(trace, [14]), 5), "largest_difference": float(apart)}
+
+
+def traced(trace: Trace) -> dict:
+    """Generation while recording ÷ the plain call."""
+    model, options = trace.model, dict(num_inference_steps=30)
+    plain = lambda: model.pipeline(PROMPT, generator=torch.Generator().manual_seed(4), **options)  # noqa: E731
+    return ratio_of(lambda: model.trace(PROMPT, seed=4, **options), plain, 9)
+
+
+def memory(trace: Trace) -> dict:
+    """Peak resident memory at 4,000 masks ÷ at 400, each in a process of its own."""
+    peaks = {}
+    for count in (400, 4000):
+        out = subprocess.run(
+            [sys.executable, __file__, "--peak", str(count)], capture_output=True, text=True, check=True
+        )
+        peaks[count] = int(out.stdout.split()[-1])
+    return {"ratio": peaks[4000] / peaks[400], "peak_bytes": peaks}
+
+
+def peak_bytes(count: int) -> int:
+    DFRise(num_masks=count)(trace_of_model(), [14])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+PARTS = {"calls": calls, "floor": floor, "loop": loop, "trace": traced, "memory": memory}
+
+
+def table(results: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("what", "ratio", "detail", title=f"DF-RISE on the bundled model, {torch.get_num_threads()} threads")
+    for name, result in results.items():
+        rows = {f"{name}, {k}": v for k, v in result.items()} if name == "calls" else {name: result}
+        for label, row in rows.items():
+            detail = {key: value for key, value in row.items() if key != "ratio"}
+            shown.add_row(label, f"{row['ratio']:.2f}", json.dumps(detail, default=lambda v: round(v, 4)))
+    Console(width=160).print(shown)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all if none is named")
+    parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
+    torch.set_num_threads(asked.threads)
+    if asked.peak:
+        print(peak_bytes(asked.peak))
+        return
+    trace = trace_of_model()
+    results = {name: PARTS[name](trace) for name in asked.parts or PARTS}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(results, indent=2))
+    table(results)
+    print(asked.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m denoscope`."""
+
+from .cli import main
+
+main()

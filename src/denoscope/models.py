@@ -1,0 +1,448 @@
+"""`load`: a bundled name, a hub id, a folder or a pipeline that the user has already loaded, as a `Model`."""
+
+import difflib
+import inspect
+import json
+import math
+import operator
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn, SupportsIndex
+
+import torch
+
+from . import schedules
+from .errors import DenoscopeError, InputError, ModelError, RecordingError, did_you_mean
+from .traces import Trace, record
+
+BUNDLED = ("shapes",)
+DENOISERS = ("unet", "transformer")
+AUTOENCODERS = ("vae", "vqvae")
+PRECISIONS = ("float32", "float16", "bfloat16")
+HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
+LARGEST_SEED = 2**64 - 1
+UNSAFE = ("use_safetensors", "trust_remote_code", "custom_pipeline")
+"""Options of diffusers that read pickles or run code that comes with a model."""
+
+
+class TruncatedPromptWarning(UserWarning):
+    """The end of a prompt did not fit into the tokenizer's length."""
+
+
+def load(
+    model: Any,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    **from_pretrained: Any,
+) -> "Model":
+    """Load a text-to-image or unconditional diffusion model.
+
+    >>> model = load("shapes")                                        # the bundled model
+    >>> model = load("stable-diffusion-v1-5/stable-diffusion-v1-5")   # a hub id         # doctest: +SKIP
+    >>> model = load(pipe)                                            # a loaded pipeline # doctest: +SKIP
+
+    A pipeline object is left as it is: scheduler, LoRA, device and dtype. Weights are read from safetensors only.
+    Other keyword arguments go to `DiffusionPipeline.from_pretrained`. Raises `ModelError`.
+    """
+    if not isinstance(model, (str, Path)):
+        return Model(_own_pipeline(model, dtype, device), type(model).__name__)
+    name = str(model)
+    if not name.strip():
+        raise ModelError(f'A model\'s name cannot be empty. Give "{BUNDLED[0]}", a hub id, a folder or a pipeline.')
+    if refused := [option for option in UNSAFE if option in from_pretrained]:
+        raise ModelError(
+            f"{refused[0]} cannot be chosen here: weights are read from safetensors only, and no code that comes with "
+            "a model is run. To do so all the same, load the pipeline with diffusers and give that: load(pipe)."
+        )
+    precision, place = _precision(dtype), _device(device)
+    pipeline = _from_pretrained(_source(name), name, precision, from_pretrained)
+    return Model(pipeline if place is None else pipeline.to(place), name)
+
+
+def bundled_folder(name: str) -> Path:
+    """Where a bundled model's files are."""
+    return Path(str(resources.files("denoscope") / "bundled" / name))
+
+
+def _own_pipeline(pipeline: Any, dtype: torch.dtype | str | None, device: Any) -> Any:
+    if not callable(pipeline) or not hasattr(pipeline, "scheduler"):
+        raise ModelError(
+            f"{pipeline!r:.80} ({type(pipeline).__name__}) is not a model: give the name of a bundled model "
+            f"({', '.join(BUNDLED)}), a hub id, a folder saved by save_pretrained, or a loaded diffusers pipeline."
+        )
+    if dtype is not None or device is not None:
+        raise ModelError(
+            "dtype and device were given with a pipeline that is already loaded, which is left as it is. "
+            "Move it first, pipe.to(device, dtype), then load it without them."
+        )
+    return pipeline
+
+
+def _precision(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    if dtype not in PRECISIONS:
+        raise ModelError(f'A model cannot have the dtype "{dtype}". {did_you_mean(str(dtype), PRECISIONS)}')
+    return getattr(torch, str(dtype))
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """The device, tried with one number: only that tells whether it is there and not merely spelled well."""
+    if device is None:
+        return None
+    try:
+        if not torch.empty(1, device=device).is_meta:
+            return torch.device(device)
+        reason = "it holds shapes and no numbers."
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = _short(error, 120)
+    accelerator = [torch.accelerator.current_accelerator()] if torch.accelerator.is_available() else []
+    here = ["cpu", *(found.type for found in accelerator if found is not None)]
+    raise ModelError(f'The device "{device}" cannot be used: {reason} {did_you_mean(str(device), here)}')
+
+
+def _source(name: str) -> Path | str:
+    """The folder a name stands for, or the hub id that it is; nothing is looked up in the network for a slip."""
+    folder = bundled_folder(name) if name in BUNDLED else Path(name).expanduser()
+    if folder.exists():
+        _refuse_foreign(folder, name)
+        return folder
+    if name in BUNDLED:
+        raise ModelError(f'The files of the bundled model "{name}" are not in {folder}. Install denoscope again.')
+    if not re.fullmatch(HUB_ID, name):
+        raise ModelError(
+            f'There is no model and no folder "{name}". {did_you_mean(name, BUNDLED)} Besides: a folder saved by '
+            "pipe.save_pretrained(folder), or a hub id, written owner/name."
+        )
+    return name
+
+
+def _refuse_foreign(folder: Path, name: str) -> None:
+    if not (folder / "model_index.json").is_file():
+        what = "a file" if folder.is_file() else "a folder without model_index.json"
+        raise ModelError(
+            f'"{name}" is not a pipeline: it is {what}. Give a folder saved by pipe.save_pretrained(folder), a hub id '
+            f"such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a bundled model ({', '.join(BUNDLED)})."
+        )
+    _refuse_broken_index(folder / "model_index.json", name)
+    safe = {weights.parent for weights in folder.rglob("*.safetensors")}
+    pickles = [path for kind in ("*.bin", "*.ckpt", "*.pt") for path in sorted(folder.glob(f"*/{kind}"))]
+    if unsafe := [path for path in pickles if path.parent not in safe]:
+        raise ModelError(
+            f'The weights of "{name}" are pickles ({unsafe[0].relative_to(folder)}), which can run code when they are '
+            "read. Only safetensors are loaded. Convert them once, where you trust them: load the pipeline with "
+            "diffusers and call pipe.save_pretrained(folder, safe_serialization=True)."
+        )
+
+
+def _refuse_broken_index(file: Path, name: str) -> None:
+    try:
+        known = "_class_name" in json.loads(file.read_text(encoding="utf-8"))
+        problem = 'it does not say "_class_name", the pipeline it is for'
+    except (OSError, TypeError, ValueError) as error:
+        known, problem = False, _short(error, 120).rstrip(".")
+    if not known:
+        raise ModelError(
+            f'The model_index.json of "{name}" cannot be used: {problem}. It must be the one that '
+            "pipe.save_pretrained(folder) wrote. Save or download the pipeline again."
+        )
+
+
+def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
+    """diffusers' own loading, safetensors only, with its failures in one paragraph."""
+    from diffusers import DiffusionPipeline
+
+    precision = {} if dtype is None else {"dtype": dtype}
+    if isinstance(source, str) and not _hub_answers():
+        options = {**options, "local_files_only": True}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(str(source), use_safetensors=True, **precision, **options)
+    except Exception as error:
+        raise ModelError(_not_loaded(source, name, error)) from error
+    return pipeline if dtype is None else pipeline.to(dtype)  # diffusers before mid-2026 knows no dtype when loading
+
+
+def _hub_answers(seconds: float = 10) -> bool:
+    """Whether the Hub can be reached; without a limit of its own, its client would wait for a dead line without end."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception as error:
+        if not _is_network(error):
+            raise
+        return False
+    return True
+
+
+def _not_loaded(source: Path | str, name: str, error: Exception) -> str:
+    if isinstance(source, Path):
+        return (
+            f'The pipeline in the folder "{name}" could not be loaded: {_short(error)} A folder is loaded as '
+            "pipe.save_pretrained(folder) wrote it, weights as safetensors. Save or download it again."
+        )
+    return (
+        f'The model "{name}" could not be loaded from the Hugging Face Hub: {_reason(error)} Allowed are hub ids '
+        f"(owner/name) of diffusers pipelines with safetensors, folders, and bundled models ({', '.join(BUNDLED)})."
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a hub id did not load; diffusers hides what happened first in the chain of causes."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "its owner asks for consent. Give it on the model's page at huggingface.co, then run: hf auth login."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "there is no such model, or it is private. Check the spelling, or run: hf auth login."
+    if any(isinstance(cause, LocalEntryNotFoundError) or _is_network(cause) for cause in causes):
+        return "the Hub cannot be reached, and the local cache does not hold the whole model. Go online and try again."
+    return _short(error)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    libraries = ("httpx", "httpcore", "requests", "urllib3")  # httpx2 too
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(libraries)
+
+
+def _short(error: BaseException, most: int = 300) -> str:
+    """What an exception says, as one sentence of one line."""
+    text = textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ...")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _generator(seed: Any) -> torch.Generator:
+    if not isinstance(seed, SupportsIndex) or not 0 <= operator.index(seed) <= LARGEST_SEED:
+        raise InputError(f"The seed is {seed!r}. It must be a whole number from 0 to {LARGEST_SEED}.")
+    return torch.Generator("cpu").manual_seed(operator.index(seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A pipeline that can be recorded: `pipeline` is the diffusers object, untouched, `name` what it was loaded by."""
+
+    pipeline: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        if not any(getattr(self.pipeline, part, None) is not None for part in DENOISERS):
+            raise ModelError(
+                f"{type(self.pipeline).__name__} has no denoiser: Denoscope listens at pipe.unet or pipe.transformer. "
+                "Give a diffusers pipeline that has one of them."
+            )
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The U-Net or transformer whose predictions are explained."""
+        return next(d for part in DENOISERS if (d := getattr(self.pipeline, part, None)) is not None)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the pipeline is prompted."""
+        return getattr(self.pipeline, "tokenizer", None) is not None
+
+    def trace(
+        self,
+        *args: Any,
+        seed: int | None = None,
+        generator: Any = None,
+        schedule: str | Sequence[int] = "uniform",
+        shift: float | None = None,
+        advance: Callable[[int], None] | None = None,
+        **pipeline_kwargs: Any,
+    ) -> Trace:
+        """Run the pipeline's own call once and record it.
+
+        >>> trace = model.trace("a large striped red circle on a white background", seed=0)  # doctest: +SKIP
+
+        `seed` is short for a CPU generator with that seed. `schedule` is "uniform" (the scheduler's own spacing),
+        "early", "late" (with `shift`, γ) or a falling list of time steps. `advance` is told of each step made. All else
+        goes to the pipeline unchanged. Raises `InputError` for what the pipeline refuses, `NumericsError` naming the
+        step of a NaN.
+        """
+        if seed is not None and generator is not None:
+            raise InputError("Both seed and generator were given. They say the same thing: give one of them.")
+        self._check_call(args, pipeline_kwargs)
+        if seed is not None:
+            generator = _generator(seed)
+        kwargs, timesteps = self._with_schedule(schedule, shift, pipeline_kwargs)
+        if generator is not None:
+            kwargs["generator"] = generator
+        call = dict(args=args, seed=seed, schedule=schedule, shift=shift, **pipeline_kwargs)
+        run = lambda: self._run(args, kwargs)  # noqa: E731
+        return record(self, self.denoiser, self.pipeline.scheduler, run, timesteps, call, advance)
+
+    @torch.no_grad()
+    def _run(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The pipeline's call; what it refuses before the first step is the user's input, said in one paragraph."""
+        try:
+            return self.pipeline(*args, **kwargs)
+        except DenoscopeError:
+            raise
+        except (MemoryError, ValueError, TypeError, RuntimeError) as error:
+            self._refused(error, kwargs)
+
+    def _refused(self, error: Exception, kwargs: Mapping[str, Any]) -> NoReturn:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, (int, float, str)))
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+            raise RecordingError(
+                f"The memory was not enough to make the picture: {_short(error, 160)} Given: {given}. Make a smaller "
+                "picture, load the model with dtype float16 on a GPU, or use a machine with more memory."
+            ) from error
+        raise InputError(
+            f"{type(self.pipeline).__name__} refused the call: {_short(error, 400)} Given: {given}. Use arguments that "
+            f"the pipeline takes on its own; sizes must be multiples of {self._size_multiple()} pixels."
+        ) from error
+
+    def step_count(
+        self, steps: int, schedule: str | Sequence[int] = "uniform", shift: float | None = None
+    ) -> int | None:
+        """How many steps, counted in denoiser calls, a run would have; None where only the run can tell."""
+        timesteps = self._timesteps(schedule, shift, steps)
+        if timesteps is not None:
+            return len(timesteps)
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        try:
+            scheduler.set_timesteps(steps)
+        except (TypeError, ValueError, RuntimeError):  # it needs what the pipeline works out while running
+            return None
+        return len(scheduler.timesteps)
+
+    def _timesteps(self, schedule: str | Sequence[int], shift: float | None, steps: int) -> list[int] | None:
+        return schedules.resolve(schedule, steps, shift, self._training_steps())
+
+    def _training_steps(self) -> int:
+        return self.pipeline.scheduler.config.get("num_train_timesteps", 1000)
+
+    def _with_schedule(
+        self, schedule: str | Sequence[int], shift: float | None, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[int] | None]:
+        default = self._parameters().get("num_inference_steps")
+        steps = kwargs.get("num_inference_steps") or (default.default if default is not None else 50)
+        timesteps = self._timesteps(schedule, shift, steps)
+        if timesteps is None:
+            return dict(kwargs), None
+        return {**kwargs, "num_inference_steps": len(timesteps)}, timesteps
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        """What the pipeline's own call takes."""
+        return inspect.signature(self.pipeline.__call__).parameters
+
+    def _check_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._check_names(args, kwargs)
+        steps = kwargs.get("num_inference_steps")
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise InputError(
+                f"num_inference_steps is {steps!r}. A picture needs at least 1 denoising step; 20 to 50 are usual."
+            )
+        trained = self._training_steps()
+        if steps is not None and steps > trained:
+            raise InputError(
+                f"num_inference_steps is {steps}. The model has no more steps than the time steps it was "
+                f"trained on, {trained}; 20 to 50 are usual."
+            )
+        for name in ("height", "width"):
+            size = kwargs.get(name)
+            if size is not None and (not isinstance(size, int) or size < 1 or size % self._size_multiple()):
+                raise InputError(
+                    f"The model cannot make a picture with {name} {size!r}: sizes are positive multiples of "
+                    f"{self._size_multiple()} pixels. Leave height and width out for the size it was trained on."
+                )
+        guidance = kwargs.get("guidance_scale")
+        if guidance is not None and not math.isfinite(guidance):
+            raise InputError(f"guidance_scale is {guidance}. Give a finite number; 1 is no guidance, 7.5 is usual.")
+        if "prompt" in self._parameters() and kwargs.get("prompt_embeds") is None:
+            self._check_prompts(kwargs["prompt"] if "prompt" in kwargs else args[0] if args else None)
+
+    def _check_names(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        known, pipeline = self._parameters(), type(self.pipeline).__name__
+        if "prompt" not in known and ("prompt" in kwargs or (args and isinstance(args[0], str))):
+            raise InputError(
+                f"A prompt was given, and {pipeline} takes none: this model makes pictures without text. "
+                "Leave the prompt out, or load a text-to-image model."
+            )
+        swallows = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        for name in kwargs:
+            slip = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            if name not in known and (slip or not swallows):
+                raise InputError(f'{pipeline} has no option "{name}". {did_you_mean(name, known)}')
+
+    def _check_prompts(self, prompt: Any) -> None:
+        texts = [prompt] if isinstance(prompt, str) or prompt is None else prompt
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts) or not texts:
+            given = "No prompt was given" if prompt is None else f"The prompt is {prompt!r:.80}"
+            raise InputError(
+                f"{given}, and {type(self.pipeline).__name__} makes pictures of a text, or of a list of texts. "
+                'Say what the picture should show, such as "a red circle".'
+            )
+        for text in texts:
+            self._check_prompt(text)
+
+    def _check_prompt(self, text: str) -> None:
+        if not text.strip():
+            raise InputError(
+                'The prompt is empty. Say what the picture should show, such as "a red circle"; for a picture '
+                "without a prompt give guidance_scale=1 and prompt_embeds, or load an unconditional model."
+            )
+        if self.takes_text and (cut := self.cut_off(text)):
+            warnings.warn(
+                f"The prompt is longer than the {self._length()} tokens the model reads; this was cut off: "
+                f'"{textwrap.shorten(cut, 160, placeholder=" ...")}".',
+                TruncatedPromptWarning,
+                stacklevel=5,
+            )
+
+    def _size_multiple(self) -> int:
+        """Pixels a side is a multiple of: 8 for diffusers' latent pipelines, the U-Net's own reduction for pixels."""
+        if self.autoencoder is not None:
+            return 8
+        denoiser: Any = self.denoiser
+        return 2 ** max(len(denoiser.config.get("block_out_channels", ())) - 1, 0)
+
+    def _length(self) -> int:
+        return min(int(self.pipeline.tokenizer.model_max_length), 10**6)
+
+    def tokens(self, prompt: str) -> list[str]:
+        """The prompt's tokens as the model reads them, special tokens included, without padding."""
+        tokenizer = self._tokenizer()
+        ids = tokenizer(prompt, truncation=True, max_length=self._length()).input_ids
+        return tokenizer.convert_ids_to_tokens(ids)
+
+    def cut_off(self, prompt: str) -> str:
+        """The end of the prompt that does not fit into the tokenizer's length; usually empty."""
+        tokenizer = self._tokenizer()
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        return tokenizer.decode(ids[self._length() - 1 : -1]).strip() if len(ids) > self._length() else ""
+
+    def _tokenizer(self) -> Any:
+        if not self.takes_text:
+            raise ModelError(f"{type(self.pipeline).__name__} takes no prompt, so it has no tokens.")
+        return self.pipeline.tokenizer
+
+    @property
+    def autoencoder(self) -> Any:
+        """What turns samples into pictures; None where samples are pixels."""
+        return next((a for part in AUTOENCODERS if (a := getattr(self.pipeline, part, None)) is not None), None)
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Samples (n, channels, h, w) to pictures (n, 3, height, width) in [0, 1]; differentiable."""
+        autoencoder = self.autoencoder
+        if autoencoder is not None:
+            scaling = autoencoder.config.get("scaling_factor") or 1.0
+            shift = autoencoder.config.get("shift_factor") or 0.0
+            samples = autoencoder.decode(samples.to(autoencoder.dtype) / scaling + shift, return_dict=False)[0]
+        return (samples / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,233 @@
+"""One explained run from what was asked to the labelled result: record, explain step by step, assemble."""
+
+import math
+import platform
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from . import schedules
+from .attributors.base import Advance, Attributor, choose, method, options_of
+from .errors import InputError, Interrupted
+from .explanations import Explanation
+from .models import Model
+from .traces import Trace
+
+DEFAULT_METHODS = ("df-rise-contrast", "df-rise")
+SHOWN_PLACES = (0.07, 0.27, 0.53, 0.93)
+PACKAGES = ("denoscope", "torch", "diffusers", "transformers", "numpy", "xarray", "zarr")
+
+Watch = Callable[[str, int], Advance]
+"""Told a title and an amount of work, returns what is to be told of the work done."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `denoscope explain` was asked for; `steps` and `guidance` None mean the pipeline's own defaults."""
+
+    prompt: str | None
+    model: str = "shapes"
+    seed: int = 0
+    steps: int | None = 30
+    schedule: str = "uniform"
+    shift: float | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
+    at: tuple[int, ...] | Literal["all"] | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    masks: int = 500
+    until: float | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError('The prompt is empty. Say what the picture should show, such as "a red circle".')
+        if self.steps is not None and self.steps < 1:
+            raise InputError(f"The number of steps is {self.steps}. It must be at least 1; 20 to 50 are usual.")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise InputError(f"The guidance scale is {self.guidance}. Give a finite number; 1 is none, 7.5 is usual.")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            given = ", ".join(self.methods) or "none"
+            raise InputError(f"The methods given are: {given}. Give at least one, and each once.")
+        schedules.resolve(self.schedule, self.steps or 1, self.shift)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """What is wrong with the steps to explain whatever the model; `in_range` needs the model."""
+        if self.at is None or self.at == "all":
+            return
+        given = ",".join(map(str, self.at))
+        if any(index < 0 for index in self.at):
+            raise InputError(f"The steps {given} cannot be explained: they count from 0, the first denoiser call.")
+        if not self.at or len(set(self.at)) < len(self.at):
+            raise InputError(f"The steps given are: {given or 'none'}. Give at least one, and each once.")
+
+    def in_range(self, total: int) -> tuple[int, ...]:
+        """The steps to explain in a run of `total` steps; raises `InputError` for one that it does not have."""
+        if self.at is None:
+            return _shown(total)
+        if self.at == "all":
+            return tuple(range(total))
+        if max(self.at) >= total:
+            raise InputError(
+                f"Step {max(self.at)} cannot be explained: this run has {total} steps, 0 (the first denoiser call) to "
+                f"{total - 1}. Name steps among these, or make the picture in more steps."
+            )
+        return self.at
+
+    def attributors(self) -> dict[str, Attributor]:
+        """The methods with their options, by the name of their group in the result."""
+        options = {"num_masks": self.masks, "until": self.until}
+        return {name.replace("-", "_"): method(name, **options) for name in self.methods}
+
+    def call(self) -> dict[str, Any]:
+        """Keyword arguments of `Model.trace`."""
+        given = dict(
+            prompt=self.prompt,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance,
+            height=self.height,
+            width=self.width,
+        )
+        said = {name: value for name, value in given.items() if value is not None}
+        return {"seed": self.seed, "schedule": self.schedule, "shift": self.shift, **said}
+
+    def command(self) -> str:
+        """The command line that asks for the same again."""
+        flags: dict[str, Any] = {
+            "--model": self.model,
+            "--seed": self.seed,
+            "--steps": self.steps,
+            "--schedule": self.schedule,
+            "--shift": self.shift,
+            "--guidance": self.guidance,
+            "--height": self.height,
+            "--width": self.width,
+            "--at": ",".join(map(str, self.at)) if isinstance(self.at, tuple) else self.at,
+            "--methods": ",".join(self.methods),
+            "--masks": self.masks,
+            "--until": self.until,
+            "--device": self.device,
+            "--dtype": self.dtype,
+        }
+        words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+        return shlex.join(["denoscope", "explain", *([self.prompt] if self.prompt is not None else []), *words])
+
+
+@dataclass
+class Outcome:
+    """The methods' results so far, their seconds, and why it stopped early, if it did."""
+
+    methods: dict[str, xr.Dataset] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    interruption: str | None = None
+
+
+def explain(model: Model, request: Request, watch: Watch | None = None) -> Explanation:
+    """Record a run and explain it; on Ctrl-C while explaining, what was finished is in the result.
+
+    Raises `InputError` for what cannot be done as asked, before it is tried where that can be known.
+    """
+    attributors = request.attributors()
+    expected = model.step_count(request.steps, request.schedule, request.shift) if request.steps else None
+    if expected:
+        request.in_range(expected)
+    advance = watch("Generating the picture", expected or 0) if watch else None
+    began = time.perf_counter()
+    trace = model.trace(**request.call(), advance=advance)
+    recorded = round(time.perf_counter() - began, 3)
+    outcome = attribute(trace, attributors, request.in_range(len(trace)), watch)
+    outcome.seconds = {"trace": recorded, **outcome.seconds}
+    return Explanation.of(pictured(trace), outcome.methods, _record_of(model, request, trace, attributors, outcome))
+
+
+def attribute(
+    trace: Trace, attributors: Mapping[str, Attributor], steps: Sequence[int], watch: Watch | None = None
+) -> Outcome:
+    """Every method on the same steps; stops at Ctrl-C with what was finished."""
+    chosen, outcome = choose(trace, steps), Outcome()
+    try:
+        for name, attributor in attributors.items():
+            began = time.perf_counter()
+            advance = watch(attributor.title, sum(attributor.work(step) for step in chosen)) if watch else None
+            outcome.methods[name] = attributor(trace, steps, advance=advance)
+            outcome.seconds[name] = round(time.perf_counter() - began, 3)
+    except Interrupted as stop:
+        outcome.interruption, outcome.seconds[name] = str(stop), round(time.perf_counter() - began, 3)
+        if stop.partial is not None:
+            outcome.methods[name] = stop.partial
+    except KeyboardInterrupt:  # between two methods
+        outcome.interruption = f"Interrupted: {len(outcome.methods)} of {len(attributors)} methods were finished."
+    return outcome
+
+
+def pictured(trace: Trace) -> xr.Dataset:
+    """A trace as pictures: the final image, and every step's sample and clean prediction, uint8."""
+    places = ("step", "row", "column", "channel")
+    eight_bit = lambda values: (values * 255).round().astype(np.uint8)  # noqa: E731
+    return xr.Dataset(
+        {
+            "image": (places[1:], _image(trace)),
+            "sample": (places, eight_bit(trace.samples_decoded())),
+            "pred_original_sample": (places, eight_bit(trace.clean_decoded())),
+        },
+        coords={
+            "step": [step.index for step in trace],
+            "timestep": ("step", [step.timestep for step in trace]),
+            "log_snr": ("step", [step.log_snr for step in trace]),
+        },
+    )
+
+
+def _image(trace: Trace) -> np.ndarray:
+    image = trace.image
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("RGB"))
+    return (np.asarray(image) * 255).round().astype(np.uint8)
+
+
+def _shown(steps: int) -> tuple[int, ...]:
+    """Early, two in the middle, late: the steps explained when none are named."""
+    return tuple(sorted({round(place * (steps - 1)) for place in SHOWN_PLACES}))
+
+
+def _record_of(
+    model: Model, request: Request, trace: Trace, attributors: Mapping[str, Attributor], outcome: Outcome
+) -> dict[str, Any]:
+    return {
+        "command": request.command(),
+        "model": model.name,
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "schedule": request.schedule,
+        "shift": request.shift,
+        "num_inference_steps": request.steps,
+        "timesteps": [step.timestep for step in trace],
+        "guidance_scale": request.guidance,
+        "scheduler": type(model.pipeline.scheduler).__name__,
+        "pipeline": type(model.pipeline).__name__,
+        "image_size": [int(side) for side in _image(trace).shape[:2]],
+        "methods": {name: options_of(attributor) for name, attributor in attributors.items()},
+        "steps": sorted({int(step) for result in outcome.methods.values() for step in result.step.values}),
+        "seconds": outcome.seconds,
+        "interrupted": outcome.interruption is not None,
+        "trace_bytes": trace.nbytes,
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,232 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("payload").textContent);
+  const one = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const slider = one("#step"), last = data.steps.length - 1;
+  const articles = all("[data-method]");
+  const explained = [...new Set(Object.values(data.methods).flatMap(method => Object.keys(method.layers[0]).map(Number)))]
+    .map(index => data.steps.findIndex(step => step.index === index)).sort((a, b) => a - b);
+  const view = { at: 0, place: null, shared: true, certain: false, timer: null };
+
+  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+  const minus = text => text.replace("-", "−");
+  const readable = (value, digits = 4) => minus(String(Number(value.toPrecision(digits))));
+  const methodOf = article => data.methods[article.dataset.method];
+  const mapOf = article => methodOf(article).layers[one("select", article)?.value ?? 0][data.steps[view.at].index];
+
+  // Colours
+
+  function scaleOf(values, signed) {
+    const present = values.filter(value => value !== null);
+    const low = Math.min(...present), high = Math.max(...present), reach = Math.max(-low, high);
+    return signed ? [-reach, reach] : [low, high];
+  }
+
+  function bytes(hex, alpha = 255) {
+    return [...[1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16)), alpha];
+  }
+
+  const palettes = Object.fromEntries(Object.entries(data.colours).map(([name, all]) => [name, all.map(hex => bytes(hex))]));
+
+  // One hue that the page chooses for its light or dark ground, from nothing to full strength.
+  function doubt() {
+    const hue = getComputedStyle(document.documentElement).getPropertyValue("--doubt").trim();
+    return Array.from({ length: 256 }, (_, alpha) => bytes(hue, alpha));
+  }
+
+  // Bilinear among the cells that have a value; nothing where the nearest cell has none.
+  function interpolated(values, rows, columns, y, x) {
+    const top = Math.floor(y), left = Math.floor(x);
+    const nearest = values[clamp(Math.round(y), 0, rows - 1) * columns + clamp(Math.round(x), 0, columns - 1)];
+    if (nearest === null) return null;
+    let sum = 0, weights = 0;
+    for (const [row, column] of [[top, left], [top, left + 1], [top + 1, left], [top + 1, left + 1]]) {
+      const value = values[clamp(row, 0, rows - 1) * columns + clamp(column, 0, columns - 1)];
+      const weight = value === null ? 0 : (1 - Math.abs(y - row)) * (1 - Math.abs(x - column));
+      sum += weight * value;
+      weights += weight;
+    }
+    return weights > 0 ? sum / weights : nearest;
+  }
+
+  function paint(canvas, values, [rows, columns], [low, high], palette, smooth) {
+    const zoom = smooth ? Math.max(1, Math.round(320 / Math.max(rows, columns))) : 1;
+    canvas.width = columns * zoom;
+    canvas.height = rows * zoom;
+    const image = new ImageData(canvas.width, canvas.height);
+    for (let i = 0; i < canvas.width * canvas.height; i++) {
+      const y = (Math.floor(i / canvas.width) + .5) / zoom - .5, x = (i % canvas.width + .5) / zoom - .5;
+      const value = smooth ? interpolated(values, rows, columns, y, x) : values[i];
+      if (value === null || high <= low) continue;
+      image.data.set(palette[Math.round(255 * clamp((value - low) / (high - low), 0, 1))], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  // One method
+
+  function draw(article) {
+    const method = methodOf(article), map = mapOf(article), error = one(".error", article);
+    const limits = map && !view.shared ? scaleOf(map.values, method.signed) : method.limits;
+    const flat = limits[0] === limits[1];
+    one(".heat", article).classList.toggle("covered", Boolean(map) && !flat && one("#shown").checked);
+    one(".map", article).hidden = !map || !one("#shown").checked;
+    if (map) paint(one(".map", article), certain(map, method), method.shape, limits, palettes[method.colours], true);
+    if (error) drawError(article, error, map, method);
+    one(".bar", article).classList.toggle("flat", flat);
+    one(".low", article).textContent = readable(limits[0], 3);
+    one(".high", article).textContent = readable(limits[1], 3);
+    one(".scale", article).textContent = flat ? "flat: no colour" : view.shared ? "shared by all steps" : "this step only";
+    offerNearest(article, map);
+    listNumbers(article, method.numbers[data.steps[view.at].index] ?? []);
+    read(article);
+  }
+
+  function certain(map, method) {
+    if (!view.certain || !method.signed || !map.errors) return map.values;
+    return map.values.map((value, i) => value !== null && Math.abs(value) > 2 * map.errors[i] ? value : null);
+  }
+
+  function drawError(article, canvas, map, method) {
+    const empty = new Array(method.shape[0] * method.shape[1]).fill(null);
+    paint(canvas, map?.errors ?? empty, method.shape, method.errorLimits, doubt(), false);
+    one(".error-low", article).textContent = readable(method.errorLimits[0], 3);
+    one(".error-high", article).textContent = readable(method.errorLimits[1], 3);
+  }
+
+  function offerNearest(article, map) {
+    const absent = one(".absent", article), here = data.steps[view.at].index;
+    const steps = Object.keys(methodOf(article).layers[0]).map(Number);
+    absent.hidden = Boolean(map);
+    if (map) return;
+    const nearest = steps.sort((a, b) => Math.abs(a - here) - Math.abs(b - here))[0];
+    one("p", absent).textContent = steps.length ? `Not explained at step ${here}` : "No step was finished";
+    one("button", absent).hidden = !steps.length;
+    one("button", absent).textContent = `Go to step ${nearest}, the nearest explained`;
+    one("button", absent).onclick = () => show(data.steps.findIndex(step => step.index === nearest));
+  }
+
+  function listNumbers(article, numbers) {
+    const list = one(".numbers", article);
+    list.replaceChildren(...numbers.map(([name, value]) => {
+      const row = document.createElement("div"), term = document.createElement("dt"), number = document.createElement("dd");
+      term.textContent = name;
+      number.textContent = value;
+      number.classList.toggle("low", name === "reliability" && Number(value.replace("−", "-")) < .8);
+      row.append(term, number);
+      return row;
+    }));
+  }
+
+  // One cell, the same place in every picture
+
+  function cellOf(method) {
+    const [rows, columns] = method.shape;
+    return [clamp(Math.floor(view.place.y * rows), 0, rows - 1), clamp(Math.floor(view.place.x * columns), 0, columns - 1)];
+  }
+
+  function read(article) {
+    const method = methodOf(article), map = mapOf(article), readout = one(".readout", article);
+    if (!view.place || !map) return void (readout.textContent = "");
+    const [row, column] = cellOf(method), i = row * method.shape[1] + column;
+    const value = map.values[i], error = map.errors?.[i] ?? null;
+    const text = value === null ? "no value" : readable(value) + (error === null ? "" : ` ± ${readable(error)}`);
+    readout.textContent = `Row ${row}, column ${column}: ${text}`;
+  }
+
+  function point(place, method) {
+    view.place = place;
+    articles.forEach(read);
+    for (const cell of all(".cell")) {
+      const article = cell.closest("[data-method]"), grid = article ? methodOf(article) : method;
+      cell.hidden = !place || !grid;
+      if (cell.hidden) continue;
+      const [row, column] = cellOf(grid), [rows, columns] = grid.shape;
+      const edges = { top: row / rows, left: column / columns, height: 1 / rows, width: 1 / columns };
+      for (const [edge, fraction] of Object.entries(edges)) cell.style[edge] = `${100 * fraction}%`;
+    }
+  }
+
+  function movePoint(article, down, right) {
+    const method = methodOf(article), [rows, columns] = method.shape;
+    const [row, column] = view.place ? cellOf(method) : [rows >> 1, columns >> 1];
+    point({ y: (clamp(row + down, 0, rows - 1) + .5) / rows, x: (clamp(column + right, 0, columns - 1) + .5) / columns }, method);
+  }
+
+  for (const frame of all(".frame:not(.none)")) {
+    const article = frame.closest("[data-method]") ?? articles[0];
+    if (!article) continue;
+    frame.addEventListener("pointermove", event => {
+      const box = frame.getBoundingClientRect();
+      point({ x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height }, methodOf(article));
+    });
+    frame.addEventListener("pointerleave", () => point(null, methodOf(article)));
+  }
+
+  // One step for the whole page
+
+  function show(at) {
+    view.at = clamp(at, 0, last);
+    const step = data.steps[view.at], thumbs = all(".strip button");
+    slider.value = view.at;
+    slider.setAttribute("aria-valuetext", `step ${step.index}, time step ${step.timestep}, log-SNR ${step.log_snr}`);
+    thumbs.forEach((thumb, i) => i === view.at ? thumb.setAttribute("aria-current", "step") : thumb.removeAttribute("aria-current"));
+    document.documentElement.style.setProperty("--at", view.at);
+    one("#sample").src = step.sample;
+    for (const image of all("img.clean")) image.src = one("img", thumbs[view.at]).src;
+    for (const number of all("[data-number]")) number.textContent = step[number.dataset.number];
+    articles.forEach(draw);
+    history.replaceState(null, "", `#step=${step.index}`);
+  }
+
+  function showHash() {
+    const asked = Number(/^#step=(\d+)$/.exec(location.hash)?.[1] ?? data.start);
+    const at = data.steps.findIndex(step => step.index === asked);
+    show(at < 0 ? last : at);
+  }
+
+  function play(on) {
+    clearInterval(view.timer);
+    view.timer = on ? setInterval(() => view.at < last ? show(view.at + 1) : play(false), 450) : null;
+    one("#play").setAttribute("aria-pressed", on);
+    one("#play i").textContent = on ? "❚❚" : "▶";
+    one("#play span").textContent = on ? "Pause" : "Play";
+    if (on && view.at === last) show(0);
+  }
+
+  function jump(direction) {
+    const ahead = explained.filter(at => direction * (at - view.at) > 0);
+    if (ahead.length) show(direction > 0 ? ahead[0] : ahead.at(-1));
+  }
+
+  const arrows = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  document.addEventListener("keydown", event => {
+    const arrow = arrows[event.key], inside = event.target;
+    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, #opacity")) return;
+    if (event.key === " " && !inside.matches("button, input[type=checkbox]")) play(!view.timer);
+    else if (arrow && inside.matches(".heat")) movePoint(inside.closest("[data-method]"), ...arrow);
+    else if (arrow?.[1] && event.shiftKey) jump(arrow[1]);
+    else if (arrow?.[1]) show(view.at + arrow[1]);
+    else return;
+    event.preventDefault();
+  });
+
+  slider.addEventListener("input", () => show(Number(slider.value)));
+  for (const thumb of all(".strip button")) thumb.addEventListener("click", () => show(Number(thumb.dataset.at)));
+  for (const plot of all("[data-plot]")) plot.addEventListener("click", event => {
+    const box = plot.getBoundingClientRect();
+    show(Math.floor((event.clientX - box.left) / box.width * data.steps.length));
+  });
+  for (const select of all("select")) select.addEventListener("change", () => draw(select.closest("[data-method]")));
+  one("#play").addEventListener("click", () => play(!view.timer));
+  one("#earlier")?.addEventListener("click", () => jump(-1));
+  one("#later")?.addEventListener("click", () => jump(1));
+  one("#shown")?.addEventListener("change", () => articles.forEach(draw));
+  one("#opacity")?.addEventListener("input", event => document.documentElement.style.setProperty("--opacity", event.target.value));
+  one("#shared")?.addEventListener("change", event => { view.shared = event.target.checked; articles.forEach(draw); });
+  one("#certain")?.addEventListener("change", event => { view.certain = event.target.checked; articles.forEach(draw); });
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => articles.forEach(draw));
+  window.addEventListener("hashchange", showHash);
+  showHash();
+})();

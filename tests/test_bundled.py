@@ -1,0 +1,149 @@
+"""The shapes world: scenes, captions, the judge, and whether the trained model draws what it is told."""
+
+from operator import attrgetter
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import denoscope
+from denoscope.bundled.judge import Verdict, find, judge
+from denoscope.bundled.scenes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, WORDS, Scene, caption, masks, render
+from denoscope.models import bundled_folder
+
+FRESH = 5_000_000
+"""Seeds from here on were never used in training or development."""
+
+
+def test_scenes_follow_from_their_seed():
+    for seed in range(20):
+        a, b = Scene.random(seed), Scene.random(seed)
+        assert a == b and np.array_equal(render(a), render(b)) and caption(a) == caption(b)
+    assert len({Scene.random(seed) for seed in range(200)}) == 200
+
+
+def test_masks_are_where_the_object_is_and_nowhere_else():
+    for seed in range(60):
+        scene = Scene.random(seed)
+        picture, truth = render(scene), masks(scene)
+        differs = np.abs(picture - np.array(BACKGROUNDS[scene.background]) / 255).max(-1) > 0.5 * 0.1
+        assert truth.shape == (len(scene.things), 64, 64) and (truth.sum((1, 2)) > 40).all()
+        assert truth.sum(0).max() == 1  # things never overlap
+        near = truth.any(0)
+        grown = near | np.roll(near, 1, 0) | np.roll(near, -1, 0) | np.roll(near, 1, 1) | np.roll(near, -1, 1)
+        grown |= np.roll(grown, 1, 0) | np.roll(grown, -1, 0)
+        assert not (differs & ~grown).any()
+
+
+def test_relations_hold_in_the_scene():
+    for seed in range(100):
+        scene = Scene.random(seed, count=2)
+        a, b = scene.things
+        holds = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y}
+        assert holds[scene.relation]
+
+
+def test_captions_say_every_fact_and_whose_each_word_is():
+    wordings = set()
+    for seed in range(200):
+        scene = Scene.random(seed)
+        said = caption(scene)
+        assert set(said.words) <= set(WORDS)
+        for index, thing in enumerate(scene.things):
+            own = {said.words[i] for i in said.words_of(index)}
+            assert {thing.shape, thing.colour, thing.size} <= own
+            assert thing.texture in own or thing.texture == "plain"
+            assert own <= {thing.shape, thing.colour, thing.size, thing.texture}
+        assert {said.words[i] for i in said.words_of("background")} == {scene.background, "background"}
+        kinds = (*SHAPES, *COLOURS, *BACKGROUNDS, *TEXTURES)
+        wordings.add(tuple("x" if word in kinds else word for word in said.words))
+    assert len(wordings) > 40
+
+
+def test_the_judge_reads_true_scenes_without_fault_and_notices_each_change():
+    for seed in range(40):
+        scene = Scene.random(seed)
+        verdict = judge(render(scene), scene)
+        assert verdict.things_right() and verdict.background and verdict.position
+    from dataclasses import replace
+
+    scene = Scene.random(3, count=1)
+    thing = scene.things[0]
+    changes = dict(colour=COLOURS, shape=SHAPES, texture=TEXTURES)
+    for name, values in changes.items():
+        other = next(value for value in values if value != getattr(thing, name))
+        asked = replace(scene, things=(replace(thing, **{name: other}),))
+        verdict = judge(render(scene), asked)
+        assert getattr(verdict, name) == (False,) and not verdict.things_right()
+    assert not judge(render(Scene.random(3, count=2)), scene).count
+    other = next(name for name in BACKGROUNDS if name != scene.background)
+    assert not judge(render(scene), replace(scene, background=other)).background
+
+
+def test_the_judge_reads_noisy_pictures():
+    rng = np.random.default_rng(0)
+    right = 0
+    for seed in range(20):
+        scene = Scene.random(seed)
+        right += judge(np.clip(render(scene) + rng.normal(0, 0.04, (64, 64, 3)), 0, 1), scene).things_right()
+    assert right >= 19
+
+
+def test_the_folder_is_a_plain_stable_diffusion_checkpoint():
+    """Must show 3: diffusers alone makes the same picture for the same seed."""
+    plain = StableDiffusionPipeline.from_pretrained(bundled_folder("shapes"))
+    plain.set_progress_bar_config(disable=True)
+    options = dict(num_inference_steps=6, output_type="np")
+    alone = plain("a red circle", generator=torch.Generator().manual_seed(2), **options).images
+    ours = denoscope.load("shapes").trace("a red circle", seed=2, **options).images
+    assert np.array_equal(alone, ours)
+
+
+def test_weights_are_small_and_safe():
+    files = [path for path in bundled_folder("shapes").parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def drawn(scenes, batch=20):
+    """What the bundled model draws for each scene's caption with the scene's seed, at the pipeline's own guidance."""
+    pipeline = denoscope.load("shapes").pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for first in range(0, len(scenes), batch):
+        some = scenes[first : first + batch]
+        generators = [torch.Generator().manual_seed(scene.seed) for scene in some]
+        prompts = [str(caption(scene)) for scene in some]
+        pictures += list(pipeline(prompts, generator=generators, num_inference_steps=30, output_type="np").images)
+    return pictures
+
+
+@pytest.mark.slow
+def test_one_object_prompts_are_drawn_right():
+    """Must show 2: on 200 fresh prompts each attribute is right in at least 90 %."""
+    scenes = [Scene.random(FRESH + i, count=1) for i in range(200)]
+    verdicts = [judge(picture, scene) for picture, scene in zip(drawn(scenes), scenes, strict=True)]
+    shares = {name: np.mean([np.all(getattr(v, name)) for v in verdicts]) for name in ATTRIBUTES}
+    print({name: round(float(share), 3) for name, share in shares.items()})
+    assert all(share >= 0.90 for share in shares.values()), shares
+
+
+@pytest.mark.slow
+def test_two_object_prompts_are_drawn_right():
+    """Must show 2: on 100 fresh prompts both objects are right in at least 70 %."""
+    scenes = [Scene.random(FRESH + 10_000 + i, count=2) for i in range(100)]
+    verdicts = [judge(picture, scene) for picture, scene in zip(drawn(scenes), scenes, strict=True)]
+    both, position = (float(np.mean([part(v) for v in verdicts])) for part in (Verdict.things_right, POSITION))
+    print({"both objects": both, "position": position})
+    assert both >= 0.70, both
+
+
+POSITION = attrgetter("position")
+ATTRIBUTES = ("background", "colour", "shape", "texture", "size")
+
+
+def test_unused_words_do_not_break_the_tokenizer():
+    model = denoscope.load("shapes")
+    assert model.tokens("a red circle")[1:-1] == ["a</w>", "red</w>", "circle</w>"]
+    assert find(np.full((64, 64, 3), 0.96)).things == ()

@@ -1,0 +1,49 @@
+"""Metrics against torchmetrics and scipy, and on maps whose figure is known."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import zoom
+from torchmetrics.functional.classification import binary_auroc
+
+from denoscope.errors import InputError
+from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
+
+
+def test_auroc_against_torchmetrics():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        saliency, mask = rng.integers(0, 32, (12, 9)) / 32, rng.random((12, 9)) < 0.2
+        expected = binary_auroc(torch.from_numpy(saliency).flatten(), torch.from_numpy(mask).long().flatten())
+        assert auroc(saliency, mask) == pytest.approx(float(expected), abs=1e-6)
+        assert auroc(-saliency, mask) == pytest.approx(1 - auroc(saliency, mask))
+    assert auroc(np.zeros((4, 4)), np.eye(4, dtype=bool)) == 0.5
+
+
+def test_auroc_refuses_what_it_cannot_tell():
+    for mask in (np.zeros((3, 3)), np.ones((3, 3)), np.eye(4)):
+        with pytest.raises(InputError):
+            auroc(np.zeros((3, 3)), mask)
+
+
+def test_on_grid_against_scipy_zoom_and_keeps_planes():
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(size=(5, 7))
+    assert np.allclose(on_grid(coarse, 20, 28), zoom(coarse, 4, order=1, mode="nearest", grid_mode=True))
+    plane = np.add.outer(np.arange(6.0), 2 * np.arange(8.0))
+    fine = on_grid(plane, 12, 16)
+    assert np.allclose(np.diff(fine[1:-1, 1:-1], axis=0), 0.5) and np.allclose(np.diff(fine[1:-1, 1:-1], axis=1), 1.0)
+
+
+def test_centre_prior_prefers_the_centre():
+    prior = centre_prior(7, 9)
+    assert np.unravel_index(prior.argmax(), prior.shape) == (3, 4) and np.allclose(prior, prior[::-1, ::-1])
+
+
+def test_bootstrap_covers_the_mean():
+    rng = np.random.default_rng(0)
+    covered = [(i := bootstrap(rng.normal(3, 1, 40))).low <= 3 <= i.high for _ in range(100)]
+    assert 0.87 <= np.mean(covered) <= 1
+    assert str(bootstrap([0.5, 0.5])) == "0.50 [0.50, 0.50]"
+    with pytest.raises(InputError):
+        bootstrap([1.0, np.nan])

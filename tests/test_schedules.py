@@ -1,0 +1,78 @@
+"""Schedules are the paper's; what cannot be a schedule is said in one paragraph."""
+
+from fractions import Fraction
+
+import pytest
+
+from denoscope.errors import ScheduleError
+from denoscope.schedules import band, early, late, resolve, uniform
+
+# Made by the published code (arXiv 2402.10404), 30 steps of 1000.
+EARLY_60 = """999 893 884 875 865 854 842 829 816 801 785 768 749 729 708 684 659 632 602 571 536 499 459 416 370 319
+265 206 143 74"""
+LATE_60 = """999 926 857 794 735 681 630 584 541 501 464 429 398 368 341 316 292 271 251 232 215 199 184 171 158 146 135
+125 116 107"""
+EARLY_30 = """999 965 961 956 950 944 937 930 921 911 901 888 875 859 842 823 801 777 749 719 684 646 602 554 499 438
+370 293 206 109"""
+LATE_30 = """999 891 794 707 630 562 501 446 398 354 316 281 251 223 199 177 158 141 125 112 99 89 79 70 63 56 50 44 39
+35"""
+
+
+@pytest.mark.parametrize(
+    "made, published",
+    [(early(30), EARLY_60), (late(30), LATE_60), (early(30, 30), EARLY_30), (late(30, 30), LATE_30)],
+    ids=["early 60", "late 60", "early 30", "late 30"],
+)
+def test_published_time_steps(made, published):
+    assert made == [int(word) for word in published.split()]
+
+
+@pytest.mark.parametrize("steps, shift, T", [(1, 60.0, 1000), (7, 3.5, 1000), (50, 200.0, 1000), (12, 20.0, 400)])
+def test_early_mirrors_late(steps, shift, T):
+    """Identity: both walk the same powers of δ, one from T downwards by them, the other along them."""
+    if steps > 1:
+        assert [T - t for t in early(steps, shift, T)][1:] == sorted(late(steps, shift, T))[:-1]
+    assert early(steps, shift, T)[0] == late(steps, shift, T)[0] == T - 1
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 30, 1000])
+def test_uniform_is_even(steps):
+    """Oracle: exact fractions."""
+    exact = [Fraction(1000) - Fraction(1000 * i, steps) - 1 for i in range(steps)]
+    assert all(abs(t - e) <= Fraction(1, 2) for t, e in zip(uniform(steps), exact, strict=True))
+
+
+def test_band_is_dense_inside_its_window():
+    steps = band(400)
+    assert sum(400 <= t <= 450 for t in steps) == 25
+    assert set(uniform(6)) <= set(steps) and steps == sorted(set(steps), reverse=True)
+
+
+def test_resolve_reads_what_a_user_types():
+    assert resolve("uniform", 30) is None
+    assert resolve("early", 30) == early(30) and resolve("late", 30, 30) == late(30, 30)
+    assert resolve([900, 500, 100], 30) == [900, 500, 100]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("unifrom", 30), 'Did you mean "uniform"'),
+        (("", 30), "Allowed: uniform, early, late"),
+        (("early", 0), "0 steps"),
+        (("early", 30, -30.0), "shift -30"),
+        (("early", 30, float("nan")), "shift nan"),
+        (("late", 30, float("inf")), "shift inf"),
+        (("late", 900), "fewer steps or a larger shift"),
+        (("uniform", 30, 60.0), '"uniform" has none'),
+        (([100, 500], 30), "fall strictly"),
+        (([500, 500], 30), "fall strictly"),
+        (([1000, 500], 30), "1000 is outside 0..999"),
+        (([500, -1], 30), "-1 is outside"),
+        (([], 30), "at least one"),
+    ],
+)
+def test_what_is_no_schedule(arguments, said):
+    with pytest.raises(ScheduleError) as refused:
+        resolve(*arguments)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
