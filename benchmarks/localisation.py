@@ -26,6 +26,7 @@ from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
 STEPS = {"early": 3, "middle": 12, "late": 24}
 VARIANTS = ("contrast", "paper", "reference")
 FIRST_SEED = 7_000_000
+GUIDANCE = 3.0
 
 
 def objects(picture: np.ndarray) -> np.ndarray:
@@ -53,7 +54,9 @@ def measure(count: int, scenes: int, masks: int) -> dict:
     model.pipeline.set_progress_bar_config(disable=True)
     for seed in track(range(FIRST_SEED, FIRST_SEED + 3 * scenes), description=f"{count} object(s)"):
         scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
-        trace = model.trace(str(caption(scene)), seed=seed, num_inference_steps=30, output_type="np")
+        trace = model.trace(
+            str(caption(scene)), seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np"
+        )
         shown = objects(trace.image)
         if len(shown) != count:
             passed_over += 1

@@ -107,7 +107,7 @@ def test_weights_are_small_and_safe():
 
 
 def drawn(scenes, batch=20):
-    """What the bundled model draws for each scene's caption with the scene's seed, at the pipeline's own guidance."""
+    """What the bundled model draws for each scene's caption with the scene's seed, at the demo's guidance."""
     pipeline = denoscope.load("shapes").pipeline
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
@@ -115,7 +115,8 @@ def drawn(scenes, batch=20):
         some = scenes[first : first + batch]
         generators = [torch.Generator().manual_seed(scene.seed) for scene in some]
         prompts = [str(caption(scene)) for scene in some]
-        pictures += list(pipeline(prompts, generator=generators, num_inference_steps=30, output_type="np").images)
+        options = dict(num_inference_steps=30, guidance_scale=3.0, output_type="np")
+        pictures += list(pipeline(prompts, generator=generators, **options).images)
     return pictures
 
 

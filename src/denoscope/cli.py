@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Click's; whether Click stands alone or inside Typer is Typer's affair
-DEMO_PROMPT = "a small striped red circle on a white background"
+DEMO = dict(prompt="a large dotted yellow square on a pink background", seed=8, guidance=3.0)
 Out = Annotated[Path, typer.Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 Masks = Annotated[int, typer.Option("--masks", help="Masks per step for DF-RISE.")]
@@ -84,7 +84,7 @@ def options(
 @app.command()
 def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: Masks = 200) -> None:
     """The main job on the bundled model: generate, record, explain with DF-RISE, write a report."""
-    _explain(dict(prompt=DEMO_PROMPT, seed=4, masks=masks), out, overwrite)
+    _explain(dict(**DEMO, masks=masks), out, overwrite)
 
 
 @app.command()
