@@ -188,9 +188,12 @@ def main() -> None:
         print(peak_bytes(asked.peak))
         return
     trace = trace_of_model()
-    results = {name: PARTS[name](trace) for name in asked.parts or PARTS}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(results, indent=2))
+    results = {}
+    for name in asked.parts or PARTS:
+        results[name] = PARTS[name](trace)
+        asked.out.write_text(json.dumps(results, indent=2))
+        print(name, json.dumps(results[name]), flush=True)
     table(results)
     print(asked.out)
 
