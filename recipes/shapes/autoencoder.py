@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from loop import cached_pictures, to_tensor, train
+from loop import cached_latents, cached_pictures, to_tensor, train
 
 CHANNELS = (32, 32, 32)
 CONFIG = dict(
@@ -22,47 +22,74 @@ CONFIG = dict(
 )
 LATENT_NOISE = 0.1
 LATENT_PENALTY = 1e-3
+CROP, CELL = 32, 4  # pixels: the side of a training crop, and of a latent's cell
 
 
-CROP = 32
-
-
-def crops(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A 32×32 crop of each picture around a pixel that is not background: where there is something to learn."""
+def corners(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Top left corners, in cells, of one crop a picture around a pixel that is not background, (n, 2)."""
     differs = np.abs(pictures.astype(np.int16) - pictures[:, :1, :1]).max(-1) > 20
-    out = np.empty((len(pictures), CROP, CROP, 3), np.uint8)
-    for i, picture in enumerate(pictures):
-        rows, columns = np.nonzero(differs[i])
-        pixel = rng.integers(len(rows))
-        shift = rng.integers(-CROP // 4, CROP // 4, 2)
-        top, left = np.clip(np.array([rows[pixel], columns[pixel]]) + shift - CROP // 2, 0, pictures.shape[1] - CROP)
-        out[i] = picture[top : top + CROP, left : left + CROP]
-    return out
+    chosen = np.stack([pixels[rng.integers(len(pixels))] for pixels in map(np.argwhere, differs)])
+    shift = rng.integers(-CROP // 4, CROP // 4, chosen.shape) - CROP // 2
+    return np.clip(chosen + shift, 0, pictures.shape[1] - CROP) // CELL
 
 
-def main(folder: Path, minutes: float, count: int, batch: int = 24) -> None:
+def cropped(pictures: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
+    """One square of `side` rows and columns from each picture (n, height, width, channels)."""
+    return np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners, strict=True)])
+
+
+def error_of(decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    error = decoded.float() - x
+    return error.abs().mean() + error.square().mean()
+
+
+def main(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
+    """Encoder and decoder together."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     data = cached_pictures(folder, count)
-    vae = AutoencoderTiny(**CONFIG).to(memory_format=torch.channels_last)
+    vae = AutoencoderTiny(**CONFIG)
 
-    def loss_of(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([step, 2])
-        x = to_tensor(crops(data[np.sort(rng.integers(0, count, batch))], rng)).contiguous(
-            memory_format=torch.channels_last
-        )
+    def loss_of(step: int, worker: int) -> torch.Tensor:
+        rng = np.random.default_rng([step, 2, worker])
+        pictures = data[np.sort(rng.integers(0, count, batch))]
+        x = to_tensor(cropped(pictures, CELL * corners(pictures, rng), CROP))
         with torch.autocast("cpu", torch.bfloat16):
             latents = vae.encode(x).latents
             decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        error = decoded.float() - x
-        return error.abs().mean() + error.square().mean() + LATENT_PENALTY * latents.float().square().mean()
+        return error_of(decoded, x) + LATENT_PENALTY * latents.float().square().mean()
 
     train(vae, loss_of, folder / "autoencoder", minutes, peak=2e-3)
     with torch.inference_mode():
-        x = to_tensor(data[:512])
-        latents = vae.encode(x).latents
-        print("mean squared error", (vae.decode(latents).sample - x).square().mean().item())
+        latents = vae.encode(to_tensor(data[:512])).latents
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    save(vae, data, folder)
+
+
+def refine(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
+    """The decoder alone, on the latents that the diffusion model was trained on; they stay as they are."""
+    data, vae = cached_pictures(folder, count), AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
+    cached = cached_latents(folder, vae, count) / vae.config.scaling_factor
+
+    def loss_of(step: int, worker: int) -> torch.Tensor:
+        rng = np.random.default_rng([step, 5, worker])
+        chosen = np.sort(rng.integers(0, count, batch))
+        pictures, latents = data[chosen], cached[chosen].float().movedim(1, -1).numpy()
+        places = corners(pictures, rng)
+        x = to_tensor(cropped(pictures, CELL * places, CROP))
+        latents = torch.from_numpy(cropped(latents, places, CROP // CELL)).movedim(-1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        return error_of(decoded, x)
+
+    train(vae.decoder, loss_of, folder / "decoder", minutes, peak=1e-3)
+    save(vae, data, folder)
+
+
+def save(vae: AutoencoderTiny, data: np.ndarray, folder: Path) -> None:
+    with torch.inference_mode():
+        x = to_tensor(data[:512])
+        print("mean squared error", (vae.decode(vae.encode(x).latents).sample - x).square().mean().item())
     vae.save_pretrained(folder / "shapes" / "vae")
 
 
@@ -70,5 +97,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--count", type=int, default=60_000, help="training scenes")
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--count", type=int, default=80_000, help="training scenes")
+    parser.add_argument("--refine", action="store_true", help="go on with the decoder alone")
+    given = vars(parser.parse_args())
+    (refine if given.pop("refine") else main)(**given)

@@ -24,7 +24,7 @@ def config(words) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
 
 
-def main(folder: Path, minutes: float, count: int, batch: int = 128) -> None:
+def main(folder: Path, minutes: float, count: int, batch: int = 64) -> None:
     torch.manual_seed(1)
     words = tokenizer(folder / "shapes" / "tokenizer")
     words.save_pretrained(folder / "shapes" / "tokenizer")
@@ -32,8 +32,8 @@ def main(folder: Path, minutes: float, count: int, batch: int = 128) -> None:
     ids = cached_tokens(folder, words, count)
     clip = CLIPModel(config(words))
 
-    def loss_of(step: int) -> torch.Tensor:
-        chosen = np.sort(np.random.default_rng([step, 3]).integers(0, count, batch))
+    def loss_of(step: int, worker: int) -> torch.Tensor:
+        chosen = np.sort(np.random.default_rng([step, 3, worker]).integers(0, count, batch))
         with torch.autocast("cpu", torch.bfloat16):
             out = clip(input_ids=ids[chosen], pixel_values=to_tensor(data[chosen]))
         logits, own = out.logits_per_text.float(), torch.arange(batch)
@@ -50,5 +50,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--count", type=int, default=60_000, help="training scenes")
+    parser.add_argument("--count", type=int, default=80_000, help="training scenes")
     main(**vars(parser.parse_args()))

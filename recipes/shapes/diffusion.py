@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loop import cached_pictures, to_tensor, train
+from loop import cached_latents, train
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from words import LENGTH, cached_tokens
 
@@ -46,19 +45,12 @@ def velocity_of(scheduler, clean: torch.Tensor, noise: torch.Tensor, timesteps: 
     return alpha * noise - sigma * clean
 
 
-def cached_latents(folder: Path, vae: AutoencoderTiny, count: int) -> torch.Tensor:
-    """Scaled latents of the training pictures, bfloat16 (count, 4, 16, 16)."""
-    path = folder / f"latents-{count}.pt"
-    if not path.exists():
-        data, parts = cached_pictures(folder, count), []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for chunk in np.array_split(data, max(1, count // 100)):
-                parts.append((vae.encode(to_tensor(chunk)).latents * vae.config.scaling_factor).bfloat16())
-        torch.save(torch.cat(parts), path)
-    return torch.load(path, weights_only=True)
+def stratified(batch: int, highest: int, random: torch.Generator) -> torch.Tensor:
+    """Training time steps below `highest`, one from each of `batch` equal parts: every batch sees the whole range."""
+    return ((torch.arange(batch) + torch.rand(batch, generator=random)) / batch * highest).long()
 
 
-def main(folder: Path, minutes: float, count: int, peak: float, batch: int = 32) -> None:
+def main(folder: Path, minutes: float, count: int, peak: float, start: Path | None, batch: int = 32) -> None:
     torch.manual_seed(2)
     vae = AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
     words = CLIPTokenizer.from_pretrained(folder / "shapes" / "tokenizer")
@@ -72,10 +64,14 @@ def main(folder: Path, minutes: float, count: int, peak: float, batch: int = 32)
     text_encoder.set_attn_implementation("eager")
     model.unet.set_attn_processor(AttnProcessor())  # on a CPU the fused kernel's backward takes three times as long
 
-    def loss_of(step: int) -> torch.Tensor:
-        random = torch.Generator().manual_seed(1000 * step + 4)
+    if start:
+        model.text_encoder.load_state_dict(CLIPTextModel.from_pretrained(start / "text_encoder").state_dict())
+        model.unet.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
+
+    def loss_of(step: int, worker: int) -> torch.Tensor:
+        random = torch.Generator().manual_seed(1000 * step + worker)
         chosen = torch.randint(count, (batch,), generator=random)
-        timesteps = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=random)
+        timesteps = stratified(batch, scheduler.config.num_train_timesteps, random)
         unsaid = torch.rand(batch, 1, generator=random) < UNCONDITIONAL_SHARE
         clean = latents[chosen].float()
         noise = torch.randn(clean.shape, generator=random)
@@ -102,6 +98,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=100)
-    parser.add_argument("--count", type=int, default=60_000, help="training scenes")
+    parser.add_argument("--count", type=int, default=80_000, help="training scenes")
+    parser.add_argument("--start", type=Path, help="folder of an earlier model whose weights to begin with")
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
     main(**vars(parser.parse_args()))

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,18 @@ def to_tensor(uint8: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(uint8)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def cached_latents(folder: Path, vae, count: int) -> torch.Tensor:
+    """Scaled latents of the training pictures, bfloat16 (count, 4, 16, 16)."""
+    path = folder / f"latents-{count}.pt"
+    if not path.exists():
+        data, parts = cached_pictures(folder, count), []
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for chunk in np.array_split(data, max(1, count // 100)):
+                parts.append((vae.encode(to_tensor(chunk)).latents * vae.config.scaling_factor).bfloat16())
+        torch.save(torch.cat(parts), path)
+    return torch.load(path, weights_only=True)
+
+
 class Average:
     """Exponential moving average of a module's parameters."""
 
@@ -62,33 +75,48 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
-def train(module, loss_of, folder: Path, minutes: float, peak: float, decay: float = 0.998, every: int = 200):
-    """Run `loss_of(step) -> loss` for a budget of minutes; return the averaged module.
+def gradients(parameters: list, loss_of, step: int, pool: ThreadPoolExecutor, workers: int) -> float:
+    """Leave in `.grad` the mean of the workers' gradients, each of its own part of the batch; return the loss.
+
+    One thread a worker, and one torch thread in each: on a shared machine they do not wait for one another at every
+    operation, which is what stalls torch's own threads there.
+    """
+
+    def part(worker: int):
+        loss = loss_of(step, worker)
+        return loss.item(), torch.autograd.grad(loss, parameters)
+
+    losses, parts = zip(*pool.map(part, range(workers)), strict=True)
+    for parameter, *of_parts in zip(parameters, *parts, strict=True):
+        parameter.grad = sum(of_parts) / workers
+    return sum(losses) / workers
+
+
+def train(module, loss_of, folder: Path, minutes: float, peak: float, decay=0.998, every=200, workers=2):
+    """Run `loss_of(step, worker) -> loss` for a budget of minutes; return the averaged module.
 
     The schedule follows the minutes used, so a slow machine does fewer steps and still ends annealed. Every
     `every` steps the whole state goes to `folder/state.pt` by rename; the next call goes on from there.
     """
+    torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    average, start, used = Average(module, decay), 0, 0.0
-    optimiser = torch.optim.AdamW(module.parameters(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
+    average, start, used, parameters = Average(module, decay), 0, 0.0, list(module.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.99), fused=True)
     state_path = folder / "state.pt"
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         average.values, start, used = state["average"], state["step"], state["seconds"]
-    step, losses, began = start, [], time.monotonic() - used
+    step, losses, began, pool = start, [], time.monotonic() - used, ThreadPoolExecutor(workers)
     while (seconds := time.monotonic() - began) < 60 * minutes:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(seconds / (60 * minutes), peak)
-        loss = loss_of(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        losses.append(gradients(parameters, loss_of, step, pool, workers))
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         step += 1
         average.update(module, step)
-        losses.append(loss.item())
         if step % every == 0:
             _log(folder, step=step, seconds=round(seconds), loss=round(float(np.mean(losses[-every:])), 5))
             state = {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "average": average.values}

@@ -15,7 +15,7 @@ from .scenes import BACKGROUNDS, COLOURS, DARK, SHAPES, SIDE, SIZES, Scene, Thin
 MIN_AREA = 40
 DIFFERS = 0.14
 FRINGE = 0.35  # pixels: how far outside the outline a partly covered pixel still differs from the background
-SIZE_LIMIT = (SIZES["small"][1] + SIZES["large"][0]) / 2
+SIZE_LIMIT = (SIZES["small"] + SIZES["large"]) / 2
 
 
 @dataclass(frozen=True)

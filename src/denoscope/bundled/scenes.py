@@ -25,9 +25,13 @@ BACKGROUNDS = {
     "pink": (250, 180, 205),
     "cyan": (130, 220, 230),
 }
-SIZES = {"small": (7.0, 8.5), "large": (12.5, 14.5)}
+SIZES = {"small": 8.0, "large": 13.0}
 TEXTURES = ("plain", "striped", "dotted")
 RELATIONS = ("left of", "right of", "above", "below")
+
+GRID = 4  # pixels between possible centres: one cell of the bundled autoencoder's latent
+MARGIN = 1.5  # pixels between a thing and the picture's border
+GAP = 2.0  # pixels between two things, along the axis of their relation
 
 TEXTURE_PERIOD = 7.0
 DOT_RADIUS = 2.1
@@ -76,27 +80,27 @@ class Scene:
 def _random_thing(rng: np.random.Generator, size: str | None) -> Thing:
     size = size or str(rng.choice(list(SIZES)))
     shape, colour, texture = (str(rng.choice(list(names))) for names in (SHAPES, COLOURS, TEXTURES))
-    return Thing(shape, colour, size, texture, radius=float(rng.uniform(*SIZES[size])))
+    return Thing(shape, colour, size, texture, radius=SIZES[size])
+
+
+def _places(thing: Thing) -> np.ndarray:
+    """The coordinates a thing's centre may have, the same across and down."""
+    lowest = thing.radius + MARGIN
+    return np.arange(GRID * np.ceil(lowest / GRID), SIDE - lowest + 1e-9, GRID)
 
 
 def _placed(rng: np.random.Generator, things: tuple[Thing, ...], relation: str | None) -> tuple[Thing, ...]:
     """Give every thing a centre inside the picture; two things stand apart along the relation's axis."""
-    margin = 1.5
     if relation is None:
         (thing,) = things
-        low, high = thing.radius + margin, SIDE - thing.radius - margin
-        return (replace(thing, x=float(rng.uniform(low, high)), y=float(rng.uniform(low, high))),)
+        return (replace(thing, x=float(rng.choice(_places(thing))), y=float(rng.choice(_places(thing)))),)
     first_is_low = relation in ("left of", "above")
     near, far = things if first_is_low else things[::-1]
-    spare = SIDE - 2 * (near.radius + far.radius) - 2 * margin - 2.0
-    before, between = np.sort(rng.uniform(0, spare, 2))
-    along_near = margin + before + near.radius
-    along_far = margin + 2.0 + between + 2 * near.radius + far.radius
-    reach = 0.8 * (along_far - along_near)
-    across_near = rng.uniform(near.radius + margin, SIDE - near.radius - margin)
-    across = across_near + rng.uniform(-reach, reach)
-    across_far = np.clip(across, far.radius + margin, SIDE - far.radius - margin)
-    centres = [(along_near, across_near), (along_far, across_far)]
+    apart = near.radius + far.radius + GAP
+    along = rng.choice([(a, b) for a in _places(near) for b in _places(far) if b - a >= apart])
+    across_near, reach = rng.choice(_places(near)), 0.8 * (along[1] - along[0])
+    across_far = rng.choice([c for c in _places(far) if abs(c - across_near) <= reach])
+    centres = [(along[0], across_near), (along[1], across_far)]
     if not first_is_low:
         centres.reverse()
     if relation in ("above", "below"):
