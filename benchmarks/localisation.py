@@ -1,14 +1,17 @@
 """Do the maps point at the objects? AUROC against the outlines that the judge reads off each generated picture.
 
     python benchmarks/localisation.py                       # 40 scenes with one small object, 40 with two
-    python benchmarks/localisation.py --scenes 10 --masks 128
+    python benchmarks/localisation.py --scenes 10 --masks 128 --published-masks 128
 
 Per step: mean over scenes and its bootstrap interval. A random map and the centre prior stand beside every figure.
-Scenes in which the model did not draw as many things as it was told are passed over, and counted.
+Scenes in which the model did not draw as many things as it was told are passed over, and counted. The scenes are shared
+out to processes of one thread each.
 """
 
 import argparse
+import functools
 import json
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,6 @@ from denoscope.bundled.scenes import Scene, caption, coverage
 from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
 
 STEPS = {"early": 3, "middle": 12, "late": 24}
-VARIANTS = ("contrast", "paper", "reference")
 FIRST_SEED = 7_000_000
 GUIDANCE = 3.0
 
@@ -35,11 +37,13 @@ def objects(picture: np.ndarray) -> np.ndarray:
     return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
 
 
-def scores_of(trace: denoscope.Trace, mask: np.ndarray, masks: int, seed: int) -> dict[str, dict[str, float]]:
+def scores_of(
+    trace: denoscope.Trace, mask: np.ndarray, masks: dict[str, int], seed: int
+) -> dict[str, dict[str, float]]:
     """AUROC of every variant and baseline at every step."""
     rng, found = np.random.default_rng(seed), {}
-    for variant in VARIANTS:
-        maps = DFRise(num_masks=masks, variant=variant, seed=seed)(trace, list(STEPS.values())).saliency.values
+    for variant, count in masks.items():
+        maps = DFRise(num_masks=count, variant=variant, seed=seed)(trace, list(STEPS.values())).saliency.values
         enlarged = [on_grid(saliency, *mask.shape) for saliency in maps]
         found[variant] = {name: auroc(saliency, mask) for name, saliency in zip(STEPS, enlarged, strict=True)}
     grid = trace[0].sample.shape[-2:]
@@ -48,22 +52,34 @@ def scores_of(trace: denoscope.Trace, mask: np.ndarray, masks: int, seed: int) -
     return found
 
 
-def measure(count: int, scenes: int, masks: int) -> dict:
+@functools.cache
+def model() -> denoscope.Model:
+    torch.set_num_threads(1)
+    loaded = denoscope.load("shapes")
+    loaded.pipeline.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def scores_of_scene(seed: int, count: int, masks: dict[str, int]) -> dict[str, dict[str, float]] | None:
+    """Make a scene's picture and score its maps; None where the picture does not show `count` things."""
+    scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
+    told = dict(seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np")
+    trace = model().trace(str(caption(scene)), **told)
+    shown = objects(trace.image)
+    return scores_of(trace, shown.any(axis=0), masks, seed) if len(shown) == count else None
+
+
+def measure(count: int, scenes: int, masks: dict[str, int], workers: int) -> dict:
     """Scenes of one small object (count 1) or of two objects, until enough were drawn as told."""
-    model, results, passed_over = denoscope.load("shapes"), [], 0
-    model.pipeline.set_progress_bar_config(disable=True)
-    for seed in track(range(FIRST_SEED, FIRST_SEED + 3 * scenes), description=f"{count} object(s)"):
-        scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
-        trace = model.trace(
-            str(caption(scene)), seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np"
-        )
-        shown = objects(trace.image)
-        if len(shown) != count:
-            passed_over += 1
-            continue
-        results.append(scores_of(trace, shown.any(axis=0), masks, seed))
-        if len(results) == scenes:
-            break
+    results, passed_over = [], 0
+    score = functools.partial(scores_of_scene, count=count, masks=masks)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        found = pool.imap(score, range(FIRST_SEED, FIRST_SEED + 3 * scenes))
+        for scores in track(found, total=3 * scenes, description=f"{count} object(s)"):
+            passed_over += scores is None
+            results += [scores] if scores else []
+            if len(results) == scenes:
+                break
     methods = results[0] if results else {}
     table = {m: {name: vars(bootstrap([r[m][name] for r in results])) for name in STEPS} for m in methods}
     return {"scenes": len(results), "passed_over": passed_over, "masks": masks, "auroc": table}
@@ -71,7 +87,7 @@ def measure(count: int, scenes: int, masks: int) -> dict:
 
 def show(results: dict) -> None:
     for name, result in results.items():
-        title = f"{name}: {result['scenes']} scenes, {result['passed_over']} passed over, {result['masks']} masks"
+        title = f"{name}: {result['scenes']} scenes, {result['passed_over']} passed over; masks {result['masks']}"
         shown = Table("map", *STEPS, title=title)
         for method, row in result["auroc"].items():
             shown.add_row(method, *(f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in row.values()))
@@ -81,13 +97,14 @@ def show(results: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
-    parser.add_argument("--masks", type=int, default=500)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--masks", type=int, default=500, help="masks per step for the contrast form")
+    parser.add_argument("--published-masks", type=int, default=128, help="masks per step for the published maps")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/localisation.json"))
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    masks = dict(contrast=asked.masks, paper=asked.published_masks, reference=asked.published_masks)
     names = {1: "one small object", 2: "two objects"}
-    results = {name: measure(count, asked.scenes, asked.masks) for count, name in names.items()}
+    results = {name: measure(count, asked.scenes, masks, asked.workers) for count, name in names.items()}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=2))
     show(results)

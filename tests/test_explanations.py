@@ -105,7 +105,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
     monkeypatch.setattr(figures, where, fails)
     with pytest.raises(OutputError, match=str(fault.strerror)) as caught:
-        explanation.save(tmp_path / "out")
+        explanation.save(tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == [] and "\n" not in str(caught.value)
 
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,29 @@ def test_calls_of_stable_diffusion_replay(stable_diffusion, kwargs):
         assert relative(two[1:], trace[1].model_output[index : index + 1]) < 1e-4
 
 
+def test_pictures_of_a_batch_share_what_steps_share(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+    short, long = (
+        model.trace(["a circle", "a square"], seed=0, num_inference_steps=n, output_type="latent").picture(1)
+        for n in (2, 6)
+    )
+    samples = 3 * short[0].sample.nbytes
+    assert long.nbytes - short.nbytes < 4 * 1.5 * samples
+
+
+def test_controlnet_is_refused_and_not_replayed_wrongly(stable_diffusion):
+    unet = stable_diffusion.unet
+    control = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8))
+    parts = {**stable_diffusion.components, "controlnet": control}
+    pipeline = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    trace = denoscope.load(pipeline).trace(
+        "a circle", image=torch.zeros(1, 3, 64, 64), height=64, width=64, seed=0, num_inference_steps=2
+    )
+    with pytest.raises(ReplayError, match="ControlNet"):
+        trace[0].predict(trace[0].sample)
+
+
 def test_guidance_is_the_one_asked_for(stable_diffusion):
     trace = denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=2, guidance_scale=5.5)
     assert [step.replay.weight for step in trace] == pytest.approx([5.5, 5.5], abs=1e-3)
@@ -167,6 +191,14 @@ def test_nothing_stays_behind_after_an_exception(stable_diffusion):
         assert "step" not in vars(stable_diffusion.scheduler) and "set_timesteps" not in vars(
             stable_diffusion.scheduler
         )
+
+
+def test_a_failure_after_a_step_is_not_the_users_slip(stable_diffusion):
+    def callback(pipe, index, timestep, kwargs):
+        raise RuntimeError("the cable was pulled")
+
+    with pytest.raises(RecordingError, match="failed after 1 of its steps: the cable was pulled"):
+        denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=3, callback_on_step_end=callback)
 
 
 def test_recordings_do_not_nest(stable_diffusion):

@@ -4,7 +4,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,18 +170,9 @@ def _saved(asked: dict[str, Any], out: Path, overwrite: bool) -> tuple[Any, Path
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Other libraries' notices stay silent, except the bars of a download; our own warnings are one line each."""
-    from diffusers.utils import logging as diffusers_logging
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging as transformers_logging
+    from .models import quiet_libraries
 
-    with ExitStack() as undo:
-        for library in (diffusers_logging, transformers_logging):
-            undo.callback(library.set_verbosity, library.get_verbosity())
-            undo.callback(library.enable_progress_bar if library.is_progress_bar_enabled() else lambda: None)
-            library.set_verbosity_error()
-            library.disable_progress_bar()
-        enable_progress_bars()  # transformers has switched these off as well
-        undo.enter_context(warnings.catch_warnings())
+    with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"denoscope\.")
         # Not typer.echo: it goes past the stream that keeps lines and bars apart.

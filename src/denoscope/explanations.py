@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,6 +175,7 @@ def _refusal(given: object, reason: str, remedy: str = "another folder") -> Inpu
 def _whole(place: Path) -> Iterator[Path]:
     """A folder beside `place` that takes its name at the end, or is gone when something, or someone, stops it."""
     temporary = place.with_name(f".{place.name}-{secrets.token_hex(4)}.partial")
+    new_parents = [parent for parent in place.parents if not parent.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -187,6 +188,9 @@ def _whole(place: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # those with something in them, the results at best, stay
+            for parent in new_parents:
+                parent.rmdir()
 
 
 def _take_place(temporary: Path, place: Path) -> None:

@@ -17,6 +17,13 @@ import torch
 from .errors import RecordingError, ReplayError, ScheduleError
 
 SAMPLE_NAMES = ("sample", "hidden_states")
+DEPEND_ON_SAMPLE = (
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "controlnet_block_samples",
+    "block_controlnet_hidden_states",
+)
+"""Arguments that ControlNet and its kin work out of the sample: kept as recorded, they would be wrong for another."""
 FREE_GRID_SCHEDULERS = "DPMSolverMultistepScheduler, DDPMScheduler or EulerDiscreteScheduler"
 
 _being_recorded: weakref.WeakSet = weakref.WeakSet()
@@ -195,6 +202,10 @@ class Replay:
         if len(calls) != 1:
             raise ReplayError(_cannot(f"its denoiser was called {len(calls)} times before one scheduler step"))
         args, kwargs, seen = _without_sample(calls[0])
+        if residuals := [name for name in DEPEND_ON_SAMPLE if kwargs.get(name) is not None]:
+            raise ReplayError(
+                _cannot(f"another network read the sample first and gave its denoiser {residuals[0]} (ControlNet?)")
+            )
         args, kwargs = shared_tensors((args, kwargs), (earlier.args, earlier.kwargs) if earlier else None)
         batch = len(step.sample)
         copies = len(seen) // batch
@@ -231,14 +242,15 @@ class Replay:
         first, second = output[:n], output[n:]
         return first + self.weight * (second - first)
 
-    def picture(self, index: int) -> "Replay":
-        """The same step for one picture of the batch."""
+    def picture(self, index: int, earlier: "Replay | None" = None) -> "Replay":
+        """The same step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
         rows = [copy * self.batch + index for copy in range(self.copies)]
 
         def own(tensor: torch.Tensor) -> torch.Tensor:
             return tensor[rows] if self._is_batched(tensor) else tensor
 
-        args, kwargs = map_tensors(own, (self.args, self.kwargs))
+        known = (earlier.args, earlier.kwargs) if earlier else None
+        args, kwargs = shared_tensors(map_tensors(own, (self.args, self.kwargs)), known)
         extra = None if self.extra is None else self.extra[index : index + 1]
         return Replay(self.denoiser, args, kwargs, 1, self.copies, self.scale, self.weight, extra)
 

@@ -9,6 +9,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,8 +62,26 @@ def load(
             "a model is run. To do so all the same, load the pipeline with diffusers and give that: load(pipe)."
         )
     precision, place = _precision(dtype), _device(device)
-    pipeline = _from_pretrained(_source(name), name, precision, from_pretrained)
+    with quiet_libraries() if name in BUNDLED else nullcontext():
+        pipeline = _from_pretrained(_source(name), name, precision, from_pretrained)
     return Model(pipeline if place is None else pipeline.to(place), name)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """While open, diffusers and transformers show errors only, and no bars but those of a download."""
+    from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    with ExitStack() as undo:
+        for library in (diffusers_logging, transformers_logging):
+            undo.callback(library.set_verbosity, library.get_verbosity())
+            undo.callback(library.enable_progress_bar if library.is_progress_bar_enabled() else lambda: None)
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        enable_progress_bars()  # transformers has switched these off as well
+        yield
 
 
 def bundled_folder(name: str) -> Path:
@@ -283,25 +302,38 @@ class Model:
         if generator is not None:
             kwargs["generator"] = generator
         call = dict(args=args, seed=seed, schedule=schedule, shift=shift, **pipeline_kwargs)
-        run = lambda: self._run(args, kwargs)  # noqa: E731
-        return record(self, self.denoiser, self.pipeline.scheduler, run, timesteps, call, advance)
+        made: list[int] = []
+
+        def heard(steps: int) -> None:
+            made.append(steps)
+            if advance is not None:
+                advance(steps)
+
+        run = lambda: self._run(args, kwargs, made)  # noqa: E731
+        return record(self, self.denoiser, self.pipeline.scheduler, run, timesteps, call, heard)
 
     @torch.no_grad()
-    def _run(self, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _run(self, args: tuple, kwargs: dict[str, Any], made: Sequence[int]) -> Any:
         """The pipeline's call; what it refuses before the first step is the user's input, said in one paragraph."""
         try:
             return self.pipeline(*args, **kwargs)
         except DenoscopeError:
             raise
         except (MemoryError, ValueError, TypeError, RuntimeError) as error:
-            self._refused(error, kwargs)
+            self._refused(error, kwargs, len(made))
 
-    def _refused(self, error: Exception, kwargs: Mapping[str, Any]) -> NoReturn:
+    def _refused(self, error: Exception, kwargs: Mapping[str, Any], made: int) -> NoReturn:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, (int, float, str)))
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             raise RecordingError(
                 f"The memory was not enough to make the picture: {_short(error, 160)} Given: {given}. Make a smaller "
                 "picture, load the model with dtype float16 on a GPU, or use a machine with more memory."
+            ) from error
+        if made:
+            raise RecordingError(
+                f"{type(self.pipeline).__name__} failed after {made} of its steps: {_short(error, 400)} "
+                f"Given: {given}. "
+                "The call itself was accepted. Make the same call without Denoscope to see where it fails."
             ) from error
         raise InputError(
             f"{type(self.pipeline).__name__} refused the call: {_short(error, 400)} Given: {given}. Use arguments that "

@@ -70,10 +70,11 @@ class Step:
         original = self.pred_original_sample if samples is None else self.predict_original(samples)
         return self.decoder.decode(original)
 
-    def picture(self, index: int) -> "Step":
-        """This step for one picture of the batch."""
-        own = slice(index, index + 1)
-        kept = replay if isinstance(replay := self.replay, ReplayError) else replay.picture(index)
+    def picture(self, index: int, earlier: "Step | None" = None) -> "Step":
+        """This step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
+        own, known = slice(index, index + 1), earlier.replay if earlier else None
+        known = known if isinstance(known, Replay) else None
+        kept = replay if isinstance(replay := self.replay, ReplayError) else replay.picture(index, known)
         return replace(
             self,
             sample=self.sample[own],
@@ -186,7 +187,10 @@ class Trace(Sequence[Step]):
                 f"This trace has no picture {index}: it holds {self.pictures}, counted from 0 to {self.pictures - 1}."
             )
         result = _Images(self.images[index : index + 1])
-        return Trace([step.picture(index) for step in self.steps], result, {**self.call, "picture": index}, self.model)
+        steps: list[Step] = []
+        for step in self.steps:
+            steps.append(step.picture(index, steps[-1] if steps else None))
+        return Trace(steps, result, {**self.call, "picture": index}, self.model)
 
     def samples_decoded(self) -> np.ndarray:
         """Every step's sample as a picture: (steps, height, width, 3) in [0, 1], of the first picture."""
