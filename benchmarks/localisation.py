@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--masks", type=int, default=500, help="masks per step for the contrast form")
-    parser.add_argument("--published-masks", type=int, default=128, help="masks per step for the published maps")
+    parser.add_argument("--published-masks", type=int, default=64, help="masks per step for the published maps")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/localisation.json"))
     asked = parser.parse_args()

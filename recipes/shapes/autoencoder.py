@@ -82,7 +82,7 @@ def refine(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
             decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         return error_of(decoded, x)
 
-    train(vae.decoder, loss_of, folder / "decoder", minutes, peak=1e-3)
+    train(vae.decoder, loss_of, folder / "decoder", minutes, peak=2e-4)
     save(vae, data, folder)
 
 

@@ -1,16 +1,21 @@
-"""Train the small CLIP: pictures and captions of the same scenes, contrasted within each batch.
+"""Train the small CLIP: pictures and texts of the same scenes, contrasted within each batch.
 
-Its text encoder is where the diffusion model's text encoder starts from.
+A picture's text is its caption or any phrase that is true of it ("striped red", "a cross on a pink background"); beside
+it stand phrases with one word changed, which is what teaches shapes and textures. Texts that happen to be true of
+another picture of the batch are no counter-examples to it. Its text encoder is where the diffusion model's starts from.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from loop import cached_pictures, to_tensor, train
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
-from words import LENGTH, cached_tokens, tokenizer
+from words import LENGTH, tokenizer
+
+from denoscope.bundled.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
 
 WIDTH = 128
 LAYER = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4)
@@ -24,22 +29,96 @@ def config(words) -> CLIPConfig:
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
 
 
+ALTERED = 3  # phrases with one word changed, for each picture
+
+
+class Facts(NamedTuple):
+    """What a phrase says of one thing and the background; None is unsaid."""
+
+    size: str | None
+    texture: str | None
+    colour: str | None
+    shape: str | None
+    background: str | None
+
+    def __str__(self) -> str:
+        thing = [word for word in (self.size, self.texture, self.colour, self.shape) if word]
+        ground = [self.background, "background"] if self.background else []
+        article = ["an" if thing[0][0] in "aeiou" else "a"] if self.shape else []
+        return " ".join([*article, *thing, *(["on", "a"] if thing and ground else []), *ground])
+
+
+CHOICES = tuple(map(tuple, (SIZES, TEXTURES, COLOURS, SHAPES, BACKGROUNDS)))
+
+
+def facts_of(scene: Scene) -> list[Facts]:
+    """All there is to say, one for each thing."""
+    return [Facts(t.size, t.texture, t.colour, t.shape, scene.background) for t in scene.things]
+
+
+def some(facts: Facts, rng: np.random.Generator) -> Facts:
+    """Leave out a random part, never everything."""
+    said = rng.random(5) < rng.choice([0.3, 0.6, 1.0])
+    said[rng.integers(5)] = True
+    return Facts(*(fact if kept else None for fact, kept in zip(facts, said, strict=True)))
+
+
+def altered(facts: Facts, rng: np.random.Generator) -> Facts:
+    """Change one of the facts that are said."""
+    values = list(facts)
+    place = rng.choice([i for i, value in enumerate(values) if value])
+    values[place] = str(rng.choice([value for value in CHOICES[place] if value != values[place]]))
+    return Facts(*values)
+
+
+def coded(facts: Facts | None) -> list[int]:
+    """Each fact's number among its choices, −1 if unsaid; −2, which nothing equals, for other texts."""
+    if facts is None:
+        return [-2] * len(CHOICES)
+    return [-1 if fact is None else choices.index(fact) for fact, choices in zip(facts, CHOICES, strict=True)]
+
+
+def texts_of(scenes: list[Scene], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+    """One text a scene, then the altered phrases; and which of them are true of which scene, (scenes, texts)."""
+    own, wrong = [], []
+    for scene in scenes:
+        things = facts_of(scene)
+        thing = things[rng.integers(len(things))]
+        own.append(None if rng.random() < 0.3 else some(thing, rng))
+        wrong += [altered(some(thing, rng), rng) for _ in range(ALTERED)]
+    said = np.array([coded(facts) for facts in own + wrong])
+    true = [[((said == -1) | (said == coded(thing))).all(1) for thing in facts_of(scene)] for scene in scenes]
+    captions = [str(caption(scene, complete=False)) for scene in scenes]
+    texts = [str(f or c) for f, c in zip(own, captions, strict=True)] + [str(f) for f in wrong]
+    return texts, np.array([np.any(things, axis=0) for things in true])
+
+
+def contrast(logits: torch.Tensor, true: np.ndarray) -> torch.Tensor:
+    """Cross-entropy of each picture's own text among all texts, and of each text's own picture among the pictures."""
+    pictures, own = len(logits), torch.arange(len(logits))
+    also_true = torch.from_numpy(true) & ~torch.eye(*logits.shape, dtype=torch.bool)
+    logits = logits.masked_fill(also_true, float("-inf"))
+    of_texts = torch.nn.functional.cross_entropy(logits[:, :pictures].T, own)
+    return (torch.nn.functional.cross_entropy(logits, own) + of_texts) / 2
+
+
 def main(folder: Path, minutes: float, count: int, batch: int = 64) -> None:
     torch.manual_seed(1)
     words = tokenizer(folder / "shapes" / "tokenizer")
     words.save_pretrained(folder / "shapes" / "tokenizer")
     data = cached_pictures(folder, count)
-    ids = cached_tokens(folder, words, count)
     clip = CLIPModel(config(words))
 
     def loss_of(step: int, worker: int) -> torch.Tensor:
-        chosen = np.sort(np.random.default_rng([step, 3, worker]).integers(0, count, batch))
+        rng = np.random.default_rng([step, 3, worker])
+        chosen = np.sort(rng.integers(0, count, batch))
+        texts, true = texts_of([Scene.random(int(seed)) for seed in chosen], rng)
+        ids = words(texts, padding=True, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            out = clip(input_ids=ids[chosen], pixel_values=to_tensor(data[chosen]))
-        logits, own = out.logits_per_text.float(), torch.arange(batch)
-        return (torch.nn.functional.cross_entropy(logits, own) + torch.nn.functional.cross_entropy(logits.T, own)) / 2
+            out = clip(**ids, pixel_values=to_tensor(data[chosen]))
+        return contrast(out.logits_per_image.float(), true)
 
-    train(clip, loss_of, folder / "clip-training", minutes, peak=1e-3, every=100)
+    train(clip, loss_of, folder / "clip-training", minutes, peak=1e-3)
     clip.save_pretrained(folder / "clip")
     size = dict(height=64, width=64)
     pictures = CLIPImageProcessor(size=size, crop_size=size, do_center_crop=False, **STATISTICS)

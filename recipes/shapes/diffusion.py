@@ -46,8 +46,13 @@ def velocity_of(scheduler, clean: torch.Tensor, noise: torch.Tensor, timesteps: 
 
 
 def stratified(batch: int, highest: int, random: torch.Generator) -> torch.Tensor:
-    """Training time steps below `highest`, one from each of `batch` equal parts: every batch sees the whole range."""
-    return ((torch.arange(batch) + torch.rand(batch, generator=random)) / batch * highest).long()
+    """Training time steps below `highest`, one from each of `batch` equal parts: every batch sees the whole range.
+
+    Every other one is drawn between a tenth and six tenths of it instead, where shapes and textures are decided.
+    """
+    places = (torch.arange(batch) + torch.rand(batch, generator=random)) / batch
+    places[::2] = 0.1 + 0.5 * places[::2]
+    return (places * highest).long()
 
 
 def main(folder: Path, minutes: float, count: int, peak: float, start: Path | None, batch: int = 32) -> None:

@@ -88,7 +88,8 @@ def gradients(parameters: list, loss_of, step: int, pool: ThreadPoolExecutor, wo
 
     losses, parts = zip(*pool.map(part, range(workers)), strict=True)
     for parameter, *of_parts in zip(parameters, *parts, strict=True):
-        parameter.grad = sum(of_parts) / workers
+        # In the parameter's own layout: the fused optimiser reads memory in order and would mix up any other.
+        parameter.grad = torch.empty_like(parameter).copy_(sum(of_parts) / workers)
     return sum(losses) / workers
 
 
