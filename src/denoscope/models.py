@@ -61,7 +61,7 @@ def load(
             f"{refused[0]} cannot be chosen here: weights are read from safetensors only, and no code that comes with "
             "a model is run. To do so all the same, load the pipeline with diffusers and give that: load(pipe)."
         )
-    precision, place = _precision(dtype), _device(device)
+    precision, place = precision_of(dtype), device_of(device)
     with quiet_libraries() if name in BUNDLED else nullcontext():
         pipeline = _from_pretrained(_source(name), name, precision, from_pretrained)
     return Model(pipeline if place is None else pipeline.to(place), name)
@@ -103,7 +103,8 @@ def _own_pipeline(pipeline: Any, dtype: torch.dtype | str | None, device: Any) -
     return pipeline
 
 
-def _precision(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def precision_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The dtype a user names; raises `ModelError` for what weights cannot have."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
     if dtype not in PRECISIONS:
@@ -111,7 +112,7 @@ def _precision(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return getattr(torch, str(dtype))
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
+def device_of(device: str | torch.device | None) -> torch.device | None:
     """The device, tried with one number: only that tells whether it is there and not merely spelled well."""
     if device is None:
         return None
@@ -120,7 +121,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
             return torch.device(device)
         reason = "it holds shapes and no numbers."
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = _short(error, 120)
+        reason = in_short(error, 120)
     accelerator = [torch.accelerator.current_accelerator()] if torch.accelerator.is_available() else []
     here = ["cpu", *(found.type for found in accelerator if found is not None)]
     raise ModelError(f'The device "{device}" cannot be used: {reason} {did_you_mean(str(device), here)}')
@@ -165,7 +166,7 @@ def _refuse_broken_index(file: Path, name: str) -> None:
         known = "_class_name" in json.loads(file.read_text(encoding="utf-8"))
         problem = 'it does not say "_class_name", the pipeline it is for'
     except (OSError, TypeError, ValueError) as error:
-        known, problem = False, _short(error, 120).rstrip(".")
+        known, problem = False, in_short(error, 120).rstrip(".")
     if not known:
         raise ModelError(
             f'The model_index.json of "{name}" cannot be used: {problem}. It must be the one that '
@@ -178,13 +179,17 @@ def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype | None, o
     from diffusers import DiffusionPipeline
 
     precision = {} if dtype is None else {"dtype": dtype}
-    if isinstance(source, str) and not _hub_answers():
-        options = {**options, "local_files_only": True}
+    options = {**options, **hub_options(source)}
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(source), use_safetensors=True, **precision, **options)
     except Exception as error:
         raise ModelError(_not_loaded(source, name, error)) from error
     return pipeline if dtype is None else pipeline.to(dtype)  # diffusers before mid-2026 knows no dtype when loading
+
+
+def hub_options(source: Path | str) -> dict[str, bool]:
+    """What any `from_pretrained` is told about a folder or hub id: the local cache alone where the Hub is dead."""
+    return {"local_files_only": True} if isinstance(source, str) and not _hub_answers() else {}
 
 
 def _hub_answers(seconds: float = 10) -> bool:
@@ -204,16 +209,16 @@ def _hub_answers(seconds: float = 10) -> bool:
 def _not_loaded(source: Path | str, name: str, error: Exception) -> str:
     if isinstance(source, Path):
         return (
-            f'The pipeline in the folder "{name}" could not be loaded: {_short(error)} A folder is loaded as '
+            f'The pipeline in the folder "{name}" could not be loaded: {in_short(error)} A folder is loaded as '
             "pipe.save_pretrained(folder) wrote it, weights as safetensors. Save or download it again."
         )
     return (
-        f'The model "{name}" could not be loaded from the Hugging Face Hub: {_reason(error)} Allowed are hub ids '
+        f'The model "{name}" could not be loaded from the Hugging Face Hub: {hub_reason(error)} Allowed are hub ids '
         f"(owner/name) of diffusers pipelines with safetensors, folders, and bundled models ({', '.join(BUNDLED)})."
     )
 
 
-def _reason(error: Exception) -> str:
+def hub_reason(error: Exception) -> str:
     """Why a hub id did not load; diffusers hides what happened first in the chain of causes."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -224,7 +229,7 @@ def _reason(error: Exception) -> str:
         return "there is no such model, or it is private. Check the spelling, or run: hf auth login."
     if any(isinstance(cause, LocalEntryNotFoundError) or _is_network(cause) for cause in causes):
         return "the Hub cannot be reached, and the local cache does not hold the whole model. Go online and try again."
-    return _short(error)
+    return in_short(error)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -238,7 +243,7 @@ def _is_network(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith(libraries)
 
 
-def _short(error: BaseException, most: int = 300) -> str:
+def in_short(error: BaseException, most: int = 300) -> str:
     """What an exception says, as one sentence of one line."""
     text = textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ...")
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -326,18 +331,18 @@ class Model:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if isinstance(value, (int, float, str)))
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
             raise RecordingError(
-                f"The memory was not enough to make the picture: {_short(error, 160)} Given: {given}. Make a smaller "
+                f"The memory was not enough to make the picture: {in_short(error, 160)} Given: {given}. Make a smaller "
                 "picture, load the model with dtype float16 on a GPU, or use a machine with more memory."
             ) from error
         if made:
             raise RecordingError(
-                f"{type(self.pipeline).__name__} failed after {made} of its steps: {_short(error, 400)} "
+                f"{type(self.pipeline).__name__} failed after {made} of its steps: {in_short(error, 400)} "
                 f"Given: {given}. "
                 "The call itself was accepted. Make the same call without Denoscope to see where it fails."
             ) from error
         raise InputError(
-            f"{type(self.pipeline).__name__} refused the call: {_short(error, 400)} Given: {given}. Use arguments that "
-            f"the pipeline takes on its own; sizes must be multiples of {self._size_multiple()} pixels."
+            f"{type(self.pipeline).__name__} refused the call: {in_short(error, 400)} Given: {given}. Use arguments "
+            f"that the pipeline takes on its own; sizes must be multiples of {self._size_multiple()} pixels."
         ) from error
 
     def step_count(

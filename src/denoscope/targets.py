@@ -8,10 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
+from .classifiers import Classifier
 from .errors import InputError, did_you_mean
+from .frames import Frame
 from .traces import Step
 
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -24,7 +27,7 @@ class Target(ABC):
     """`target(step, samples)` scores samples (n, channels, h, w) of a step as (n,) or (n, h, w)."""
 
     @abstractmethod
-    def at(self, step: Step) -> Score:
+    def at(self, step: Any) -> Score:
         """The scoring function for one step."""
 
     def __call__(self, step: Step, samples: torch.Tensor) -> torch.Tensor:
@@ -191,3 +194,26 @@ class FeatureCloseness(Target):
     def at(self, step: Step) -> Score:
         known = self.encoder(_recorded("image", step))
         return lambda samples: -(self.encoder(_in_space("image", step, samples)) - known).square().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class ClassScore(Target):
+    """A classifier's score of one label, (n,): its logit, the score before softmax, as Captum explains it.
+
+    Of a frame, the samples (n, 3, h, w) are what the classifier sees. Of a step of a trace, they are samples x_t, and
+    what it sees is the clean picture that the denoiser predicts from them: the score goes **through the denoiser**.
+    """
+
+    classifier: Classifier
+    label: str | int
+
+    def __post_init__(self) -> None:
+        self.classifier.index(self.label)
+
+    def at(self, step: Step | Frame) -> Score:
+        index, classifier = self.classifier.index(self.label), self.classifier
+        if isinstance(step, Step):
+            return lambda samples: classifier(classifier.normalise(step.clean(samples)))[:, index]
+        if step.space == "image":
+            return lambda samples: classifier(classifier.normalise(samples))[:, index]
+        return lambda samples: classifier(samples)[:, index]

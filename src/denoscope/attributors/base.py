@@ -10,9 +10,13 @@ import numpy as np
 import xarray as xr
 
 from ..errors import InputError, Interrupted, did_you_mean
+from ..frames import Frame, Frames
 from ..traces import Step, Trace
 
 Advance = Callable[[int], None]
+DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
+"""What a result's axes are called, by their number, the steps' first; only frames have draws."""
+
 METHODS: dict[str, Callable[..., "Attributor"]] = {}
 
 
@@ -45,7 +49,9 @@ def method(name: str, **options: Any) -> "Attributor":
 
 
 class Attributor(ABC):
-    """`attributor(trace, steps=None) -> xarray.Dataset` with `saliency` (step, y, x) and what else the method has.
+    """`attributor(sequence, steps=None) -> xarray.Dataset`: `saliency` (step, y, x) and what else the method has.
+
+    The sequence is a trace, or frames for a method that reads pictures; then there is a dim `draw` behind `step`.
 
     A subclass is a frozen dataclass of options and has one method, `explain`. `title`, `reading` (how to read the map)
     and `signed` (whether its sign means something) go into the result's attributes.
@@ -56,16 +62,16 @@ class Attributor(ABC):
     signed: bool = False
 
     @abstractmethod
-    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
+    def explain(self, step: Any, advance: Advance) -> Mapping[str, np.ndarray | float]:
         """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done."""
 
-    def work(self, step: Step) -> int:
+    def work(self, step: Any) -> int:
         """How many units `explain` will advance by, for the progress bar."""
         return 1
 
     def __call__(
         self,
-        sequence: Trace,
+        sequence: Trace | Frames,
         steps: Sequence[int] | None = None,
         *,
         show_progress: bool = False,
@@ -90,14 +96,16 @@ class Attributor(ABC):
             raise Interrupted(message, partial) from None
         return self._labelled(chosen, results)
 
-    def _with_bar(self, sequence: Trace, chosen: Sequence[Step]) -> xr.Dataset:
+    def _with_bar(self, sequence: Trace | Frames, chosen: Sequence[Step | Frame]) -> xr.Dataset:
         from rich.progress import Progress
 
         with Progress() as progress:
             task = progress.add_task(self.title, total=sum(self.work(step) for step in chosen))
             return self(sequence, [s.index for s in chosen], advance=lambda done: progress.advance(task, done))
 
-    def _labelled(self, steps: Sequence[Step], results: Sequence[Mapping[str, np.ndarray | float]]) -> xr.Dataset:
+    def _labelled(
+        self, steps: Sequence[Step | Frame], results: Sequence[Mapping[str, np.ndarray | float]]
+    ) -> xr.Dataset:
         coords = {
             "step": [step.index for step in steps],
             "timestep": ("step", [step.timestep for step in steps]),
@@ -106,17 +114,17 @@ class Attributor(ABC):
         variables = {}
         for name in results[0]:
             stacked = np.stack([np.asarray(result[name]) for result in results])
-            variables[name] = (("step", "y", "x")[: stacked.ndim], stacked)
+            variables[name] = (DIMS[stacked.ndim], stacked)
         attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **options_of(self)}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
-def choose(sequence: Trace, steps: Sequence[int] | None) -> list[Step]:
-    """The steps of a trace by their indices; all of them for None.
+def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Any]:
+    """The steps of a trace, or the frames, by their indices; all of them for None.
 
     Raises `InputError` for an index that is not there, one given twice, or a trace of several pictures.
     """
-    if sequence.pictures != 1:
+    if isinstance(sequence, Trace) and sequence.pictures != 1:
         raise InputError(
             f"This trace holds {sequence.pictures} pictures, and an explanation is of one. "
             "Choose it: attributor(trace.picture(0))."
@@ -130,21 +138,25 @@ def choose(sequence: Trace, steps: Sequence[int] | None) -> list[Step]:
     wrong = [index for index in indices if not 0 <= index < len(sequence)]
     if wrong or len(set(indices)) < len(indices) or not indices:
         problem = f"there is no step {wrong[0]}" if wrong else "a step is given twice, or none is given"
+        what = "trace has steps 0 (the first denoiser call)" if isinstance(sequence, Trace) else "sequence has frames 0"
         raise InputError(
-            f"The steps {indices} cannot be explained: {problem}. This trace has steps 0 (the first denoiser "
-            f"call) to {len(sequence) - 1}; give each once."
+            f"The steps {indices} cannot be explained: {problem}. This {what} to {len(sequence) - 1}; give each once."
         )
     return [sequence[index] for index in indices]
 
 
 def options_of(options: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain values, nested ones with the name of their class: what `attrs` and run.json keep."""
+    """A frozen dataclass as plain values, nested ones with the name of their class: what `attrs` and run.json keep.
+
+    A nested one that has a `plain()` of its own says with it what to keep.
+    """
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             plain[field.name] = type(value).__name__
-            plain |= {f"{field.name}_{key}": inner for key, inner in options_of(value).items()}
+            own = value.plain() if hasattr(value, "plain") else options_of(value)
+            plain |= {f"{field.name}_{key}": inner for key, inner in own.items()}
         elif callable(value):
             plain[field.name] = getattr(value, "__qualname__", type(value).__name__)
         elif value is not None:

@@ -1,0 +1,84 @@
+"""Where, by covering: Captum's Occlusion of a score."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..frames import Frame
+from ..targets import Target
+from ..traces import Step
+from .base import Advance, Attributor
+from .gradients import CHUNK, by_position, samples_of
+
+WINDOWS_A_SIDE = 15
+"""How many windows fit beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
+
+
+@dataclass(frozen=True)
+class Occlusion(Attributor):
+    """How much a score falls when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
+
+    >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)   # doctest: +SKIP
+
+    Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells; None chooses all
+    channels, a fifteenth of the side, and half of that as the stride. Where windows overlap, a position gets their
+    mean. `saliency` is signed; `perturbations_per_eval` None chooses what is fastest.
+    """
+
+    target: Target
+    sliding_window_shapes: tuple[int, ...] | None = None
+    strides: tuple[int, ...] | None = None
+    baselines: float = 0.0
+    perturbations_per_eval: int | None = None
+
+    title = "Occlusion"
+    reading = (
+        "Where the map is positive, covering the place lowers the score of the class: the place speaks for it. "
+        "Where it is negative, covering the place helps the class."
+    )
+    signed = True
+
+    def __post_init__(self) -> None:
+        for name in ("sliding_window_shapes", "strides"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != 3 or any(not isinstance(n, int) or n < 1 for n in given)):
+                raise InputError(f"{name} is {given!r}. Give channels, height and width, such as (3, 15, 15).")
+
+    def windows(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The window and the strides for samples of a shape (n, channels, h, w)."""
+        sides = [max(1, round(side / WINDOWS_A_SIDE)) for side in shape[2:]]
+        window = self.sliding_window_shapes or (shape[1], *sides)
+        if any(part > whole for part, whole in zip(window, shape[1:], strict=True)):
+            raise InputError(f"The window {window} is larger than the samples, {tuple(shape[1:])}. Give a smaller one.")
+        return window, self.strides or (shape[1], *[math.ceil(side / 2) for side in window[1:]])
+
+    def work(self, step: Step | Frame) -> int:
+        shape = samples_of(step).shape
+        window, strides = self.windows(shape)
+        places = [1 + math.ceil((s - w) / d) for s, w, d in zip(shape[1:], window, strides, strict=True)]
+        return shape[0] * (1 + math.prod(places))
+
+    @torch.no_grad()
+    def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
+        from captum import attr
+
+        samples, score = samples_of(step), self.target.at(step)
+        window, strides = self.windows(samples.shape)
+
+        def counted(chunk: torch.Tensor) -> torch.Tensor:
+            advance(len(chunk))
+            return score(chunk)
+
+        size = self.perturbations_per_eval or CHUNK.get(samples.device.type, 32)
+        attributions = attr.Occlusion(counted).attribute(
+            samples,
+            sliding_window_shapes=window,
+            strides=strides,
+            baselines=self.baselines,
+            perturbations_per_eval=max(1, size // len(samples)),
+        )
+        return {"saliency": by_position(attributions, step)}

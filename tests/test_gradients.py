@@ -1,0 +1,194 @@
+"""Integrated Gradients, Gradient SHAP and Occlusion: closed forms, identities, and Captum called directly."""
+
+import numpy as np
+import pytest
+import torch
+from captum import attr
+
+import denoscope
+from denoscope import frames
+from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself
+from denoscope.attributors.occlusion import Occlusion
+from denoscope.classifiers import load_classifier
+from denoscope.errors import InputError
+from denoscope.targets import ClassScore
+
+SIDE = 16
+PLAIN = dict(size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+def classifier_of(module: torch.nn.Module):
+    return load_classifier(module.eval(), labels=["one", "two", "three"], **PLAIN)
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return classifier_of(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIDE * SIDE, 3)))
+
+
+@pytest.fixture
+def curved():
+    torch.manual_seed(1)
+    layers = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten()
+    return classifier_of(
+        torch.nn.Sequential(*layers, torch.nn.Linear(128, 16), torch.nn.SiLU(), torch.nn.Linear(16, 3))
+    )
+
+
+@pytest.fixture
+def sequence():
+    picture = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+    return frames.blend(picture, count=5, draws=2, seed=3)
+
+
+def weights(classifier, index: int) -> torch.Tensor:
+    return classifier.module[1].weight[index].reshape(3, SIDE, SIDE)
+
+
+def test_a_linear_score_has_its_closed_form(linear, sequence):
+    target, images = ClassScore(linear, "two"), sequence[3].images
+    truth = (weights(linear, 1) * (images - 0.25)).sum(1).detach().numpy()
+    integrated = IntegratedGradients(target, n_steps=3, baselines=0.25)(sequence, [3])["saliency"].values[0]
+    assert integrated == pytest.approx(truth, abs=1e-5)
+    quarter = lambda x: torch.full_like(x, 0.25)  # noqa: E731
+    shap = GradientShap(target, n_samples=2, stdevs=0.0, baselines=quarter)(sequence, [3])["saliency"].values[0]
+    assert shap == pytest.approx(truth, abs=1e-5)
+
+
+def test_disjoint_windows_of_a_linear_score_add_up_to_it(linear, sequence):
+    target, images = ClassScore(linear, 0), sequence[3].images
+    saliency = Occlusion(target, (3, 4, 4), (3, 4, 4))(sequence, [3])["saliency"].values[0]
+    blocks = (weights(linear, 0) * images).sum(1).detach().unfold(1, 4, 4).unfold(2, 4, 4).sum((-1, -2)).numpy()
+    assert saliency[:, ::4, ::4] / 3 == pytest.approx(blocks, abs=1e-4)  # each of three channels has its window's fall
+    assert saliency[:, 1::4, 2::4] == pytest.approx(saliency[:, ::4, ::4])
+
+
+def test_integrated_gradients_are_complete(curved, sequence):
+    maps = IntegratedGradients(ClassScore(curved, "one"), n_steps=60)(sequence)
+    for frame in sequence:
+        score = curved(frame.images)[:, 0] - curved(torch.zeros(1, 3, SIDE, SIDE))[:, 0]
+        assert maps["saliency"].sel(step=frame.index).sum(("y", "x")).values == pytest.approx(
+            score.detach().numpy(), abs=1e-4
+        )
+    assert maps["convergence_delta"].dims == ("step", "draw") and np.abs(maps["convergence_delta"]).max() < 1e-4
+
+
+def test_the_convergence_delta_is_what_is_missing(curved, sequence):
+    maps = IntegratedGradients(ClassScore(curved, "one"), n_steps=2, method="riemann_left")(sequence, [4])
+    score = curved(sequence[4].images)[:, 0] - curved(torch.zeros(1, 3, SIDE, SIDE))[:, 0]
+    missing = maps["saliency"].sum(("y", "x")).values[0] - score.detach().numpy()
+    assert maps["convergence_delta"].values[0] == pytest.approx(missing, abs=1e-5) and np.abs(missing).max() > 1e-3
+
+
+def test_gradient_shap_without_noise_and_with_one_baseline_tends_to_integrated_gradients(curved, sequence):
+    target = ClassScore(curved, "three")
+    truth = IntegratedGradients(target, n_steps=60)(sequence, [4])["saliency"].values
+    zero = torch.zeros_like
+    errors = [
+        np.abs(GradientShap(target, n, stdevs=0.0, baselines=zero)(sequence, [4])["saliency"].values - truth).mean()
+        for n in (20, 2000)
+    ]
+    assert errors[1] < 0.2 * errors[0] and errors[1] < 0.02 * np.abs(truth).mean()
+
+
+def test_every_method_is_captums(curved, sequence):
+    target, x = ClassScore(curved, 2), sequence[2].images[:1]
+    alone = frames.blend(sequence.clean, count=5, draws=1, seed=3)
+    module, zero = curved.module, torch.zeros(1, 3, SIDE, SIDE)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    direct = {
+        GradientShap(target, n_samples=11, stdevs=0.1, seed=7): attr.GradientShap(module).attribute(
+            x, black_and_itself(x), n_samples=11, stdevs=0.1, target=2
+        ),
+        IntegratedGradients(target, n_steps=7): attr.IntegratedGradients(module).attribute(x, zero, 2, n_steps=7),
+        Occlusion(target, (3, 5, 4), (3, 2, 3)): attr.Occlusion(module).attribute(
+            x, (3, 5, 4), strides=(3, 2, 3), target=2, baselines=0
+        ),
+    }
+    for attributor, attributions in direct.items():
+        own = attributor(alone, [2])["saliency"].values[0, 0]
+        assert own == pytest.approx(attributions.detach()[0].sum(0).numpy(), abs=1e-5), attributor.title
+
+
+@pytest.mark.parametrize("size", [1, 3, 64])
+def test_the_batch_does_not_change_the_map(curved, sequence, size):
+    target = ClassScore(curved, 1)
+    for one, other in (
+        (IntegratedGradients(target, 9), IntegratedGradients(target, 9, internal_batch_size=size)),
+        (GradientShap(target, 9), GradientShap(target, 9, internal_batch_size=size)),
+        (Occlusion(target), Occlusion(target, perturbations_per_eval=size)),
+    ):
+        assert one(sequence, [1, 4])["saliency"].values == pytest.approx(
+            other(sequence, [1, 4])["saliency"].values, abs=1e-5
+        )
+
+
+def test_work_is_what_is_done(curved, sequence):
+    target = ClassScore(curved, 1)
+    for attributor in (
+        IntegratedGradients(target, 9),
+        GradientShap(target, 9),
+        Occlusion(target, (3, 5, 4), (3, 2, 3)),
+    ):
+        done = []
+        attributor(sequence, [2], advance=done.append)
+        assert attributor.work(sequence[2]) <= sum(done) <= attributor.work(sequence[2]) + 4
+
+
+def test_random_streams_go_on_as_if_nothing_had_happened(curved, sequence):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    truth = torch.rand(1).item(), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    GradientShap(ClassScore(curved, 1), 3)(sequence, [1])
+    assert (torch.rand(1).item(), np.random.rand()) == truth
+
+
+@pytest.mark.parametrize("number", [0, 14])
+def test_through_the_denoiser_the_map_adds_up_to_the_score(stable_diffusion, curved, number):
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=15)
+    target, step = ClassScore(curved, "two"), trace[number]
+    half = lambda x: x / 2  # noqa: E731  (a random U-Net's normalisation layers jump at the zero sample)
+    maps = IntegratedGradients(target, n_steps=60, baselines=half)(trace, [number])
+    assert maps["saliency"].dims == ("step", "y", "x")
+    with torch.no_grad():
+        score = [
+            curved(curved.normalise(step.clean(sample)))[0, 1].item() for sample in (step.sample, half(step.sample))
+        ]
+    assert float(maps["saliency"].sum()) == pytest.approx(score[0] - score[1], rel=0.02, abs=1e-4)
+    for attributor in (GradientShap(target, 4), Occlusion(target)):
+        found = attributor(trace, [number])["saliency"]
+        assert found.shape == (1, *step.sample.shape[-2:]) and np.ptp(found.values) > 0
+
+
+def test_options_are_kept_as_plain_values(curved):
+    from denoscope.attributors.base import options_of
+
+    kept = options_of(GradientShap(ClassScore(curved, 1), 9))
+    assert kept["n_samples"] == 9 and kept["baselines"] == "black_and_itself" and kept["target_label"] == 1
+    assert all(isinstance(value, (int, float, str, tuple, list)) for value in kept.values())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: IntegratedGradients(t, n_steps=1),
+        lambda t: GradientShap(t, n_samples=0),
+        lambda t: GradientShap(t, stdevs=-1.0),
+        lambda t: Occlusion(t, (3, 0, 4)),
+        lambda t: Occlusion(t, (3, 4)),
+        lambda t: ClassScore(t.classifier, "four"),
+    ],
+)
+def test_options_that_cannot_be(curved, make):
+    with pytest.raises(InputError) as caught:
+        make(ClassScore(curved, 1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_window_larger_than_the_picture(curved, sequence):
+    with pytest.raises(InputError, match="larger"):
+        Occlusion(ClassScore(curved, 1), (3, 17, 4))(sequence, [1])
