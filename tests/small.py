@@ -4,10 +4,13 @@ import tempfile
 from pathlib import Path
 
 import diffusers
+import huggingface_hub.errors
+import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import denoscope.models
+from denoscope.errors import InputError
 
 BETAS = dict(
     beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1
@@ -125,3 +128,25 @@ def saved(pipeline) -> Path:
     folder = Path(tempfile.mkdtemp()) / "pipeline"
     pipeline.save_pretrained(folder)
     return folder
+
+
+def refusal(call, *args, kind=InputError, **kwargs) -> str:
+    """The one paragraph that a call is refused with."""
+    with pytest.raises(kind) as refused:
+        call(*args, **kwargs)
+    message = str(refused.value)
+    assert "\n" not in message and message.endswith((".", "!", "?")), message
+    return message
+
+
+HUB_SAYS = [("GatedRepoError", "asks for consent"), ("RepositoryNotFoundError", "no such model")]
+
+
+def failing_hub(name):
+    """A from_pretrained that fails as the library's does, over an error of the hub."""
+
+    def fail(*args, **kwargs):
+        kind = getattr(huggingface_hub.errors, name)
+        raise OSError("see the stack trace above") from kind.__new__(kind)
+
+    return fail

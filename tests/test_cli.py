@@ -7,18 +7,22 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 import xarray as xr
 from small import PIPELINES, SCHEDULERS
 
 import denoscope
 from denoscope import cli
+from denoscope.attributors.base import METHODS, Attributor
 from denoscope.attributors.rise import DFRise
+from denoscope.targets import Closeness, Target
 
 PROMPT = "a red circle"
 SHORT = ("--steps", "4", "--masks", "8", "--at", "0,2")
@@ -268,12 +272,50 @@ def test_ctrl_c_keeps_what_was_finished(run, folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DFRise, "explain", stopped)
     ran = run(*words, "--out", "part")
-    assert ran.status == 1 and "Interrupted: what was finished is kept." in ran.err and "report.html" in ran.out
+    assert ran.status == 1 and "Interrupted: 1 of 2 steps of DF-RISE, paper" in ran.err and "report.html" in ran.out
     whole, part = (xr.open_datatree(tmp_path / name / "explanation.zarr", engine="zarr") for name in ("whole", "part"))
     assert part["df_rise_contrast"].equals(whole["df_rise_contrast"])
     assert part["df_rise"]["step"].values.tolist() == [0]
     assert np.array_equal(part["df_rise"]["saliency"][0], whole["df_rise"]["saliency"][0])
     assert json.loads((tmp_path / "part" / "run.json").read_text())["interrupted"] is True
+
+
+def test_a_failure_in_the_middle_keeps_what_was_finished(run, folders, tmp_path, monkeypatch):
+    explain, explained = DFRise.explain, []
+
+    def failing(self, step, advance):
+        explained.append(step.index)
+        if len(explained) == 2:
+            raise RuntimeError("out of memory")
+        return explain(self, step, advance)
+
+    monkeypatch.setattr(DFRise, "explain", failing)
+    ran = run("explain", PROMPT, "--model", folders["text"], *SHORT)
+    assert ran.status == 1 and "out of memory. Because of that, 1 of 2 steps" in ran.err
+    tree = xr.open_datatree(tmp_path / "denoscope-out" / "explanation.zarr", engine="zarr")
+    assert tree["df_rise_contrast"].sizes["step"] == 1
+
+
+@dataclass(frozen=True)
+class Gradient(Attributor):
+    """CONTRIBUTING's example of a method."""
+
+    target: Target = Closeness()  # noqa: RUF009
+    title = "Gradient"
+
+    def explain(self, step, advance):
+        x = (0.9 * step.sample).requires_grad_()
+        (gradient,) = torch.autograd.grad(self.target(step, x).sum(), x)
+        advance(1)
+        return {"saliency": gradient.abs().sum(dim=1)[0].cpu().numpy()}
+
+
+def test_a_method_of_ones_own_has_a_name_on_the_command_line(run, folders, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "gradient", Gradient)
+    ran = run("explain", PROMPT, "--model", folders["text"], "--steps", "3", "--at", "1", "--methods", "gradient")
+    assert ran.status == 0, ran.err
+    tree = xr.open_datatree(tmp_path / "denoscope-out" / "explanation.zarr", engine="zarr")
+    assert float(tree["gradient"]["saliency"].max()) > 0
 
 
 def test_ctrl_c_before_anything_was_finished(run, folders, tmp_path, monkeypatch):
@@ -299,7 +341,7 @@ def test_ctrl_c_between_two_methods(run, folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(DFRise, "work", stopped)
     ran = run("explain", PROMPT, "--model", folders["text"], *SHORT)
-    assert ran.status == 1 and "Interrupted: what was finished is kept." in ran.err
+    assert ran.status == 1 and "Interrupted: 1 of 2 methods were finished." in ran.err
     tree = xr.open_datatree(tmp_path / "denoscope-out" / "explanation.zarr", engine="zarr")
     assert set(tree.children) == {"trace", "df_rise_contrast"}
 
@@ -358,7 +400,7 @@ def test_ctrl_c_on_a_terminal_in_the_middle_of_explaining(folders, tmp_path):
     command = ("explain", PROMPT, "--model", folders["text"], *words)
     status, lines = on_a_terminal(tmp_path, *command, stop_at=r"contrast[^%]* [3-7]\d%")
     assert status == 1
-    first = ["Loading", "Generating", "DF-RISE,", "Writing", "DF-RISE,", "Interrupted", "Report"]
+    first = ["Loading", "Generating", "DF-RISE,", "Writing", "DF-RISE,", "denoscope", "Report"]
     assert [re.split("[ :]", line)[0] for line in lines] == first
     assert "100%" in lines[1] and "step 0 (t " in lines[4] and "step 3 (t " not in lines[4]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["interrupted"] is True

@@ -84,7 +84,7 @@ def test_a_transparent_map_leaves_a_grey_picture(picture: np.ndarray):
 def test_maps_are_enlarged_bilinearly_around_the_middles_of_cells():
     saliency = np.random.default_rng(1).random((4, 6))
     expected = ndimage.zoom(saliency, 8, order=1, mode="nearest", grid_mode=True)
-    np.testing.assert_allclose(figures._resized(saliency, (32, 48)), expected, atol=1e-6)
+    np.testing.assert_allclose(figures.resized(saliency, (32, 48)), expected, atol=1e-6)
 
 
 def test_a_missing_cell_shows_the_picture_and_spoils_no_other(picture: np.ndarray):
@@ -92,7 +92,7 @@ def test_a_missing_cell_shows_the_picture_and_spoils_no_other(picture: np.ndarra
     saliency[0, 0], saliency[2, 3] = 2.0, np.nan
     drawn = figures.overlay(picture, saliency)
     np.testing.assert_array_equal(drawn[8:12, 12:16], picture[8:12, 12:16])
-    np.testing.assert_allclose(figures._resized(saliency, (32, 32))[12:, 16:], 1.0)
+    np.testing.assert_allclose(figures.resized(saliency, (32, 32))[12:, 16:], 1.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -123,6 +123,20 @@ def test_standard_errors_reach_to_half_of_the_range_of_the_map():
     assert figures.error_limits(method)[:2] == (0.0, float(method["saliency"].max()) / 2)
     loud = method.assign(standard_error=method["standard_error"] * 100)
     assert figures.error_limits(loud)[:2] == (0.0, float(loud["standard_error"].max()))
+
+
+@pytest.mark.parametrize("outlier_perc", [0, 1, 5, 50])
+def test_the_scale_ends_at_the_smallest_magnitude_that_its_definition_allows(outlier_perc: float):
+    values = np.random.default_rng(3).standard_t(2, (12, 15))
+    magnitudes = sorted(abs(float(value)) for value in values.ravel())
+    allowed = [m for m in magnitudes if sum(o for o in magnitudes if o > m) <= outlier_perc / 100 * sum(magnitudes)]
+    assert figures.outlier_scale(values, outlier_perc) == pytest.approx(min(allowed))
+
+
+def test_the_scale_passes_missing_values_over():
+    values = np.arange(1.0, 101.0)
+    assert figures.outlier_scale(np.concatenate([[np.nan, np.inf], -values])) == figures.outlier_scale(values) == 98
+    assert figures.outlier_scale(np.full((3, 3), np.nan)) == figures.outlier_scale(np.zeros((3, 3))) == 0
 
 
 def test_unfinished_steps_are_not_explained():

@@ -14,6 +14,7 @@ PACKAGE = Path(denoscope.__file__).parent
 
 ROOMS = (
     "errors",
+    "photographs",
     "schedules",
     "bundled",
     "noise",
@@ -21,15 +22,24 @@ ROOMS = (
     "traces",
     "models",
     "frames",
+    "preprocessing",
     "classifiers",
     "targets",
     "attributors",
     "timing",
     "evaluation",
     "figures",
+    "measures",
+    "page",
+    "maps",
+    "curves",
+    "doubts",
+    "sheets",
     "report",
+    "comparison",
     "explanations",
     "runs",
+    "recognition",
     "cli",
     "__main__",
 )
@@ -41,7 +51,18 @@ DOORS = {"bundled": {"models", "evaluation"}}
 FRONT = {"cli", "__main__"}
 """Who may import the public names, `denoscope` itself: for everyone else that is a way back up."""
 
-LIGHT = {"explanations", "figures", "report"}
+LIGHT = {
+    "comparison",
+    "curves",
+    "doubts",
+    "explanations",
+    "figures",
+    "maps",
+    "measures",
+    "page",
+    "report",
+    "sheets",
+}
 """They know arrays, not tensors."""
 
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib"}

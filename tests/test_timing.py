@@ -147,7 +147,7 @@ def test_an_interruption_keeps_the_frames_that_are_done(classifier):
 
     def stop(done: int) -> None:
         seen.append(done)
-        if len(seen) == 4:
+        if sum(seen) >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted, match="4 of 6") as caught:

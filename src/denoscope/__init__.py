@@ -15,6 +15,17 @@ _HOMES = {
     "Trace": "traces",
     "Step": "traces",
     "DFRise": "attributors.rise",
+    "IntegratedGradients": "attributors.gradients",
+    "GradientShap": "attributors.gradients",
+    "Occlusion": "attributors.occlusion",
+    "ClassScore": "targets",
+    "Classifier": "classifiers",
+    "load_classifier": "classifiers",
+    "load_photograph": "photographs",
+    "blend": "frames",
+    "ddpm": "frames",
+    "frames_of": "frames",
+    "likelihood": "timing",
     "list_methods": "attributors.base",
     "register": "attributors.base",
     "Explanation": "explanations",
@@ -23,24 +34,42 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassScore",
+    "Classifier",
     "DFRise",
     "DenoscopeError",
     "Explanation",
+    "GradientShap",
     "InputError",
+    "IntegratedGradients",
     "Model",
+    "Occlusion",
     "Step",
     "Trace",
+    "blend",
+    "ddpm",
+    "frames_of",
+    "likelihood",
     "list_methods",
     "load",
+    "load_classifier",
+    "load_photograph",
     "register",
 ]
 
 if TYPE_CHECKING:
     from .attributors.base import list_methods, register
+    from .attributors.gradients import GradientShap, IntegratedGradients
+    from .attributors.occlusion import Occlusion
     from .attributors.rise import DFRise
+    from .classifiers import Classifier, load_classifier
     from .errors import DenoscopeError, InputError
     from .explanations import Explanation
+    from .frames import blend, ddpm, frames_of
     from .models import Model, load
+    from .photographs import load_photograph
+    from .targets import ClassScore
+    from .timing import likelihood
     from .traces import Step, Trace
 
 

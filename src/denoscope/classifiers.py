@@ -17,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, SupportsIndex, final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate, normalize
@@ -32,18 +31,16 @@ from .models import (
     in_short,
     precision_of,
     quiet_libraries,
+    refuse_pickles,
 )
+from .preprocessing import PROBE, CentreCrop, OwnProcessor, Preprocess, channels, measured, preprocessed
 
 EXTRA = 'pip install "denoscope[imagenet]"'
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
-PROBE = (224, 224)
-"""Height and width of the pictures that preprocessing is tried with, where it resizes by itself."""
 PERTURBED = 1.0
 """How far beyond [0, 1] the values of a picture may be; more is a slip of scale."""
 LISTED = 12
 """Labels up to which a message names them all."""
-
-Preprocess = Callable[[Image.Image], torch.Tensor]
 
 
 def load_classifier(
@@ -117,7 +114,7 @@ class Classifier:
                 f'The classifier "{self.name}" cannot prepare {given}. A picture is a PIL image in RGB of at least one '
                 'pixel: Image.open(file).convert("RGB").'
             )
-        inputs = _preprocessed(self.preprocess, image)
+        inputs = preprocessed(self.preprocess, image)
         if inputs.shape[1:] != self.size:
             raise InputError(
                 f'The preprocessing of the classifier "{self.name}" made an input of shape {tuple(inputs.shape)} from '
@@ -140,11 +137,11 @@ class Classifier:
             )
         if images.shape[-2:] != self.size:
             images = interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
-        return (images - _channels(self.mean, images)) / _channels(self.std, images)
+        return (images - channels(self.mean, images)) / channels(self.std, images)
 
     def denormalise(self, inputs: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1] of inputs (..., 3, h, w), clamped: for display."""
-        return (inputs * _channels(self.std, inputs) + _channels(self.mean, inputs)).clamp(0, 1)
+        return (inputs * channels(self.std, inputs) + channels(self.mean, inputs)).clamp(0, 1)
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (n, classes) of inputs (n, 3, h, w), on the classifier's device and in its dtype; differentiable.
@@ -260,10 +257,6 @@ def _quoted(text: str) -> str:
     return f'"{textwrap.shorten(text, 80, placeholder=" ...")}"'
 
 
-def _channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-
-
 def _check(tensor: Any, name: str, what: str, size: tuple[int | str, int | str]) -> None:
     """Refuse what is not (n, 3, *size) of floating point; a side that is named and not numbered may be any."""
     right = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 4
@@ -299,77 +292,6 @@ def at_rest(module: torch.nn.Module) -> Iterator[None]:
             part.training = True
 
 
-# Preprocessing: a PIL image in RGB to its input (3, h, w).
-
-
-@dataclass(frozen=True)
-class CentreCrop:
-    """The largest centred crop of the inputs' proportions, `crop` of it, resized to `size` (h, w) and normalised.
-
-    "Resize the short side to 256, crop 224 from the centre" is `crop=224 / 256`, done in one resampling (bicubic)
-    that reads no more of the picture than it needs.
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop: float = 1.0
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        height, width = self.size
-        scale = self.crop * min(image.width / width, image.height / height)
-        left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
-        box = (max(left, 0), max(top, 0), min(image.width - left, image.width), min(image.height - top, image.height))
-        small = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        images = torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255
-        return (images - _channels(self.mean, images)) / _channels(self.std, images)
-
-
-@dataclass(frozen=True)
-class OwnProcessor:
-    """The image processor that a model of transformers comes with."""
-
-    processor: Callable[..., Any]
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
-
-
-def _preprocessed(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
-    inputs = preprocess(image)
-    if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or inputs.ndim != 3 or len(inputs) != 3:
-        given = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-        raise InputError(
-            f"The preprocessing made {given} of a picture. It must make a tensor of floating point numbers of shape "
-            "(3, height, width)."
-        )
-    return inputs
-
-
-def _measured(
-    preprocess: Preprocess, size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
-    """Size, mean and std of the inputs, read off a black and a white picture and checked with an orange one."""
-    colours = (0, 0, 0), (255, 255, 255), (255, 128, 0)
-    try:
-        tried = [_preprocessed(preprocess, Image.new("RGB", size[::-1], colour)) for colour in colours]
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"The preprocessing failed on a picture of one colour: {in_short(error)}") from error
-    height, width = tried[0].shape[1:]
-    black, white, orange = (inputs[:, height // 2, width // 2].double() for inputs in tried)
-    std = 1 / (white - black)
-    mean = -black * std
-    pixel = torch.tensor([1, 128 / 255, 0], dtype=torch.float64, device=mean.device)
-    if not torch.allclose(orange * std + mean, pixel, atol=1e-3):
-        raise InputError(
-            "The preprocessing does not turn each colour channel of a picture by itself into (pixel − mean) / std: a "
-            "black, a white and an orange picture do not agree. Use one that does, with the channels in RGB order."
-        )
-    return (height, width), tuple(mean.tolist()), tuple(std.tolist())
-
-
 def _made(
     name: str,
     labels: Sequence[str],
@@ -381,7 +303,7 @@ def _made(
     if isinstance(preprocess, CentreCrop):
         facts = preprocess.size, preprocess.mean, preprocess.std
     else:
-        facts = _measured(preprocess, size or PROBE)
+        facts = measured(preprocess, size or PROBE)
     classifier = Classifier(name, tuple(labels), *facts, preprocess, module)
     inputs = torch.linspace(0, 1, 3 * math.prod(classifier.size)).reshape(1, 3, *classifier.size)
     try:
@@ -517,11 +439,7 @@ def _refuse_foreign(folder: Path, name: str) -> None:
         )
     pickles = [path for kind in PICKLES for path in sorted(folder.glob(kind))]
     if pickles and not any(folder.glob("*.safetensors")):
-        raise ModelError(
-            f'The weights of "{name}" are pickles ({pickles[0].name}), which can run code when they are read. Only '
-            "safetensors are loaded. Convert them once, where you trust them: load the model with transformers and "
-            "call save_pretrained(folder)."
-        )
+        refuse_pickles(name, pickles[0].name, "model with transformers and call save_pretrained(folder)")
 
 
 def _pretrained(name: str, labels: Any, place: torch.device, precision: torch.dtype) -> Classifier:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .errors import DenoscopeError, InputError, Interrupted
+from .errors import DenoscopeError, InputError, Interrupted, sentence
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +25,8 @@ DEMO = dict(prompt="a large dotted yellow square on a pink background", seed=8, 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 Masks = Annotated[int, typer.Option("--masks", help="Masks per step for DF-RISE.")]
+Device = Annotated[str | None, typer.Option("--device", help="Device, such as cpu, cuda or mps.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
 
 
 def main() -> None:
@@ -40,23 +42,17 @@ def _run(words: Sequence[str]) -> int:
     try:
         return app(words, standalone_mode=False) or 0
     except UsageError as error:
-        return _fail(f"{_sentence(error.format_message())} Given: {shlex.join(words)}. {_more_help(error)}", 2)
+        return _fail(f"{sentence(error.format_message())} Given: {shlex.join(words)}. {_more_help(error)}", 2)
     except DenoscopeError as error:
         return _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except Exception as error:  # a mistake of ours or of a library: still one paragraph, and --debug shows all
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        return _fail(f"This failed in a way that was not foreseen: {_sentence(what)} --debug shows where.", 1)
+        return _fail(f"This failed in a way that was not foreseen: {sentence(what)} --debug shows where.", 1)
 
 
 def _fail(message: str, status: int) -> int:
     typer.echo(f"denoscope: {message}", err=True)
     return status
-
-
-def _sentence(text: str) -> str:
-    """One line that ends like a sentence."""
-    text = " ".join(text.split())
-    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _more_help(error: Any) -> str:
@@ -82,13 +78,14 @@ def options(
 
 
 @app.command()
-def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: Masks = 200) -> None:
+def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: Masks = 256) -> None:
     """The main job on the bundled model: generate, record, explain with DF-RISE, write a report."""
     _explain(dict(**DEMO, masks=masks), out, overwrite)
 
 
 @app.command()
 def explain(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="What the picture should show; none for models without text.")
     ] = None,
@@ -104,30 +101,117 @@ def explain(
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "df-rise-contrast,df-rise",
     masks: Masks = 500,
     until: Annotated[float | None, typer.Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device, such as cpu, cuda or mps.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     out: Out = Path("denoscope-out"),
     overwrite: Overwrite = False,
 ) -> None:
     """Generate a picture, record every step, explain the steps and write a report."""
-    asked = dict(
-        prompt=prompt,
-        model=model,
-        seed=seed,
-        steps=steps,
-        schedule=schedule,
-        shift=shift,
-        guidance=guidance,
-        height=height,
-        width=width,
-        at=_steps(at),
-        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
-        masks=masks,
-        until=until,
-        device=device,
-        dtype=dtype,
-    )
+    asked = _without(context, "out", "overwrite") | dict(at=_steps(at), methods=_names(methods))
     _explain(asked, out, overwrite)
+
+
+@app.command()
+def recognise(
+    context: typer.Context,
+    photos: Annotated[list[str] | None, typer.Argument(metavar="PHOTO...", help="Files of photographs.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label to follow, by name or number; a text for CLIP. May be repeated.")
+    ] = None,
+    classifier: Annotated[
+        str, typer.Option(help="imagenet (offline), shapes (the bundled CLIP), a hub id or a folder.")
+    ] = "imagenet",
+    frames: Annotated[int | None, typer.Option(help="Frames from pure noise to clean; 100 if left out.")] = None,
+    noising: Annotated[str | None, typer.Option(help="blend (the study's, if left out) or ddpm.")] = None,
+    beta_schedule: Annotated[
+        str, typer.Option(help="For ddpm: linear, scaled_linear or squaredcos_cap_v2.")
+    ] = "linear",
+    draws: Annotated[int, typer.Option(help="Noises per photograph, for the likelihood's intervals.")] = 5,
+    map_draws: Annotated[int, typer.Option(help="How many of them are attributed.")] = 1,
+    at: Annotated[
+        str | None, typer.Option(help="Frames to attribute, from 0, as in 30,50,90, or all; else ten that tell most.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="integrated-gradients,gradient-shap,occlusion, all if left out.")
+    ] = None,
+    mask: Annotated[
+        list[str] | None, typer.Option(help="A picture that is bright where the object is, one for each photograph.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="study: the published settings, every frame attributed.")] = None,
+    trace: Annotated[str | None, typer.Option(help="A prompt: look at its generation instead of photographs.")] = None,
+    model: Annotated[str, typer.Option(help="For --trace: bundled name, hub id or folder.")] = "shapes",
+    steps: Annotated[int, typer.Option(help="For --trace: denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="For --trace: guidance scale w.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, or of the generated picture.")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Out = Path("denoscope-out"),
+    overwrite: Overwrite = False,
+) -> None:
+    """When does a classifier recognise the picture, and by what? Photographs noised forward, or a generation."""
+    named = dict(photographs=tuple(photos or ()), labels=tuple(label or ()), masks=tuple(mask or ()), at=_steps(at))
+    made = dict(prompt=trace, model=model, seed=seed, steps=steps, guidance=guidance, device=device, dtype=dtype)
+    asked = _without(
+        context, "photos", "label", "mask", "preset", "trace", "model", "steps", "guidance", "out", "overwrite"
+    )
+    asked |= named | dict(methods=None if methods is None else _names(methods))
+    _kept(lambda: _recognised(preset, asked, None if trace is None else made, out, overwrite))
+
+
+def _recognised(
+    preset: str | None, asked: dict[str, Any], made: dict[str, Any] | None, out: Path, overwrite: bool
+) -> None:
+    """Check what can be checked, then load, look, save and tell."""
+    from .explanations import check_output, save_together
+
+    check_output(out, overwrite)
+    with _quiet():
+        from . import recognition, runs
+        from .models import load
+
+        study = recognition.Study.of(preset, **asked, trace=None if made is None else runs.Request(**made))
+        typer.echo(f"Loading {study.classifier}{f' and {study.trace.model}' if study.trace else ''}", err=True)
+        model = load(study.trace.model, device=study.device, dtype=study.dtype) if study.trace else None
+        if model is not None:
+            model.pipeline.set_progress_bar_config(disable=True)
+        with _progress() as watch:
+            found = recognition.recognise(study, model=model, watch=watch)
+        typer.echo(f"Writing {out}", err=True)
+        run = recognition.record(study, found)
+        if len(study.photographs) > 1:
+            folder = save_together(found.explanations, run, out, overwrite)
+        else:
+            folder = next(iter(found.explanations.values())).save(out, overwrite)
+    _tell_recognised(run, folder)
+
+
+def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
+    """When each label was recognised, in frames, and where the report is; what failed exits with status 1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        *run["columns"], title="Frames at which the likelihood reaches a level: median [lowest, highest draw]"
+    )
+    for row in run["table"]:
+        table.add_row(*row)
+    Console().print(table)
+    for name, why in run["failures"].items():
+        typer.echo(f"denoscope: {name}: {why}", err=True)
+    if run["interrupted"]:
+        typer.echo("Interrupted: what was finished is kept.", err=True)
+    typer.echo(f"Report: {folder / 'report.html'}")
+    if run["interrupted"] or run["failures"]:
+        raise typer.Exit(1)
+
+
+def _without(context: typer.Context, *names: str) -> dict[str, Any]:
+    """What a command was given, by the names of its parameters, but for some."""
+    return {name: value for name, value in context.params.items() if name not in names}
+
+
+def _names(methods: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in methods.split(",") if name.strip())
 
 
 def _steps(at: str | None) -> tuple[int, ...] | str | None:
@@ -141,11 +225,15 @@ def _steps(at: str | None) -> tuple[int, ...] | str | None:
 
 def _explain(asked: dict[str, Any], out: Path, overwrite: bool) -> None:
     """Check what can be checked, then load, explain, save and say where the report is."""
+    _kept(lambda: _tell(*_saved(asked, out, overwrite)))
+
+
+def _kept(work: Callable[[], None]) -> None:
+    """Do the work of a command; Ctrl-C where nothing can be kept says so."""
     try:
-        explanation, folder = _saved(asked, out, overwrite)
+        work()
     except KeyboardInterrupt:
         raise Interrupted("Interrupted before the results were saved; nothing was written.") from None
-    _tell(explanation, folder)
 
 
 def _saved(asked: dict[str, Any], out: Path, overwrite: bool) -> tuple[Any, Path]:
@@ -200,7 +288,7 @@ def _tell(explanation: Any, folder: Path) -> None:
     for name, maps in explanation.methods().items():
         typer.echo(f"{maps.attrs.get('title', name)}: {_reliabilities(maps)}")
     if explanation.run["interrupted"]:
-        typer.echo("Interrupted: what was finished is kept.", err=True)
+        typer.echo(f"denoscope: {explanation.run['interruption']}", err=True)
     typer.echo(f"Report: {folder / 'report.html'}")
     if explanation.run["interrupted"]:
         raise typer.Exit(1)

@@ -51,7 +51,7 @@ class OutputError(DenoscopeError):
 
 
 class Interrupted(DenoscopeError):
-    """Ctrl-C in the middle; `partial` is the dataset of the steps that were finished, or None."""
+    """Stopped in the middle, by Ctrl-C or a failure; `partial` is the dataset of the steps finished, or None."""
 
     def __init__(self, message: str, partial: Any = None):
         super().__init__(message)
@@ -68,3 +68,28 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(given, allowed, n=1)
     hint = f'Did you mean "{near[0]}"? ' if near else ""
     return f"{hint}Allowed: {', '.join(allowed)}."
+
+
+def sentence(text: object) -> str:
+    """A text on one line that ends like a sentence.
+
+    >>> sentence("out of memory")
+    'out of memory.'
+    """
+    words = " ".join(str(text).split())
+    return words if words.endswith((".", "?", "!")) else f"{words}."
+
+
+def said(given: Any) -> str:
+    """What the user gave, short and on one line."""
+    return one_line(repr(given), 100)
+
+
+def one_line(text: object, most: int) -> str:
+    """A text without line breaks, cut to at most so many characters.
+
+    >>> one_line("far too long a text", 12)
+    'far too  ...'
+    """
+    words = " ".join(str(text).split())
+    return words if len(words) <= most else f"{words[: most - 4]} ..."

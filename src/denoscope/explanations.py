@@ -1,11 +1,18 @@
 """The labelled result of a run: a tree of arrays, and the folder it leaves behind.
 
     OUT/report.html         self-contained: one step control moves every panel
-        image.png           the generated picture
+        image.png           the generated picture, or the photograph
         timeline.gif        the clean prediction over time, with the first method's map
         figures/*.png       one per method
         explanation.zarr/   this tree: `xarray.open_datatree("OUT/explanation.zarr")`
         run.json            what was asked for and with which versions
+
+Several photographs have such a folder each, inside one that compares them:
+
+    OUT/report.html         their likelihoods side by side, and the way to each
+        comparison.png      the same as a still picture
+        cat/, tiger/, ...   one for each photograph, as above
+        run.json            what was asked for, and when each label was recognised
 
 The folder appears whole or not at all: it is written beside its place and then renamed.
 """
@@ -26,7 +33,9 @@ import xarray as xr
 from .errors import InputError, OutputError
 
 SEQUENCES = ("trace", "frames")
+ALONG = ("likelihood", "timing")
 WRITTEN = {"report.html", "image.png", "timeline.gif", "figures", "explanation.zarr", "run.json"}
+WRITTEN_TOGETHER = {"report.html", "comparison.png", "run.json"}
 DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any folder they show
 
 
@@ -34,8 +43,9 @@ DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave 
 class Explanation:
     """A `trace` (or `frames`) group, a group per method, and the run that made them in `tree.attrs["run"]`.
 
-    A method may have only some of the steps, or NaN where it was interrupted; there may be no method at all.
-    Raises `InputError` when the tree lacks a sequence, or a method its saliency or a step the sequence does not have.
+    Where a classifier looked on, there are the groups `likelihood` and `timing` too. A method may have only some of
+    the steps, or NaN where it was interrupted; there may be no method at all. Raises `InputError` when the tree lacks a
+    sequence, or a method its saliency or a step the sequence does not have.
     """
 
     tree: xr.DataTree
@@ -51,10 +61,23 @@ class Explanation:
             _validate(name, method, known)
 
     @classmethod
-    def of(cls, sequence: xr.Dataset, methods: Mapping[str, xr.Dataset], run: Mapping[str, Any]) -> "Explanation":
-        """From the pictures of a run, the result of each method by its id, and the JSON-able record of the run."""
+    def of(
+        cls,
+        sequence: xr.Dataset,
+        methods: Mapping[str, xr.Dataset],
+        run: Mapping[str, Any],
+        likelihood: xr.DataArray | None = None,
+        timing: xr.Dataset | None = None,
+    ) -> "Explanation":
+        """From the pictures of a run, the result of each method by its id, and the JSON-able record of the run.
+
+        `likelihood` (step, draw, label) is what `timing.likelihood` gives, `timing` what `timing.over_draws` gives.
+        """
         name = "trace" if "pred_original_sample" in sequence else "frames"
-        return cls(xr.DataTree.from_dict({"/": xr.Dataset(attrs={"run": dict(run)}), name: sequence, **methods}))
+        along = {} if likelihood is None else {"likelihood": likelihood.to_dataset(name="likelihood")}
+        along |= {} if timing is None else {"timing": timing}
+        root = xr.Dataset(attrs={"run": dict(run)})
+        return cls(xr.DataTree.from_dict({"/": root, name: sequence, **along, **methods}))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Explanation":
@@ -79,9 +102,22 @@ class Explanation:
         name = next(name for name in SEQUENCES if name in self.tree.children)
         return self.tree[name].to_dataset()
 
+    @property
+    def likelihood(self) -> xr.DataArray | None:
+        """Softmax of each label at each step and draw, (step, draw, label), where a classifier looked on."""
+        group = self.tree.children.get("likelihood")
+        return None if group is None else group.to_dataset()["likelihood"]
+
+    @property
+    def timing(self) -> xr.Dataset | None:
+        """When each label was recognised: quantiles over draws of `crossing`, `steepest`, `window` and `final`."""
+        group = self.tree.children.get("timing")
+        return None if group is None else group.to_dataset()
+
     def methods(self) -> dict[str, xr.Dataset]:
         """The result of each method by its id, in the order in which they were run."""
-        groups = {name: group.to_dataset() for name, group in self.tree.children.items() if name not in SEQUENCES}
+        others = {*SEQUENCES, *ALONG}
+        groups = {name: group.to_dataset() for name, group in self.tree.children.items() if name not in others}
         order = [*self.run.get("methods", {}), *groups]
         return {name: groups[name] for name in sorted(groups, key=order.index)}
 
@@ -106,15 +142,56 @@ class Explanation:
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
         (folder / "run.json").write_text(json.dumps(_plain(self.run), indent=2, ensure_ascii=False), encoding="utf-8")
         Image.fromarray(figures.rgb(trace["image"].values)).save(folder / "image.png")
-        for name, method in methods.items():
-            figures.plot_method(trace, method).savefig(folder / "figures" / f"{name}.png")
+        for name, figure in self._figures():
+            figure.savefig(folder / "figures" / f"{name}.png")
         figures.timeline_gif(folder / "timeline.gif", trace, next(iter(methods.values()), None))
         (folder / "report.html").write_text(report.render(self), encoding="utf-8")
+
+    def _figures(self) -> Iterator[tuple[str, Any]]:
+        """File names and pictures, one at a time."""
+        from . import figures, sheets
+
+        trace, methods, likelihood, timing = self.trace, self.methods(), self.likelihood, self.timing
+        if likelihood is None or timing is None:
+            yield from ((name, figures.plot_method(trace, method)) for name, method in methods.items())
+        else:
+            yield from sheets.drawn(trace, methods, likelihood, timing, self.run["label"])
 
     def _repr_html_(self) -> str:
         from . import report
 
         return report.summary(self)
+
+
+def save_together(
+    explanations: Mapping[str, Explanation],
+    run: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+) -> Path:
+    """Write several recognition runs by their names, each into a folder of its own, and what compares them above.
+
+    Returns the absolute path. Raises what `Explanation.save` raises, and leaves nothing half-written either.
+    """
+    place = check_output(folder, overwrite)
+    with _whole(place) as temporary:
+        for name, explanation in explanations.items():
+            (temporary / name).mkdir()
+            explanation._write(temporary / name)
+        _write_comparison(explanations, {**run, "folders": list(explanations)}, temporary)
+        check_output(folder, overwrite)
+    return place
+
+
+def _write_comparison(explanations: Mapping[str, Explanation], run: Mapping[str, Any], folder: Path) -> None:
+    from . import comparison, sheets
+
+    curves = {name: e.likelihood for name, e in explanations.items() if e.likelihood is not None}
+    times = {name: e.timing for name, e in explanations.items() if e.timing is not None}
+    labels = {name: str(e.run["label"]) for name, e in explanations.items()}
+    sheets.plot_comparison(curves, times, labels).savefig(folder / "comparison.png")
+    (folder / "report.html").write_text(comparison.render_comparison(explanations, run), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(_plain(run), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -158,10 +235,18 @@ def _check_contents(place: Path, given: object, overwrite: bool) -> None:
         raise _refusal(given, f"it is not empty and not the output of a run (it holds {_listed(found)}, no run.json)")
     if not overwrite:
         raise _refusal(given, "an earlier run is there", "another folder, or allow replacing it (overwrite)")
-    if foreign := found - WRITTEN:
+    if foreign := found - WRITTEN - WRITTEN_TOGETHER - _folders(place / "run.json"):
         raise _refusal(
             given, f"it also holds what no run wrote ({_listed(foreign)})", "another folder, or move that away"
         )
+
+
+def _folders(record: Path) -> set[str]:
+    """The folders that a run of several photographs says it wrote."""
+    try:
+        return set(json.loads(record.read_text(encoding="utf-8")).get("folders", []))
+    except (ValueError, AttributeError, TypeError):  # not a record of ours
+        return set()
 
 
 def _refusal(given: object, reason: str, remedy: str = "another folder") -> InputError:
@@ -207,6 +292,8 @@ def _take_place(temporary: Path, place: Path) -> None:
         raise
     try:
         shutil.rmtree(aside)
+    except KeyboardInterrupt:  # the new results are in place; only the old ones are still to go
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise OutputError(
             f'The results are in "{place}", but the earlier ones could not be removed: {error}. '

@@ -27,6 +27,10 @@ RELIABLE = 0.8
 FIGURE_SIDE, FRAME_SIDE = 256, 512  # pixels of one picture in a figure and in the time line, at most
 INWARD: tuple[Literal["bottom", "center", "top"], ...] = ("bottom", "center", "top")
 INK, FAINT, RULE, ACCENT = "#1b1f24", "#68717d", "#dfe3e8", "#3a5bc7"
+HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito (2008), of lines: told apart with any colour vision, on light and on dark ground."""
+OUTLIER_PERC = 5
+"""What a clipped colour scale leaves beyond its end, in per cent of the summed magnitude; see `outlier_scale`."""
 
 
 class Limits(NamedTuple):
@@ -74,6 +78,20 @@ def error_limits(method: xr.Dataset) -> Limits:
     return Limits(0.0, max(largest, reach / 2))
 
 
+def outlier_scale(saliency: np.ndarray, outlier_perc: float = OUTLIER_PERC) -> float:
+    """Where the scale of a map ends, any shape: the smallest magnitude above which at most so many per cent of the
+    sum of magnitudes lie, as Captum's heat maps have it; 0 for a map that is zero or NaN everywhere.
+
+    >>> outlier_scale(np.arange(1.0, 101.0), 5)  # 99 and 100 are 3.9 % of the sum
+    98.0
+    """
+    magnitudes = np.sort(np.abs(saliency[np.isfinite(saliency)]), axis=None).astype(float)
+    if not magnitudes.size:
+        return 0.0
+    sums = np.cumsum(magnitudes)
+    return float(magnitudes[np.searchsorted(sums, (1 - outlier_perc / 100) * sums[-1])])
+
+
 def is_flat(values: np.ndarray) -> bool:
     """Whether the finite values differ by no more than rounding does."""
     values = values[np.isfinite(values)]
@@ -102,9 +120,25 @@ def layers(method: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     return [(str(label), method.isel({further[0]: i}, drop=True)) for i, label in enumerate(labels)]
 
 
+def is_noised(trace: xr.Dataset) -> bool:
+    """Whether these are frames of a noised photograph, and not the steps of a model that expects a picture."""
+    return "pred_original_sample" not in trace
+
+
+def unit_of(trace: xr.Dataset) -> str:
+    """What one place of the sequence is called."""
+    return "frame" if is_noised(trace) else "step"
+
+
 def clean_pictures(trace: xr.Dataset) -> xr.DataArray:
     """(step, row, column, channel): what the model expects at each step; the frames themselves where nothing is."""
-    return trace["pred_original_sample" if "pred_original_sample" in trace else "sample"]
+    return trace["sample" if is_noised(trace) else "pred_original_sample"]
+
+
+def three(values: xr.DataArray) -> tuple[float, float, float]:
+    """Low, median and high of what has no other dim than `quantile`."""
+    low, median, high = (float(values.sel(quantile=name)) for name in ("low", "median", "high"))
+    return low, median, high
 
 
 def readable(number: float, digits: int = 3) -> str:
@@ -117,6 +151,14 @@ def readable(number: float, digits: int = 3) -> str:
         return "n/a"
     text = "∞" if math.isinf(number) else f"{abs(number):.{digits}g}"
     return f"−{text}" if number < 0 and text != "0" else text
+
+
+def shortened(text: str, most: int) -> str:
+    """
+    >>> shortened("tabby", 5), shortened("tabby cat", 5)
+    ('tabby', 'tabb…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def rgb(picture: np.ndarray) -> np.ndarray:
@@ -140,19 +182,19 @@ def overlay(
     limits = limits or colour_limits(xr.Dataset({"saliency": (("y", "x"), saliency)}))
     if limits.flat:
         return picture.copy()
-    values = _resized(saliency, picture.shape[:2])
+    values = resized(saliency, picture.shape[:2])
     colours = limits.cmap(cmap)(Normalize(limits.low, limits.high)(np.nan_to_num(values)))[..., :3] * 255
-    mixed = (1 - alpha) * _grey(picture) + alpha * colours
+    mixed = (1 - alpha) * grey(picture) + alpha * colours
     return np.where(np.isfinite(values)[..., None], mixed.round(), picture).astype(np.uint8)
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
+def grey(picture: np.ndarray) -> np.ndarray:
     """Luminance with the contrast lowered around the middle, so that neither black nor white drowns the colours."""
     luminance = picture @ np.array([0.299, 0.587, 0.114])
     return (128 + 0.7 * (luminance - 128))[..., None]
 
 
-def _resized(saliency: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(saliency: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear with the weights of missing values left out; NaN where the nearest cell is NaN."""
     finite = np.isfinite(saliency)
     values, weights = (
@@ -177,7 +219,7 @@ def plot_overlay(
 ) -> Axes:
     """`overlay` on matplotlib axes: the ones given, or new ones with their own figure (`ax.figure`)."""
     ax = ax or Figure(figsize=(3, 3), layout="constrained").subplots()
-    _bare(ax).imshow(overlay(picture, saliency, limits, cmap, alpha), interpolation="nearest")
+    bare(ax).imshow(overlay(picture, saliency, limits, cmap, alpha), interpolation="nearest")
     return ax
 
 
@@ -272,7 +314,7 @@ def _error_row(layer: xr.Dataset, steps: list[int], limits: Limits) -> _Row:
 
 
 def _draw_row(figure: Figure, sheet: _Sheet, number: int, steps: list[int], row: _Row) -> None:
-    axes = [_bare(figure.add_axes(sheet.box(number, column))) for column in range(sheet.columns)]
+    axes = [bare(figure.add_axes(sheet.box(number, column))) for column in range(sheet.columns)]
     for ax, step in zip(axes, steps, strict=False):
         ax.imshow(row.pictures[step], interpolation="nearest", aspect="auto")
     axes[0].set_ylabel(row.label, fontsize=8, color=INK)
@@ -291,7 +333,7 @@ def _draw_bar(figure: Figure, ax: Axes, limits: Limits, cmap: Colormap | None) -
     bar.ax.spines[:].set_visible(False)
 
 
-def _bare(ax: Axes) -> Axes:
+def bare(ax: Axes) -> Axes:
     """No ticks, and no frame around what is a picture."""
     ax.set_xticks([])
     ax.set_yticks([])
@@ -393,7 +435,7 @@ def _frame(trace: xr.Dataset, step: int, marked: list[int], panels: list[tuple[s
     draw = ImageDraw.Draw(frame)
     for i, (title, note, picture) in enumerate(panels):
         left = margin + i * (column + margin)
-        draw.text((left, 9), _shortened(title, column), font=_font(13), fill=INK)
+        draw.text((left, 9), shortened(title, column // 8), font=_font(13), fill=INK)
         draw.text((left, 27), note, font=_font(10), fill=FAINT)
         frame.paste(Image.fromarray(picture), (left, head))
     below = head + height + 10
@@ -416,11 +458,6 @@ def _draw_progress(
     for index in marked:
         draw.line((x(index), y - 5, x(index), y + 5), fill=FAINT, width=2)
     draw.circle((x(step), y), 5, fill=ACCENT)
-
-
-def _shortened(text: str, width: int) -> str:
-    limit = width // 8
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _font(size: int) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, SupportsIndex
 import torch
 
 from . import schedules
-from .errors import DenoscopeError, InputError, ModelError, RecordingError, did_you_mean
+from .errors import DenoscopeError, InputError, ModelError, RecordingError, did_you_mean, sentence
 from .traces import Trace, record
 
 BUNDLED = ("shapes",)
@@ -154,11 +154,15 @@ def _refuse_foreign(folder: Path, name: str) -> None:
     safe = {weights.parent for weights in folder.rglob("*.safetensors")}
     pickles = [path for kind in ("*.bin", "*.ckpt", "*.pt") for path in sorted(folder.glob(f"*/{kind}"))]
     if unsafe := [path for path in pickles if path.parent not in safe]:
-        raise ModelError(
-            f'The weights of "{name}" are pickles ({unsafe[0].relative_to(folder)}), which can run code when they are '
-            "read. Only safetensors are loaded. Convert them once, where you trust them: load the pipeline with "
-            "diffusers and call pipe.save_pretrained(folder, safe_serialization=True)."
-        )
+        how = "pipeline with diffusers and call pipe.save_pretrained(folder, safe_serialization=True)"
+        refuse_pickles(name, unsafe[0].relative_to(folder), how)
+
+
+def refuse_pickles(name: str, file: object, how: str) -> NoReturn:
+    raise ModelError(
+        f'The weights of "{name}" are pickles ({file}), which can run code when they are read. Only safetensors are '
+        f"loaded. Convert them once, where you trust them: load the {how}."
+    )
 
 
 def _refuse_broken_index(file: Path, name: str) -> None:
@@ -245,8 +249,7 @@ def _is_network(error: BaseException) -> bool:
 
 def in_short(error: BaseException, most: int = 300) -> str:
     """What an exception says, as one sentence of one line."""
-    text = textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ...")
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    return sentence(textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ..."))
 
 
 def _generator(seed: Any) -> torch.Generator:
@@ -378,6 +381,11 @@ class Model:
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         """What the pipeline's own call takes."""
         return inspect.signature(self.pipeline.__call__).parameters
+
+    def default(self, name: str) -> Any:
+        """What the pipeline takes for an argument that is left out, or None."""
+        parameter = self._parameters().get(name)
+        return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
     def _check_call(self, args: tuple, kwargs: dict[str, Any]) -> None:
         self._check_names(args, kwargs)

@@ -1,5 +1,6 @@
 """One explained run from what was asked to the labelled result: record, explain step by step, assemble."""
 
+import inspect
 import math
 import platform
 import shlex
@@ -14,9 +15,10 @@ import numpy as np
 import xarray as xr
 
 from . import schedules
-from .attributors.base import Advance, Attributor, choose, method, options_of
-from .errors import InputError, Interrupted
+from .attributors.base import METHODS, Advance, Attributor, choose, list_methods, method
+from .errors import DenoscopeError, InputError, Interrupted, sentence
 from .explanations import Explanation
+from .frames import Frames
 from .models import Model
 from .traces import Trace
 
@@ -26,6 +28,10 @@ PACKAGES = ("denoscope", "torch", "diffusers", "transformers", "numpy", "xarray"
 
 Watch = Callable[[str, int], Advance]
 """Told a title and an amount of work, returns what is to be told of the work done."""
+
+
+At = tuple[int, ...] | Literal["all"] | None
+"""The steps to explain: these, all, or None for a method's own choice."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Request:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
-    at: tuple[int, ...] | Literal["all"] | None = None
+    at: At = None
     methods: tuple[str, ...] = DEFAULT_METHODS
     masks: int = 500
     until: float | None = None
@@ -59,35 +65,16 @@ class Request:
             given = ", ".join(self.methods) or "none"
             raise InputError(f"The methods given are: {given}. Give at least one, and each once.")
         schedules.resolve(self.schedule, self.steps or 1, self.shift)
-        self._check_steps()
+        check_steps(self.at)
 
-    def _check_steps(self) -> None:
-        """What is wrong with the steps to explain whatever the model; `in_range` needs the model."""
-        if self.at is None or self.at == "all":
-            return
-        given = ",".join(map(str, self.at))
-        if any(index < 0 for index in self.at):
-            raise InputError(f"The steps {given} cannot be explained: they count from 0, the first denoiser call.")
-        if not self.at or len(set(self.at)) < len(self.at):
-            raise InputError(f"The steps given are: {given or 'none'}. Give at least one, and each once.")
-
-    def in_range(self, total: int) -> tuple[int, ...]:
+    def in_range(self, total: int) -> Sequence[int]:
         """The steps to explain in a run of `total` steps; raises `InputError` for one that it does not have."""
-        if self.at is None:
-            return _shown(total)
-        if self.at == "all":
-            return tuple(range(total))
-        if max(self.at) >= total:
-            raise InputError(
-                f"Step {max(self.at)} cannot be explained: this run has {total} steps, 0 (the first denoiser call) to "
-                f"{total - 1}. Name steps among these, or make the picture in more steps."
-            )
-        return self.at
+        return shown_steps(self.at, total, early_to_late(total))
 
     def attributors(self) -> dict[str, Attributor]:
         """The methods with their options, by the name of their group in the result."""
         options = {"num_masks": self.masks, "until": self.until}
-        return {name.replace("-", "_"): method(name, **options) for name in self.methods}
+        return {name.replace("-", "_"): method(name, **_fitting(name, options)) for name in self.methods}
 
     def call(self) -> dict[str, Any]:
         """Keyword arguments of `Model.trace`."""
@@ -123,6 +110,37 @@ class Request:
         return shlex.join(["denoscope", "explain", *([self.prompt] if self.prompt is not None else []), *words])
 
 
+def check_steps(at: At) -> None:
+    """What is wrong with steps whatever the run; raises `InputError`."""
+    if at is None or at == "all":
+        return
+    given = ",".join(map(str, at))
+    if any(index < 0 for index in at):
+        raise InputError(f"The steps {given} cannot be explained: they count from 0, the noisiest.")
+    if not at or len(set(at)) < len(at):
+        raise InputError(f"The steps given are: {given or 'none'}. Give at least one, and each once.")
+
+
+def shown_steps(at: At, total: int, chosen: Sequence[int]) -> Sequence[int]:
+    """The steps to explain in a run of `total` steps, `chosen` if none are named; `InputError` for one not there."""
+    if at is None:
+        return chosen
+    if at == "all":
+        return range(total)
+    if max(at) >= total:
+        raise InputError(
+            f"Step {max(at)} cannot be explained: this run has {total} steps, 0 (the noisiest) to {total - 1}. Name "
+            "steps among these, or ask for more of them."
+        )
+    return at
+
+
+def _fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a method has."""
+    known = inspect.signature(METHODS[name]).parameters if name in list_methods() else options
+    return {option: value for option, value in options.items() if option in known}
+
+
 @dataclass
 class Outcome:
     """The methods' results so far, their seconds, and why it stopped early, if it did."""
@@ -137,36 +155,52 @@ def explain(model: Model, request: Request, watch: Watch | None = None) -> Expla
 
     Raises `InputError` for what cannot be done as asked, before it is tried where that can be known.
     """
-    attributors = request.attributors()
+    attributors, began = request.attributors(), time.perf_counter()
+    trace = recorded(model, request, watch)
+    shown = pictured(trace)
+    seconds = round(time.perf_counter() - began, 3)
+    outcome = attribute(trace, attributors, request.in_range(len(trace)), watch)
+    outcome.seconds = {"trace": seconds, **outcome.seconds}
+    return Explanation.of(shown, outcome.methods, _record_of(model, request, trace, attributors, outcome))
+
+
+def recorded(model: Model, request: Request, watch: Watch | None = None) -> Trace:
+    """The trace that a request asks for; steps that it will not have are refused before it is made."""
     expected = model.step_count(request.steps, request.schedule, request.shift) if request.steps else None
     if expected:
         request.in_range(expected)
     advance = watch("Generating the picture", expected or 0) if watch else None
-    began = time.perf_counter()
-    trace = model.trace(**request.call(), advance=advance)
-    recorded = round(time.perf_counter() - began, 3)
-    outcome = attribute(trace, attributors, request.in_range(len(trace)), watch)
-    outcome.seconds = {"trace": recorded, **outcome.seconds}
-    return Explanation.of(pictured(trace), outcome.methods, _record_of(model, request, trace, attributors, outcome))
+    return model.trace(**request.call(), advance=advance)
 
 
 def attribute(
-    trace: Trace, attributors: Mapping[str, Attributor], steps: Sequence[int], watch: Watch | None = None
+    sequence: Trace | Frames,
+    attributors: Mapping[str, Attributor],
+    steps: Sequence[int],
+    watch: Watch | None = None,
+    before: str = "",
 ) -> Outcome:
-    """Every method on the same steps; stops at Ctrl-C with what was finished."""
-    chosen, outcome = choose(trace, steps), Outcome()
+    """Every method on the same steps; stops at Ctrl-C or a failure with what was finished.
+
+    Raises what fails before anything was. `before` goes before a bar's title.
+    """
+    chosen, outcome = choose(sequence, steps), Outcome()
     try:
         for name, attributor in attributors.items():
             began = time.perf_counter()
-            advance = watch(attributor.title, sum(attributor.work(step) for step in chosen)) if watch else None
-            outcome.methods[name] = attributor(trace, steps, advance=advance)
+            work = sum(attributor.work(step) for step in chosen)
+            advance = watch(f"{before}{attributor.title}", work) if watch else None
+            outcome.methods[name] = attributor(sequence, steps, advance=advance)
             outcome.seconds[name] = round(time.perf_counter() - began, 3)
     except Interrupted as stop:
         outcome.interruption, outcome.seconds[name] = str(stop), round(time.perf_counter() - began, 3)
         if stop.partial is not None:
             outcome.methods[name] = stop.partial
-    except KeyboardInterrupt:  # between two methods
-        outcome.interruption = f"Interrupted: {len(outcome.methods)} of {len(attributors)} methods were finished."
+    except (KeyboardInterrupt, DenoscopeError, RuntimeError) as stop:
+        if not outcome.methods and not isinstance(stop, KeyboardInterrupt):
+            raise
+        why = "Interrupted:" if isinstance(stop, KeyboardInterrupt) else f"{sentence(stop)} Because of that,"
+        outcome.interruption = f"{why} {len(outcome.methods)} of {len(attributors)} methods were finished."
     return outcome
 
 
@@ -195,7 +229,7 @@ def _image(trace: Trace) -> np.ndarray:
     return (np.asarray(image) * 255).round().astype(np.uint8)
 
 
-def _shown(steps: int) -> tuple[int, ...]:
+def early_to_late(steps: int) -> tuple[int, ...]:
     """Early, two in the middle, late: the steps explained when none are named."""
     return tuple(sorted({round(place * (steps - 1)) for place in SHOWN_PLACES}))
 
@@ -212,15 +246,23 @@ def _record_of(
         "shift": request.shift,
         "num_inference_steps": request.steps,
         "timesteps": [step.timestep for step in trace],
-        "guidance_scale": request.guidance,
+        "guidance_scale": model.default("guidance_scale") if request.guidance is None else request.guidance,
         "scheduler": type(model.pipeline.scheduler).__name__,
         "pipeline": type(model.pipeline).__name__,
         "image_size": [int(side) for side in _image(trace).shape[:2]],
-        "methods": {name: options_of(attributor) for name, attributor in attributors.items()},
+        "methods": {name: attributor.options() for name, attributor in attributors.items()},
+        "trace_bytes": trace.nbytes,
+        **stamp(outcome),
+    }
+
+
+def stamp(outcome: Outcome) -> dict[str, Any]:
+    """What the record of any run ends with: the steps explained, the seconds, the versions, the time."""
+    return {
         "steps": sorted({int(step) for result in outcome.methods.values() for step in result.step.values}),
         "seconds": outcome.seconds,
         "interrupted": outcome.interruption is not None,
-        "trace_bytes": trace.nbytes,
+        "interruption": outcome.interruption,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -10,7 +10,7 @@ import xarray as xr
 
 from .classifiers import Classifier
 from .errors import InputError, Interrupted
-from .frames import Frame, Frames
+from .frames import Frame, FrameGroup, Frames
 
 LEVELS = (0.05, 0.5, 0.9)
 """Onset, half and ninety per cent: the levels at which the study's published curves are compared."""
@@ -29,19 +29,20 @@ def likelihood(
 ) -> xr.DataArray:
     """Softmax of each label at each frame and draw: dims (step, draw, label), values in [0, 1].
 
-    `batch_size` pictures go through the classifier at once; on a CPU small batches are the fastest. `advance` is told
-    of each frame. Raises `InputError` for an unknown label, `NumericsError` when the classifier gives NaN, and
-    `Interrupted` with the frames done so far on Ctrl-C.
+    `batch_size` pictures go through the classifier at once, of several frames where they have fewer; on a CPU small
+    batches are the fastest. `advance` is told of the frames done. Raises `InputError` for an unknown label,
+    `NumericsError` when the classifier gives NaN, and `Interrupted` with the frames done so far on Ctrl-C.
     """
     chosen = [classifier.index(label) for label in labels]
     if not chosen:
         raise InputError("No label was given. Give at least one whose likelihood is to be followed.")
     done: list[np.ndarray] = []
     try:
-        for frame in frames:
-            done.append(_probabilities(classifier, frame, frames.space, chosen, batch_size))
+        for start in range(0, len(frames), batch_size):
+            group = frames[start : start + batch_size]
+            done += _probabilities(classifier, group, chosen, batch_size)
             if advance is not None:
-                advance(1)
+                advance(len(group))
     except KeyboardInterrupt:
         partial = _curves(classifier, frames, chosen, done) if done else None
         message = f"Interrupted: the likelihood of {len(done)} of {len(frames)} frames was computed and is kept."
@@ -51,12 +52,13 @@ def likelihood(
 
 @torch.inference_mode()
 def _probabilities(
-    classifier: Classifier, frame: Frame, space: str, labels: Sequence[int], batch_size: int
-) -> np.ndarray:
-    images = frame.images
-    inputs = images if space == "input" else classifier.normalise(images)
+    classifier: Classifier, frames: Sequence[Frame], labels: Sequence[int], batch_size: int
+) -> list[np.ndarray]:
+    """Of each frame, (draws, labels)."""
+    group = FrameGroup.of(frames)
+    inputs = group.images if group.space == "input" else classifier.normalise(group.images)
     parts = [classifier.probabilities(chunk)[:, list(labels)] for chunk in inputs.split(batch_size)]
-    return torch.cat(parts).float().cpu().numpy()
+    return np.split(torch.cat(parts).float().cpu().numpy(), len(frames))
 
 
 def _curves(classifier: Classifier, frames: Frames, labels: Sequence[int], done: Sequence[np.ndarray]) -> xr.DataArray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..errors import InputError, Interrupted, did_you_mean
+from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
 from ..frames import Frame, Frames
 from ..traces import Step, Trace
 
@@ -65,9 +65,21 @@ class Attributor(ABC):
     def explain(self, step: Any, advance: Advance) -> Mapping[str, np.ndarray | float]:
         """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done."""
 
+    def options(self) -> dict[str, Any]:
+        """How it is set, as plain values: what a result keeps."""
+        return options_of(self)
+
     def work(self, step: Any) -> int:
         """How many units `explain` will advance by, for the progress bar."""
         return 1
+
+    def groups(self, steps: Sequence[Any]) -> list[Sequence[Any]]:
+        """The steps in the portions that `explain_group` is given, one step each unless a method gains from more."""
+        return [[step] for step in steps]
+
+    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Mapping[str, np.ndarray | float]]:
+        """What `explain` says of each of these steps."""
+        return [self.explain(step, advance) for step in steps]
 
     def __call__(
         self,
@@ -80,7 +92,7 @@ class Attributor(ABC):
         """Explain the chosen steps (all by default) of a trace.
 
         Raises `InputError` for steps that are not there or a trace of several pictures, and `Interrupted`, with the
-        finished steps in its `partial`, on Ctrl-C.
+        finished steps in its `partial`, on Ctrl-C or when a later step fails; what the first one raises is raised.
         """
         chosen = choose(sequence, steps)
         if show_progress:
@@ -88,12 +100,15 @@ class Attributor(ABC):
         advance = advance or (lambda done: None)
         results: list[Mapping[str, np.ndarray | float]] = []
         try:
-            for step in chosen:
-                results.append(self.explain(step, advance))
-        except KeyboardInterrupt:
+            for group in self.groups(chosen):
+                results += self.explain_group(group, advance)
+        except (KeyboardInterrupt, DenoscopeError, RuntimeError) as stop:  # RuntimeError: out of memory
+            if not results and not isinstance(stop, KeyboardInterrupt):
+                raise
             partial = self._labelled(chosen[: len(results)], results) if results else None
-            message = f"Interrupted: {len(results)} of {len(chosen)} steps of {self.title} were finished and are kept."
-            raise Interrupted(message, partial) from None
+            why = "Interrupted:" if isinstance(stop, KeyboardInterrupt) else f"{sentence(stop)} Because of that,"
+            message = f"{why} {len(results)} of {len(chosen)} steps of {self.title} were finished and are kept."
+            raise Interrupted(message, partial) from stop
         return self._labelled(chosen, results)
 
     def _with_bar(self, sequence: Trace | Frames, chosen: Sequence[Step | Frame]) -> xr.Dataset:
@@ -115,7 +130,7 @@ class Attributor(ABC):
         for name in results[0]:
             stacked = np.stack([np.asarray(result[name]) for result in results])
             variables[name] = (DIMS[stacked.ndim], stacked)
-        attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **options_of(self)}
+        attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **self.options()}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 

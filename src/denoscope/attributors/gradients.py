@@ -1,7 +1,7 @@
 """Where, by gradients: Captum's Integrated Gradients and Gradient SHAP of a score, in bounded memory."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..frames import Frame
+from ..frames import Frame, FrameGroup
 from ..targets import Score, Target
 from ..traces import Step
 from .base import Advance, Attributor
@@ -20,6 +20,8 @@ Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 
 CHUNK = {"cpu": 4}
 """Samples through the score at once by device; on a CPU small batches are the fastest, and others take 32."""
+TOGETHER = 4
+"""Pictures that are attributed in one go; so many frames share the calls of the score."""
 
 
 def black_and_itself(samples: torch.Tensor) -> torch.Tensor:
@@ -74,13 +76,30 @@ def by_position(attributions: torch.Tensor, step: Step | Frame) -> np.ndarray:
     return maps if isinstance(step, Frame) else maps[0]
 
 
+class PictureAttributor(Attributor):
+    """An attributor that explains several frames in one go; what it finds of a frame has the draws as first axis."""
+
+    signed = True
+
+    def groups(self, steps: Sequence[Any]) -> list[Sequence[Any]]:
+        if not isinstance(steps[0], Frame):
+            return super().groups(steps)
+        size = max(1, TOGETHER // len(steps[0].images))
+        return [steps[start : start + size] for start in range(0, len(steps), size)]
+
+    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Mapping[str, np.ndarray | float]]:
+        if len(steps) == 1:
+            return super().explain_group(steps, advance)
+        found = self.explain(FrameGroup.of(steps), advance)
+        parts = {name: np.split(np.asarray(values), len(steps)) for name, values in found.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(len(steps))]
+
+
 @dataclass(frozen=True)
-class _Gradients(Attributor):
+class _Gradients(PictureAttributor):
     """What Integrated Gradients and Gradient SHAP share: the score in chunks, the map, the convergence delta."""
 
     target: Target
-
-    signed = True
 
     def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
         samples = samples_of(step)

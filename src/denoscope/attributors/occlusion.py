@@ -11,22 +11,23 @@ from ..errors import InputError
 from ..frames import Frame
 from ..targets import Target
 from ..traces import Step
-from .base import Advance, Attributor
-from .gradients import CHUNK, by_position, samples_of
+from .base import Advance
+from .gradients import CHUNK, PictureAttributor, by_position, samples_of
 
 WINDOWS_A_SIDE = 15
 """How many windows fit beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
 
 
 @dataclass(frozen=True)
-class Occlusion(Attributor):
+class Occlusion(PictureAttributor):
     """How much a score falls when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
 
     >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)   # doctest: +SKIP
 
     Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells; None chooses all
-    channels, a fifteenth of the side, and half of that as the stride. Where windows overlap, a position gets their
-    mean. `saliency` is signed; `perturbations_per_eval` None chooses what is fastest.
+    channels, a fifteenth of the side, and half of that as the stride. `saliency` is signed: a position has the mean
+    fall of the windows that cover it, which Captum gives to each of a window's channels. `perturbations_per_eval` None
+    chooses what is fastest.
     """
 
     target: Target
@@ -40,7 +41,6 @@ class Occlusion(Attributor):
         "Where the map is positive, covering the place lowers the score of the class: the place speaks for it. "
         "Where it is negative, covering the place helps the class."
     )
-    signed = True
 
     def __post_init__(self) -> None:
         for name in ("sliding_window_shapes", "strides"):
@@ -73,12 +73,12 @@ class Occlusion(Attributor):
             advance(len(chunk))
             return score(chunk)
 
-        size = self.perturbations_per_eval or CHUNK.get(samples.device.type, 32)
+        own = max(1, CHUNK.get(samples.device.type, 32) // len(samples))
         attributions = attr.Occlusion(counted).attribute(
             samples,
             sliding_window_shapes=window,
             strides=strides,
             baselines=self.baselines,
-            perturbations_per_eval=max(1, size // len(samples)),
+            perturbations_per_eval=self.perturbations_per_eval or own,
         )
-        return {"saliency": by_position(attributions, step)}
+        return {"saliency": by_position(attributions, step) / window[0]}

@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import ndimage, stats
 
+from ..bundled.judge import find
+from ..bundled.scenes import coverage
 from ..errors import InputError
 
 
@@ -37,6 +39,12 @@ def on_grid(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
         for small, large in zip(saliency.shape, (height, width), strict=True)
     )
     return ndimage.map_coordinates(saliency, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+
+
+def object_masks(picture: np.ndarray) -> np.ndarray:
+    """Masks of the things in a picture (64, 64, 3) of the bundled world, values in [0, 1]: boolean (things, 64, 64)."""
+    things = find(picture).things
+    return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:

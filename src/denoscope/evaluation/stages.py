@@ -1,6 +1,7 @@
 """Outline, features, details: numbers that say how an attribution map changes along a sequence.
 
-All take raw signed maps (h, w) and look at their positive part, what speaks for the class.
+All take raw signed maps (h, w). What is said of places looks at their positive part, what speaks for the class;
+frequency and the agreement with the last map look at both signs.
 """
 
 from collections.abc import Callable

