@@ -22,19 +22,12 @@ from rich.table import Table
 
 import denoscope
 from denoscope import DFRise
-from denoscope.bundled.judge import find
-from denoscope.bundled.scenes import Scene, caption, coverage
-from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
+from denoscope.bundled.scenes import Scene, caption
+from denoscope.evaluation import auroc, bootstrap, centre_prior, object_masks, on_grid
 
 STEPS = {"early": 3, "middle": 12, "late": 24}
 FIRST_SEED = 7_000_000
 GUIDANCE = 3.0
-
-
-def objects(picture: np.ndarray) -> np.ndarray:
-    """Masks of the things that a picture shows, (things, 64, 64)."""
-    things = find(picture).things
-    return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
 
 
 def scores_of(
@@ -65,7 +58,7 @@ def scores_of_scene(seed: int, count: int, masks: dict[str, int]) -> dict[str, d
     scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
     told = dict(seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np")
     trace = model().trace(str(caption(scene)), **told)
-    shown = objects(trace.image)
+    shown = object_masks(trace.image)
     return scores_of(trace, shown.any(axis=0), masks, seed) if len(shown) == count else None
 
 
@@ -104,9 +97,11 @@ def main() -> None:
     asked = parser.parse_args()
     masks = dict(contrast=asked.masks, paper=asked.published_masks, reference=asked.published_masks)
     names = {1: "one small object", 2: "two objects"}
-    results = {name: measure(count, asked.scenes, masks, asked.workers) for count, name in names.items()}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(results, indent=2))
+    results = {}
+    for count, name in names.items():
+        results[name] = measure(count, asked.scenes, masks, asked.workers)
+        asked.out.write_text(json.dumps(results, indent=2))
     show(results)
     print(asked.out)
 

@@ -21,7 +21,7 @@ from scipy import stats
 import denoscope
 from denoscope import DFRise
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
-from denoscope.attributors.rise import MaskMoments, kept_mean, plain_sum
+from denoscope.attributors.rise import MaskMoments, kept_energy, kept_mean, plain_sum
 from denoscope.traces import Step, Trace
 
 PROMPT = "a small striped red circle on a white background"
@@ -60,8 +60,12 @@ def ratio_of(first: Callable[[], object], second: Callable[[], object], rounds: 
 # Calls: how many masks until the map ranks positions as the converged map does?
 
 
-def scored(step: Step, masks: Masks, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks and their similarity maps, both (count, h, w)."""
+Pool = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Masks, their similarity maps, and the control variate for them, (count, h, w) each."""
+
+
+def scored(step: Step, masks: Masks, count: int, seed: int, control: bool = False) -> Pool:
+    """Masks as an estimator gets them; without the control variate where that is asked."""
     score = DFRise().complete().target.at(step)
     height, width = step.sample.shape[-2:]
     drawn, maps = [], []
@@ -69,21 +73,24 @@ def scored(step: Step, masks: Masks, count: int, seed: int) -> tuple[np.ndarray,
         for chunk in masks.stream(height, width, seed, count, 64):
             drawn.append(chunk)
             maps.append(score(step.sample * torch.from_numpy(chunk)[:, None]).numpy())
-    return np.concatenate(drawn), np.concatenate(maps)
+    all_masks = np.concatenate(drawn)
+    energy = kept_energy(step.sample, torch.from_numpy(all_masks), 0.5).numpy() if control else None
+    return all_masks, np.concatenate(maps), energy
 
 
-def agreement(estimator: Callable, masks: np.ndarray, maps: np.ndarray, truth: np.ndarray) -> float:
-    moments = MaskMoments.zero(*truth.shape).with_masks(masks, maps)
+def agreement(estimator: Callable, pool: Pool, count: int, truth: np.ndarray) -> float:
+    first = [None if part is None else part[:count] for part in pool]
+    moments = MaskMoments.zero(*truth.shape).with_masks(*first)
     return float(stats.spearmanr(estimator(moments)[0].ravel(), truth.ravel()).statistic)
 
 
-def masks_needed(estimator: Callable, pools: list[tuple[np.ndarray, np.ndarray]], truth: np.ndarray) -> dict:
+def masks_needed(estimator: Callable, pools: list[Pool], truth: np.ndarray) -> dict:
     """The number of masks at which the mean agreement reaches WANTED, log-interpolated, or extrapolated past the pool.
 
     Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N.
     """
     sizes = [int(2 ** (i / 2)) for i in range(8, 40) if 2 ** (i / 2) <= len(pools[0][0])]
-    curve = [float(np.mean([agreement(estimator, m[:n], s[:n], truth) for m, s in pools])) for n in sizes]
+    curve = [float(np.mean([agreement(estimator, pool, n, truth) for pool in pools])) for n in sizes]
     for i, value in enumerate(curve):
         if value >= WANTED:
             if i == 0:
@@ -95,13 +102,15 @@ def masks_needed(estimator: Callable, pools: list[tuple[np.ndarray, np.ndarray]]
 
 
 def calls(trace: Trace) -> dict:
-    """Published estimator (plain sum, independent masks) ÷ ours (mean while kept, balanced masks)."""
+    """Published estimator (plain sum, independent masks) ÷ ours (balanced masks, mean while kept, control variate)."""
     results = {}
     for name, index in STEPS.items():
         step = trace[index]
-        truth, _ = kept_mean(MaskMoments.zero(16, 16).with_masks(*scored(step, PixelMasks(), CONVERGED, 1000)))
+        many = scored(step, PixelMasks(), CONVERGED, 1000, control=True)
+        truth, _ = kept_mean(MaskMoments.zero(16, 16).with_masks(*many))
         published = masks_needed(plain_sum, [scored(step, PixelMasks(), PUBLISHED, 2000)], truth)
-        ours = masks_needed(kept_mean, [scored(step, BalancedMasks(), 1024, 3000 + i) for i in range(5)], truth)
+        pools = [scored(step, BalancedMasks(), 512, 3000 + i, control=True) for i in range(5)]
+        ours = masks_needed(kept_mean, pools, truth)
         ratio = published["masks"] / ours["masks"]
         results[name] = {"ratio": ratio, "step": index, "published": published, "ours": ours}
     return results
@@ -113,7 +122,7 @@ def calls(trace: Trace) -> dict:
 def floor(trace: Trace, count: int = 256) -> dict:
     """DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
     step, attributor = trace[14], DFRise(num_masks=count)
-    chunk = attributor._chunk(step)
+    chunk = len(attributor._chunks(step, np.empty((64, *step.sample.shape[-2:])))[0])
     unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
     samples = step.sample.repeat(chunk, 1, 1, 1)
 

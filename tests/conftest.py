@@ -12,9 +12,16 @@ torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture(scope="session")
-def stable_diffusion():
-    """A small StableDiffusionPipeline, shared: whoever changes its scheduler puts it back."""
+def components():
+    """The weights of a small StableDiffusionPipeline, made once."""
     return PIPELINES["stable-diffusion"]()
+
+
+@pytest.fixture
+def stable_diffusion(components):
+    """A small StableDiffusionPipeline with DPM-Solver++; a test may change its scheduler, the next has its own."""
+    components.scheduler = SCHEDULERS["dpm-solver++"]()
+    return components
 
 
 @pytest.fixture
@@ -22,5 +29,4 @@ def trace(stable_diffusion):
     """A short guided trace of the small Stable Diffusion."""
     import denoscope
 
-    stable_diffusion.scheduler = SCHEDULERS["dpm-solver++"]()
     return denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=4)

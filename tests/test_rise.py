@@ -1,11 +1,12 @@
 """DF-RISE against a slow re-implementation, against all masks of a tiny latent, and on models whose answer is known."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from small import PIPELINES
 from test_targets import slow_terms
 
@@ -16,7 +17,7 @@ from denoscope.attributors.masks import BalancedMasks, GridMasks, Masks, PixelMa
 from denoscope.attributors.rise import MaskMoments
 from denoscope.errors import InputError, Interrupted
 from denoscope.noise import NoiseLevel
-from denoscope.targets import Target
+from denoscope.targets import Similarity, Target
 from denoscope.traces import Step, Trace
 
 
@@ -26,12 +27,8 @@ def slow_df_rise(step, masks, denoise, next_sample=False, numerator=1.0):
     total, kept = np.zeros(masks.shape[1:]), np.zeros(masks.shape[1:])
     for mask in masks:
         predicted = denoise(step.sample * torch.from_numpy(mask))
-        maps = []
-        for a, b in zip(reference[0].double().numpy(), predicted[0].double().numpy(), strict=True):
-            structure = slow_terms(a, b)[2]
-            root = np.sqrt(variance(a) * variance(b)) + rise_c3()
-            maps.append(numerator * structure - (numerator - 1) * rise_c3() / root)
-        total += mask * np.mean(maps, axis=0)
+        pairs = zip(reference[0].double().numpy(), predicted[0].double().numpy(), strict=True)
+        total += mask * np.mean([slow_terms(a, b, numerator=numerator)[2] for a, b in pairs], axis=0)
         kept += mask
     return total, kept
 
@@ -72,18 +69,6 @@ def test_the_control_variate_has_mean_zero_where_a_position_is_kept():
     d = rise.kept_energy(sample, torch.from_numpy(masks), 0.5).numpy()
     assert np.allclose((masks * d).sum(0), 0, atol=1e-9) and d.std() > 0.1
     assert np.allclose(d, slow_control(sample[0].numpy(), masks), atol=1e-6)
-
-
-def rise_c3():
-    from denoscope.targets import C3
-
-    return C3
-
-
-def variance(a):
-    from denoscope.targets import LocalMoments
-
-    return LocalMoments.of(torch.from_numpy(a)[None, None]).variance[0, 0].numpy()
 
 
 def guided(trace):
@@ -134,6 +119,8 @@ def test_batch_size_and_order_of_steps_change_nothing(trace):
         assert np.allclose(one.saliency, seven.saliency, rtol=1e-4) and np.allclose(
             one.saliency, thirty.saliency, rtol=1e-4
         )
+    stopped = [DFRise(num_masks=2000, until=0.9, batch_size=b)(trace, steps=[3]).masks_used.item() for b in (1, 7, 64)]
+    assert stopped[0] == stopped[1] == stopped[2] < 2000
     both = DFRise(num_masks=30)(trace, steps=[3, 0])
     assert np.array_equal(both.sel(step=3).saliency, DFRise(num_masks=30)(trace, steps=[3]).saliency[0])
 
@@ -194,6 +181,59 @@ def test_against_all_masks_and_coverage_of_the_standard_error(variant, masks):
     assert coverage > 0.92 if isinstance(masks, PixelMasks) else coverage > 0.95
     if isinstance(masks, PixelMasks):
         assert coverage < 0.985  # and it is not merely wide
+
+
+@pytest.fixture(scope="module")
+def coarse():
+    """Forty contrast maps of a 12×12 denoiser from 500 coarse masks each, by their own seeds."""
+    trace = trace_of(Small(12, 2.0), side=12)
+    return [DFRise(num_masks=500, variant="contrast", seed=seed)(trace) for seed in range(40)]
+
+
+def test_the_standard_error_of_coarse_masks_is_their_spread(coarse):
+    """Their blocks balance, so the error of independent masks would be more than half again as wide."""
+    spread = np.std([maps.saliency.values for maps in coarse], axis=0, ddof=1)
+    stated = np.mean([maps.standard_error.values for maps in coarse], axis=0)
+    assert 0.85 < np.median(stated / spread) < 1.15
+
+
+def test_the_reliability_of_coarse_masks_is_what_other_masks_agree_to(coarse):
+    pairs = list(pairwise(coarse))
+    agreement = np.mean([stats.spearmanr(a.saliency.values.ravel(), b.saliency.values.ravel())[0] for a, b in pairs])
+    assert np.mean([maps.reliability[0] for maps in coarse]) == pytest.approx(agreement, abs=0.04)
+
+
+def test_reliability_says_when_there_are_too_few_masks_for_two_halves():
+    trace = trace_of(Small(12, 2.0), side=12)
+    assert np.isnan(DFRise(num_masks=63, variant="contrast")(trace).reliability[0])
+    assert np.isfinite(DFRise(num_masks=64, variant="contrast")(trace).reliability[0])
+    grid = np.arange(12.0).reshape(3, 4)
+    assert rise.reliability(grid, -grid) == -1 and rise.reliability(grid, grid) == 1
+
+
+def test_classic_rise_is_its_equation():
+    """S = 1 / (N E[M]) Σ s M with one score a mask (Petsiuk et al. 2018, equation 6)."""
+    trace = trace_of(Small(6, 1.0), side=6)
+    given = dict(num_masks=40, masks=GridMasks(3), target=Similarity(scalar=True))
+    maps = DFRise(**given, estimator=rise.classic)(trace)
+    masks = next(GridMasks(3).stream(6, 6, 0, 40, 40))
+    score = given["target"].at(trace[0])
+    total = sum(float(score(trace[0].sample * torch.from_numpy(m))) * m.astype(float) for m in masks)
+    assert np.allclose(maps.saliency[0], total / masks.mean() / 40, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_similarity_is_computed_in_full_precision_whatever_the_model_is_in(dtype):
+    """A latent with flat areas, whose local variances are far below the rounding of half precision."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.8 + 0.02 * torch.randn(1, 4, 16, 16, generator=generator)
+    masks = torch.from_numpy(next(GridMasks().stream(16, 16, 0, 64, 64)))[:, None]
+    scores = {}
+    for kind in (torch.float32, dtype):
+        sample = x.to(dtype).to(kind)
+        step = Step(0, 500.0, NoiseLevel(0.6, 0.8, 1.0, "epsilon"), sample, sample, sample, Plain(lambda v: v), None)
+        scores[kind] = Similarity(scalar=True)(step, sample * masks.to(kind)).float().numpy()
+    assert np.corrcoef(scores[torch.float32], scores[dtype])[0, 1] > 0.99
 
 
 def test_balanced_masks_are_unbiased_and_closer():
@@ -292,6 +332,12 @@ def test_grid_masks_are_smooth_and_balanced_masks_balance():
     block = next(BalancedMasks().stream(4, 4, 0, 64, 64)).reshape(64, -1)
     signs = 2 * block - 1
     assert np.array_equal(signs.T @ signs, 64 * np.eye(16))
+
+
+def test_a_result_says_how_it_was_made(trace):
+    attrs = DFRise(num_masks=8, variant="contrast")(trace, steps=[0]).attrs
+    assert attrs["target_space"] == "clean" and attrs["target_similarity"] == "structure"
+    assert (attrs["masks"], attrs["masks_cells"], attrs["estimator"]) == ("GridMasks", 4, "keep_contrast")
 
 
 def test_until_stops_early_and_says_how_many(trace):

@@ -10,7 +10,7 @@ from denoscope.errors import InputError
 from denoscope.targets import C1, C2, C3, Closeness, FeatureCloseness, LocalMoments, Similarity
 
 
-def slow_terms(a, b, window=15, sigma=1.5):
+def slow_terms(a, b, window=15, sigma=1.5, numerator=1.0):
     """luminance, contrast and structure of two maps (h, w), window by window, zeros outside."""
     reach = np.arange(window) - window // 2
     line = np.exp(-(reach**2) / (2 * sigma**2))
@@ -24,7 +24,7 @@ def slow_terms(a, b, window=15, sigma=1.5):
         cov = (weights * x * y).sum() - mx * my
         out[0, i, j] = (2 * mx * my + C1) / (mx**2 + my**2 + C1)
         out[1, i, j] = (2 * np.sqrt(vx * vy) + C2) / (vx + vy + C2)
-        out[2, i, j] = (cov + C3) / (np.sqrt(vx * vy) + C3)
+        out[2, i, j] = (numerator * cov + C3) / (np.sqrt(vx * vy) + C3)
     return out
 
 

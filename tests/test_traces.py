@@ -28,7 +28,7 @@ def test_picture_is_unchanged_and_every_step_replays(name, scheduler):
     pipeline = PIPELINES[name]()
     pipeline.scheduler = SCHEDULERS[scheduler]()
     if name == "ddim" and scheduler != "ddim":
-        pipeline.scheduler = SCHEDULERS["ddim"]()  # DDIMPipeline turns every scheduler into DDIM
+        pytest.skip("DDIMPipeline turns every scheduler into DDIM")
     if name == "ddpm" and scheduler in ("pndm", "unipc"):
         pytest.skip("DDPMPipeline passes a generator, which this scheduler's step does not take")
     torch.manual_seed(0)  # the latent-diffusion pipeline lets DDPM draw from the global generator

@@ -288,7 +288,7 @@ def _live_tensor(output: Any) -> torch.Tensor:
 
 def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
     """The k that brings k x closest to y; 1 where x is zero."""
-    x, y = x.double(), y.double()
+    x, y = x.cpu().double(), y.cpu().double()  # not every device has double precision
     square = (x * x).sum()
     return float((x * y).sum() / square) if square > 0 else 1.0
 

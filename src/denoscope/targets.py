@@ -46,12 +46,17 @@ SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = 
 
 
 def _in_space(space: str, step: Step, samples: torch.Tensor) -> torch.Tensor:
-    return SPACES[space](step, samples, step.predict(samples))
+    return SPACES[space](step, _wide(samples), _wide(step.predict(samples)))
 
 
 def _recorded(space: str, step: Step) -> torch.Tensor:
     """The unperturbed prediction, taken from the recording: no denoiser call."""
-    return SPACES[space](step, step.sample, step.model_output)
+    return SPACES[space](step, _wide(step.sample), _wide(step.model_output))
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """In float32 at least: local variances of half precision are rounding errors."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 # The terms of structural similarity (Wang et al. 2004), as pure functions of local moments.

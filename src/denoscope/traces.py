@@ -61,10 +61,6 @@ class Step:
         """The predicted clean samples, (n, channels, h, w)."""
         return self.level.original(samples, self.predict(samples))
 
-    def predict_noise(self, samples: torch.Tensor) -> torch.Tensor:
-        """The predicted noise, (n, channels, h, w), whatever the model was trained to predict."""
-        return self.level.noise(samples, self.predict(samples))
-
     def clean(self, samples: torch.Tensor | None = None) -> torch.Tensor:
         """The predicted clean pictures, (n, 3, height, width) in [0, 1]; without samples, the recorded ones."""
         original = self.pred_original_sample if samples is None else self.predict_original(samples)

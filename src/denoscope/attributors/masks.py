@@ -20,6 +20,11 @@ class Masks(ABC):
         """The probability of keeping a position, where positions are masked independently of each other; else None."""
         return None
 
+    @property
+    def block(self) -> int:
+        """How many masks balance each other; pairs and single masks need not stay together."""
+        return 2
+
     @abstractmethod
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         """An endless stream of blocks of masks, float32 in [0, 1]."""
@@ -82,9 +87,14 @@ class BalancedMasks(Masks):
             yield np.stack([kept, 1 - kept], axis=1).reshape(-1, height, width).astype(np.float32)
 
 
+def _rows(positions: int) -> int:
+    """The order of the smallest Hadamard matrix of Sylvester's kind with a column for each position."""
+    return 1 << int(np.ceil(np.log2(positions + 1)))
+
+
 def _balanced(positions: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Rows (at most 32, positions) of randomised Hadamard matrices, one after the other without end."""
-    rows = 1 << int(np.ceil(np.log2(positions + 1)))
+    rows = _rows(positions)
     while True:
         columns = rng.permutation(np.arange(1, rows, dtype=np.uint32))[:positions]
         flips = rng.integers(0, 2, positions, dtype=np.uint32)
@@ -107,6 +117,10 @@ class GridMasks(Masks):
         _check_probability(self.keep)
         if self.cells < 1:
             raise InputError(f"The grid has {self.cells} cells a side. It needs at least 1; 4 to 8 are usual.")
+
+    @property
+    def block(self) -> int:
+        return _rows(self.cells**2) if self.keep == 0.5 else 2
 
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([seed, 2])

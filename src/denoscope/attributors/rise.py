@@ -6,7 +6,7 @@ Sources: Park, Ju, Lee 2024 (arXiv 2402.10404), DF-RISE; Petsiuk, Das, Saenko 20
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from scipy import stats
 from ..errors import InputError, did_you_mean
 from ..targets import Score, Similarity, Target, blurred
 from ..traces import Step
-from .base import Advance, Attributor, register
+from .base import Advance, Attributor, options_of, register
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
 
 ONE, S, SS, D, SD, DD = range(6)
@@ -120,11 +120,14 @@ def kept_energy(sample: torch.Tensor, masks: torch.Tensor, keep: float) -> torch
 
 
 def reliability(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation of two half-maps, stepped up by Spearman–Brown, 2r / (1 + r); NaN if either is flat."""
+    """Rank correlation r of two half-maps, stepped up by Spearman–Brown, 2r / (1 + r), or r itself if it is negative.
+
+    −1 to 1; NaN if either is flat or has gaps.
+    """
     if np.ptp(first) == 0 or np.ptp(second) == 0 or not np.isfinite(first + second).all():
         return float("nan")
     r = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
-    return 2 * r / (1 + r) if r > -1 else -1.0
+    return 2 * r / (1 + r) if r > 0 else r
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,14 @@ class DFRise(Attributor):
 
     `variant` is "paper" (E[s | kept], the published definition), "reference" (the published code's arithmetic) or
     "contrast" (RISE proper: coarse masks, one score, keeping against masking). `target`, `masks` and `estimator`
-    replace the variant's own. `until` stops early, once the split-half reliability of the map reaches it.
-    `seed` is the masks' own stream; the same masks serve every step. `batch_size` changes speed and memory only.
+    replace the variant's own. `until` stops early, once the split-half reliability of the map reaches it; that is
+    looked at every 64 masks. `seed` is the masks' own stream; the same masks serve every step. `batch_size` changes
+    speed and memory only.
 
-    Variables: `saliency`, `standard_error` (step, y, x); `reliability`, `masks_used` (step). For balanced masks the
-    standard error is that of independent masks, an upper bound. Raises `InputError` for options out of range.
+    Variables: `saliency`, `standard_error` (step, y, x); `reliability`, `masks_used` (step). The standard error is the
+    spread between blocks of masks that balance each other once there are 8 of them (256 masks of the contrast form),
+    and before that, or without such blocks, that of independent masks: for balanced ones an upper bound. `reliability`
+    is NaN where there are too few masks for two independent halves. Raises `InputError` for options out of range.
     """
 
     num_masks: int = 500
@@ -235,32 +241,29 @@ class DFRise(Attributor):
             estimator=self.estimator or own.estimate,
         )
 
-    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
-        halves, used = self.complete()._halves(step, advance)
-        estimate = self.complete().estimator
-        assert estimate is not None
-        saliency, error = estimate(halves[0] + halves[1])
-        agreement = reliability(*(estimate(half)[0] for half in halves))
-        return {"saliency": saliency, "standard_error": error, "reliability": agreement, "masks_used": used}
+    def options(self) -> dict[str, Any]:
+        return options_of(self.complete())
 
     @torch.no_grad()
-    def _halves(self, step: Step, advance: Advance) -> tuple[list[MaskMoments], int]:
-        """The moments of every other pair of masks, and how many masks there were."""
-        assert self.masks is not None and self.target is not None and self.estimator is not None
+    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray | float]:
+        own = self.complete()
+        assert own.target is not None and own.masks is not None and own.estimator is not None
         height, width = step.sample.shape[-2:]
-        score, chunk = self.target.at(step), self._chunk(step)
-        halves, used = [MaskMoments.zero(height, width), MaskMoments.zero(height, width)], 0
-        for masks in self.masks.stream(height, width, self.seed, self.num_masks, chunk):
-            scores, control = _scores(score, step, masks), self._control(step, masks)
-            side = (used + np.arange(len(masks))) // 2 % 2
-            parts = [(masks[side == i], scores[side == i], control[side == i]) for i in (0, 1)]
-            halves = [half.with_masks(*part) for half, part in zip(halves, parts, strict=True)]
-            used += len(masks)
-            advance(len(masks))
-            if self.until is not None and self._enough(halves, used):
-                advance(self.num_masks - used)
+        score, portion = own.target.at(step), max(PORTION, 2 * own.masks.block)
+        found = Tally.empty(height, width, own.masks.block, self.num_masks)
+        for masks in own.masks.stream(height, width, self.seed, self.num_masks, portion):
+            scores = np.concatenate([_scored(score, step, chunk, advance) for chunk in self._chunks(step, masks)])
+            found = found.with_masks(masks, scores, own._control(step, masks), own.estimator)
+            if self.until is not None and found.reliability(own.estimator) >= self.until:
+                advance(self.num_masks - found.used)
                 break
-        return halves, used
+        saliency, error = own.estimator(found.halves[0] + found.halves[1])
+        return {
+            "saliency": saliency,
+            "standard_error": found.error_between_blocks() if own.estimator in MEANS and found.enough else error,
+            "reliability": found.reliability(own.estimator),
+            "masks_used": found.used,
+        }
 
     def _control(self, step: Step, masks: np.ndarray) -> np.ndarray:
         """The control variate, zero for masks whose positions depend on each other."""
@@ -269,21 +272,87 @@ class DFRise(Attributor):
             return np.zeros((len(masks), 1, 1))
         return kept_energy(step.sample.cpu(), torch.from_numpy(masks), self.masks.independent).numpy()
 
-    def _enough(self, halves: list[MaskMoments], used: int) -> bool:
-        assert self.until is not None and self.estimator is not None
-        return used >= 32 and reliability(*(self.estimator(half)[0] for half in halves)) >= self.until
-
-    def _chunk(self, step: Step) -> int:
-        """Masks a call: about 16,384 positions at once, between 1 and 64 masks."""
-        if self.batch_size is not None:
-            return self.batch_size
+    def _chunks(self, step: Step, masks: np.ndarray) -> list[np.ndarray]:
+        """As many masks a call as there is room for: 16,384 positions at once on a CPU and 131,072 elsewhere."""
         positions = step.sample.shape[-2] * step.sample.shape[-1]
-        return int(np.clip(2**14 // positions, 1, 64))
+        room = 2**14 if step.sample.device.type == "cpu" else 2**17
+        size = self.batch_size or int(np.clip(room // positions, 1, 64))
+        return np.split(masks, range(size, len(masks), size))
 
 
-def _scores(score: Score, step: Step, masks: np.ndarray) -> np.ndarray:
+PORTION = 64
+"""Masks between two looks at the reliability; with blocks, at least two of them."""
+MEANS = {classic, kept_mean, keep_contrast}
+"""Estimators that do not grow with the number of masks."""
+BLOCKS = 8
+"""Blocks of masks from which on their spread is a standard error."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """What has been seen of the masks: the moments of two halves, and the spread of single blocks' maps.
+
+    Masks of one block balance each other, so their errors cancel: whole blocks go to either half in turn, or the halves
+    would disagree more than independent ones. What does not fill two blocks is shared out by pairs.
+    """
+
+    halves: tuple[MaskMoments, MaskMoments]
+    block: int
+    total: int
+    maps: tuple[np.ndarray, np.ndarray]
+    blocks: int = 0
+
+    @classmethod
+    def empty(cls, height: int, width: int, block: int, total: int) -> "Tally":
+        zero = MaskMoments.zero(height, width)
+        return cls((zero, zero), block, total, (np.zeros((height, width)), np.zeros((height, width))))
+
+    @property
+    def used(self) -> int:
+        return self.halves[0].count + self.halves[1].count
+
+    def with_masks(
+        self, masks: np.ndarray, scores: np.ndarray, control: np.ndarray, estimator: Callable[[MaskMoments], Estimate]
+    ) -> "Tally":
+        """Add a portion that begins with a block."""
+        place = self.used + np.arange(len(masks))
+        whole = self.total // (2 * self.block) * 2 * self.block
+        side = np.where(place < whole, place // self.block, place // 2) % 2
+        a, b = (
+            half.with_masks(masks[side == i], scores[side == i], control[side == i])
+            for i, half in enumerate(self.halves)
+        )
+        total, squares = self.maps
+        starts = range(0, len(masks) - self.block + 1, self.block) if self.block > 2 else ()
+        for own in (slice(start, start + self.block) for start in starts):
+            zero = MaskMoments.zero(*masks.shape[1:])
+            estimate, _ = estimator(zero.with_masks(masks[own], scores[own], control[own]))
+            total, squares = total + estimate, squares + estimate**2
+        return replace(self, halves=(a, b), maps=(total, squares), blocks=self.blocks + len(starts))
+
+    def reliability(self, estimator: Callable[[MaskMoments], Estimate]) -> float:
+        """`reliability` of the halves; NaN where they are not independent, or of fewer than two masks each."""
+        if self.used < max(4, 2 * self.block if self.block > 2 else 4):
+            return float("nan")
+        return reliability(*(estimator(half)[0] for half in self.halves))
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are blocks enough for their spread to mean something."""
+        return self.blocks >= BLOCKS
+
+    def error_between_blocks(self) -> np.ndarray:
+        """√(variance of a block's map · block / masks), for an estimator that is a mean over masks."""
+        total, squares = self.maps
+        variance = np.maximum(squares - total**2 / self.blocks, 0) / (self.blocks - 1)
+        return np.sqrt(variance * self.block / self.used)
+
+
+def _scored(score: Score, step: Step, masks: np.ndarray, advance: Advance) -> np.ndarray:
     mask = torch.from_numpy(masks).to(step.sample)
-    return score(step.sample * mask[:, None]).double().cpu().numpy()
+    scores = score(step.sample * mask[:, None]).cpu().double().numpy()
+    advance(len(masks))
+    return scores
 
 
 register("df-rise-contrast")(partial(DFRise, variant="contrast"))
