@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from loop import cached_latents, cached_pictures, to_tensor, train
+from loop import cached_latents, cached_pictures, reduced, to_tensor, train
 
 CHANNELS = (32, 32, 32)
 CONFIG = dict(
@@ -51,12 +51,12 @@ def main(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
     vae = AutoencoderTiny(**CONFIG)
 
     def loss_of(step: int, worker: int) -> torch.Tensor:
-        rng = np.random.default_rng([step, 2, worker])
+        rng, random = np.random.default_rng([step, 2, worker]), torch.Generator().manual_seed(2 * step + worker)
         pictures = data[np.sort(rng.integers(0, count, batch))]
         x = to_tensor(cropped(pictures, CELL * corners(pictures, rng), CROP))
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             latents = vae.encode(x).latents
-            decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+            decoded = vae.decode(latents + LATENT_NOISE * torch.randn(latents.shape, generator=random)).sample
         return error_of(decoded, x) + LATENT_PENALTY * latents.float().square().mean()
 
     train(vae, loss_of, folder / "autoencoder", minutes, peak=2e-3)
@@ -72,14 +72,14 @@ def refine(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
     cached = cached_latents(folder, vae, count) / vae.config.scaling_factor
 
     def loss_of(step: int, worker: int) -> torch.Tensor:
-        rng = np.random.default_rng([step, 5, worker])
+        rng, random = np.random.default_rng([step, 5, worker]), torch.Generator().manual_seed(2 * step + worker)
         chosen = np.sort(rng.integers(0, count, batch))
         pictures, latents = data[chosen], cached[chosen].float().movedim(1, -1).numpy()
         places = corners(pictures, rng)
         x = to_tensor(cropped(pictures, CELL * places, CROP))
         latents = torch.from_numpy(cropped(latents, places, CROP // CELL)).movedim(-1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        with reduced():
+            decoded = vae.decode(latents + LATENT_NOISE * torch.randn(latents.shape, generator=random)).sample
         return error_of(decoded, x)
 
     train(vae.decoder, loss_of, folder / "decoder", minutes, peak=2e-4)

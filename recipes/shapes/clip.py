@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from loop import cached_pictures, to_tensor, train
+from loop import cached_pictures, reduced, to_tensor, train
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 from words import LENGTH, tokenizer
 
@@ -102,19 +102,22 @@ def contrast(logits: torch.Tensor, true: np.ndarray) -> torch.Tensor:
     return (torch.nn.functional.cross_entropy(logits, own) + of_texts) / 2
 
 
-def main(folder: Path, minutes: float, count: int, batch: int = 64) -> None:
+def main(folder: Path, minutes: float, count: int, start: Path | None, batch: int = 64) -> None:
     torch.manual_seed(1)
     words = tokenizer(folder / "shapes" / "tokenizer")
     words.save_pretrained(folder / "shapes" / "tokenizer")
     data = cached_pictures(folder, count)
     clip = CLIPModel(config(words))
+    if start:
+        clip.load_state_dict(CLIPModel.from_pretrained(start).state_dict())
+    clip.set_attn_implementation("eager")
 
     def loss_of(step: int, worker: int) -> torch.Tensor:
         rng = np.random.default_rng([step, 3, worker])
         chosen = np.sort(rng.integers(0, count, batch))
         texts, true = texts_of([Scene.random(int(seed)) for seed in chosen], rng)
         ids = words(texts, padding=True, return_tensors="pt")
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             out = clip(**ids, pixel_values=to_tensor(data[chosen]))
         return contrast(out.logits_per_image.float(), true)
 
@@ -130,4 +133,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--count", type=int, default=80_000, help="training scenes")
+    parser.add_argument("--start", type=Path, help="folder of an earlier CLIP whose weights to begin with")
     main(**vars(parser.parse_args()))

@@ -6,9 +6,11 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from loop import cached_latents, train
+from loop import cached_latents, reduced, train
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from words import LENGTH, cached_tokens
+
+from denoscope.bundled.scenes import Scene
 
 UNET = dict(
     sample_size=16,
@@ -55,12 +57,18 @@ def stratified(batch: int, highest: int, random: torch.Generator) -> torch.Tenso
     return (places * highest).long()
 
 
+def crowded(count: int) -> torch.Tensor:
+    """The training seeds below `count` whose scenes hold two objects: the harder ones."""
+    return torch.tensor([seed for seed in range(count) if len(Scene.random(seed).things) == 2])
+
+
 def main(folder: Path, minutes: float, count: int, peak: float, start: Path | None, batch: int = 32) -> None:
     torch.manual_seed(2)
     vae = AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
     words = CLIPTokenizer.from_pretrained(folder / "shapes" / "tokenizer")
     latents = cached_latents(folder, vae, count)
     ids = cached_tokens(folder, words, count)
+    two = crowded(count)
     nothing = words("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
     scheduler = DPMSolverMultistepScheduler(**NOISE, **SAMPLING)
     text_encoder = CLIPTextModel(CLIPModel.from_pretrained(folder / "clip").config.text_config)
@@ -76,13 +84,15 @@ def main(folder: Path, minutes: float, count: int, peak: float, start: Path | No
     def loss_of(step: int, worker: int) -> torch.Tensor:
         random = torch.Generator().manual_seed(1000 * step + worker)
         chosen = torch.randint(count, (batch,), generator=random)
+        chosen[1::4] = two[torch.randint(len(two), chosen[1::4].shape, generator=random)]
+        chosen[2::4] = two[torch.randint(len(two), chosen[2::4].shape, generator=random)]
         timesteps = stratified(batch, scheduler.config.num_train_timesteps, random)
         unsaid = torch.rand(batch, 1, generator=random) < UNCONDITIONAL_SHARE
         clean = latents[chosen].float()
         noise = torch.randn(clean.shape, generator=random)
         noisy = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None] * clean
         noisy = noisy + (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None] * noise
-        with torch.autocast("cpu", torch.bfloat16):
+        with reduced():
             velocity = model(noisy, timesteps, torch.where(unsaid, nothing, ids[chosen]))
         return (velocity.float() - velocity_of(scheduler, clean, noise, timesteps)).square().mean()
 

@@ -1,15 +1,25 @@
 """What the three trainings share: scenes in batches, a loop with checkpoints, a moving average."""
 
+import hashlib
 import json
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from denoscope.bundled import scenes
 from denoscope.bundled.scenes import Scene, caption, render
+
+RENDERED = 1000  # pictures that one process renders at a time
+
+
+def reduced() -> torch.autocast:
+    """bfloat16 where the processor is quick at it; without AVX-512 it takes twenty times as long as float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def pictures(first: int, count: int) -> np.ndarray:
@@ -24,12 +34,32 @@ def captions(first: int, count: int) -> list[str]:
     return [str(caption(Scene.random(seed), complete=False)) for seed in range(first, first + count)]
 
 
+def kept(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a file holds; it is made first where it is missing, and appears whole."""
+    if not path.exists():
+        torch.save(make(), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+def mark(source: bytes) -> str:
+    """A few letters that change with what something was made from."""
+    return hashlib.sha256(source).hexdigest()[:8]
+
+
+DRAWN = mark(Path(scenes.__file__).read_bytes())
+
+
 def cached_pictures(folder: Path, count: int) -> np.ndarray:
     """The pictures of the training seeds 0 .. count − 1, rendered once and kept beside the checkpoints."""
-    path = folder / f"pictures-{count}.npy"
-    if not path.exists():
-        np.save(path, pictures(0, count))
-    return np.load(path, mmap_mode="r")
+
+    def rendered() -> torch.Tensor:
+        firsts = range(0, count, RENDERED)
+        with ProcessPoolExecutor() as pool:
+            parts = pool.map(pictures, firsts, (min(RENDERED, count - first) for first in firsts))
+            return torch.from_numpy(np.concatenate(list(parts)))
+
+    return kept(folder / f"pictures-{count}-{DRAWN}.pt", rendered).numpy()
 
 
 def to_tensor(uint8: np.ndarray) -> torch.Tensor:
@@ -39,14 +69,16 @@ def to_tensor(uint8: np.ndarray) -> torch.Tensor:
 
 def cached_latents(folder: Path, vae, count: int) -> torch.Tensor:
     """Scaled latents of the training pictures, bfloat16 (count, 4, 16, 16)."""
-    path = folder / f"latents-{count}.pt"
-    if not path.exists():
+
+    def encoded() -> torch.Tensor:
         data, parts = cached_pictures(folder, count), []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode(), reduced():
             for chunk in np.array_split(data, max(1, count // 100)):
                 parts.append((vae.encode(to_tensor(chunk)).latents * vae.config.scaling_factor).bfloat16())
-        torch.save(torch.cat(parts), path)
-    return torch.load(path, weights_only=True)
+        return torch.cat(parts)
+
+    encoder = b"".join(weights.detach().numpy().tobytes() for weights in vae.encoder.parameters())
+    return kept(folder / f"latents-{count}-{DRAWN}-{mark(encoder)}.pt", encoded)
 
 
 class Average:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from loop import captions
+from loop import DRAWN, captions, kept
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
@@ -34,10 +34,8 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 def cached_tokens(folder: Path, words: CLIPTokenizer, count: int) -> torch.Tensor:
     """Token ids of one caption for each training seed, (count, LENGTH), made once and kept beside the checkpoints."""
-    path = folder / f"tokens-{count}.pt"
-    if not path.exists():
-        torch.save(words(captions(0, count), padding="max_length", return_tensors="pt").input_ids, path)
-    return torch.load(path, weights_only=True)
+    made = lambda: words(captions(0, count), padding="max_length", return_tensors="pt").input_ids  # noqa: E731
+    return kept(folder / f"tokens-{count}-{DRAWN}.pt", made)
 
 
 if __name__ == "__main__":
