@@ -178,6 +178,11 @@ def test_what_cannot_be_done_as_asked_is_told_before_anything_is_computed(bright
         recognise(short(**{"photographs": [bright], **options}), classifier=brightness)
 
 
+def test_steps_that_a_generation_will_not_have_are_refused_before_it_is_made():
+    with pytest.raises(InputError, match="12 steps, 0"):
+        Study(trace=Request("a red circle", steps=12), at=(12,))
+
+
 def test_masks_that_do_not_fit_are_refused(brightness, bright, tmp_path):
     square = saved(np.zeros((20, 20)), tmp_path / "empty.png")
     wide = saved(np.ones((20, 40)), tmp_path / "wide.png")

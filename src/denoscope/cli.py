@@ -190,9 +190,8 @@ def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        *run["columns"], title="Frames at which the likelihood reaches a level: median [lowest, highest draw]"
-    )
+    table = Table(*run["columns"], title="Frame at which a likelihood is reached")
+    table.caption = "median [interval that holds at least 90 % of the draws]"
     for row in run["table"]:
         table.add_row(*row)
     Console().print(table)

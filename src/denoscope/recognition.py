@@ -84,8 +84,9 @@ class Study:
             )
         _refuse_unknown(self.methods)
         check_steps(self.at)
-        if self.photographs and self.frames > 0:  # fewer are refused with the noising
-            shown_steps(self.at, self.frames, ())
+        total = self.frames if self.trace is None else self.trace.steps
+        if total is not None and total > 0:  # fewer frames are refused with the noising
+            shown_steps(self.at, total, ())
 
     @classmethod
     def of(cls, preset: str | None, **asked: Any) -> "Study":
