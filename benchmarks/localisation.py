@@ -20,16 +20,16 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scenes import drawn
 
 import denoscope
 from denoscope import DFRise
-from denoscope.bundled.scenes import Scene, caption
-from denoscope.evaluation import auroc, bootstrap, centre_prior, object_masks, on_grid
+from denoscope.bundled.scenes import Scene
+from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
 
 STEPS = {"first": 3, "early": 6, "middle": 15, "late": 24}
 """Of 30. At the first of them the object's place is hardly decided yet, as the clean prediction itself shows."""
 FIRST_SEED = 7_000_000
-GUIDANCE = 3.0
 
 
 def scores_of(
@@ -55,21 +55,10 @@ def foreground(step: denoscope.Step) -> np.ndarray:
     return np.abs(picture - np.median(picture, axis=(1, 2), keepdims=True)).sum(axis=0)
 
 
-@functools.cache
-def model() -> denoscope.Model:
-    torch.set_num_threads(1)
-    loaded = denoscope.load("shapes")
-    loaded.pipeline.set_progress_bar_config(disable=True)
-    return loaded
-
-
 def scores_of_scene(seed: int, count: int, masks: dict[str, int]) -> dict[str, dict[str, float]] | None:
     """Make a scene's picture and score its maps; None where the picture does not show `count` things."""
-    scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
-    told = dict(seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np")
-    trace = model().trace(str(caption(scene)), **told)
-    shown = object_masks(trace.image)
-    return scores_of(trace, shown.any(axis=0), masks, seed) if len(shown) == count else None
+    found = drawn(Scene.random(seed, count=count, size="small" if count == 1 else None))
+    return scores_of(*found, masks, seed) if found else None
 
 
 def measure(count: int, scenes: int, masks: dict[str, int], workers: int) -> dict:

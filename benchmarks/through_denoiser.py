@@ -15,28 +15,19 @@ import multiprocessing
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scenes import drawn
 
 import denoscope
 from denoscope import ClassScore, GradientShap, IntegratedGradients, Occlusion
-from denoscope.bundled.scenes import COLOURS, Scene, caption
-from denoscope.evaluation import bootstrap, centre_prior, object_masks, on_grid
+from denoscope.bundled.scenes import COLOURS, Scene
+from denoscope.evaluation import bootstrap, centre_prior, on_grid
 from denoscope.evaluation.stages import share_inside
 
 STEPS = {"early": 3, "middle": 12, "late": 24}
 FIRST_SEED = 8_000_000
-GUIDANCE = 3.0
-
-
-@functools.cache
-def model() -> denoscope.Model:
-    torch.set_num_threads(1)
-    loaded = denoscope.load("shapes")
-    loaded.pipeline.set_progress_bar_config(disable=True)
-    return loaded
 
 
 @functools.cache
@@ -47,12 +38,8 @@ def classifier(shape: str) -> denoscope.Classifier:
 def shares_of_scene(seed: int) -> dict[str, dict[str, float]] | None:
     """The share inside the object of every method and baseline at every step; None if it was not drawn as told."""
     scene = Scene.random(seed, count=1)
-    told = dict(seed=seed, num_inference_steps=30, guidance_scale=GUIDANCE, output_type="np")
-    trace = model().trace(str(caption(scene)), **told)
-    masks = object_masks(trace.image)
-    if len(masks) != 1:
-        return None
-    return shares(trace, masks[0], scene, np.random.default_rng(seed))
+    found = drawn(scene)
+    return shares(*found, scene, np.random.default_rng(seed)) if found else None
 
 
 def shares(

@@ -13,7 +13,7 @@ from denoscope.attributors.occlusion import Occlusion
 from denoscope.bundled.scenes import Scene, render
 from denoscope.classifiers import load_classifier
 from denoscope.errors import InputError, Interrupted, NumericsError
-from denoscope.explanations import Explanation, save_together
+from denoscope.explanations import WRITTEN_TOGETHER, Explanation, save_together
 from denoscope.recognition import Study, recognise
 from denoscope.runs import Request
 from denoscope.targets import ClassScore
@@ -98,6 +98,17 @@ def test_files_of_one_name_get_folders_of_their_own(brightness, bright, tmp_path
     (tmp_path / "other").mkdir()
     again = saved(np.full((20, 20, 3), 0.8), tmp_path / "other" / "bright.png")
     assert list(recognise(short([bright, again]), classifier=brightness).explanations) == ["bright", "bright-2"]
+
+
+def test_folders_are_told_apart_without_case_and_from_what_is_written_beside_them(brightness, tmp_path):
+    names = ("one/cat.png", "two/Cat.png", "three/CAT-2.png", "REPORT.html.png", "run.json.png", "comparison.png")
+    files = []
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        files.append(saved(np.full((20, 20, 3), 0.5 + i / 20), tmp_path / name))
+    found = recognise(short(files, methods=("occlusion",), labels=("bright",)), classifier=brightness).explanations
+    assert list(found) == ["cat", "Cat-2", "CAT-2-2", "REPORT.html-2", "run.json-2", "comparison"]
+    assert len({name.casefold() for name in (*found, *WRITTEN_TOGETHER)}) == 6 + len(WRITTEN_TOGETHER)
 
 
 def test_a_mask_goes_through_the_crop_of_its_photograph(brightness, tmp_path):

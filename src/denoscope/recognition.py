@@ -23,15 +23,28 @@ from .attributors.base import Attributor
 from .attributors.gradients import GradientShap, IntegratedGradients
 from .attributors.occlusion import Occlusion
 from .classifiers import Classifier, load_classifier
+from .curves import spread
 from .errors import DenoscopeError, InputError, Interrupted, did_you_mean
 from .evaluation import object_masks, on_grid
 from .evaluation.stages import stages
-from .explanations import Explanation
+from .explanations import WRITTEN_TOGETHER, Explanation
 from .figures import rgb
 from .frames import Frames
 from .models import Model, load
 from .photographs import load_photograph
-from .runs import At, Outcome, Request, Watch, attribute, check_steps, pictured, recorded, shown_steps, stamp
+from .runs import (
+    At,
+    Outcome,
+    Request,
+    Watch,
+    attribute,
+    check_steps,
+    flags,
+    pictured,
+    recorded,
+    shown_steps,
+    stamp,
+)
 from .targets import ClassScore
 from .traces import Trace
 
@@ -108,30 +121,22 @@ class Study:
 
     def command(self) -> str:
         """The command line that asks for the same again."""
-        flags: dict[str, Any] = {
-            "--classifier": self.classifier,
-            "--frames": self.frames,
-            "--noising": self.noising,
-            "--beta-schedule": self.beta_schedule if self.noising == "ddpm" else None,
-            "--draws": self.draws,
-            "--map-draws": self.map_draws,
-            "--seed": self.seed,
-            "--at": ",".join(map(str, self.at)) if isinstance(self.at, tuple) else self.at,
-            "--methods": ",".join(self.methods),
-            "--device": self.device,
-            "--dtype": self.dtype,
-        }
+        told: dict[str, Any] = {**vars(self), **dict.fromkeys(TOLD_APART)}
+        if self.noising != "ddpm":
+            told["beta_schedule"] = None
         if self.trace is not None:
             made = self.trace
-            flags |= {"--trace": made.prompt, "--model": made.model, "--steps": made.steps, "--guidance": made.guidance}
-            flags = {flag: value for flag, value in flags.items() if flag not in NOISED}
-        words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+            told |= dict.fromkeys(NOISED)
+            told |= dict(trace=made.prompt, model=made.model, steps=made.steps, guidance=made.guidance)
         several = [("--label", label) for label in self.labels] + [("--mask", mask) for mask in self.masks]
-        return shlex.join(["denoscope", "recognise", *self.photographs, *(w for pair in several for w in pair), *words])
+        words = [*self.photographs, *(word for pair in several for word in pair), *flags(told)]
+        return shlex.join(["denoscope", "recognise", *words])
 
 
-NOISED = ("--frames", "--noising", "--beta-schedule", "--draws", "--map-draws")
-"""What a generation has no use for."""
+TOLD_APART = ("photographs", "trace", "labels", "masks", "preset")
+"""Settings of a study that are no single option, or whose own settings are told instead."""
+NOISED = ("frames", "noising", "beta_schedule", "draws", "map_draws")
+"""Settings that a generation has no use for."""
 
 
 def _refuse_unknown(methods: Sequence[str]) -> None:
@@ -221,14 +226,16 @@ def _classifier(study: Study) -> Classifier:
 
 
 def _names(photographs: Sequence[str]) -> list[str]:
-    """A folder name for each file: its stem, numbered where several share one."""
+    """A folder name for each file: its stem, numbered where that is taken, as some file systems see it without case."""
     names: list[str] = []
+    taken = {name.casefold() for name in WRITTEN_TOGETHER}
     for path in photographs:
         stem, number = Path(path).stem or "photograph", 2
         name = stem
-        while name in names:
+        while name.casefold() in taken:
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
+        taken.add(name.casefold())
     return names
 
 
@@ -400,14 +407,10 @@ def record(study: Study, found: Recognised) -> dict[str, Any]:
 
 
 def _told(row: Mapping[str, Any], levels: Sequence[str]) -> list[str]:
-    numbers = [_range(row[name], 1) for name in (*levels, "steepest")]
-    return [row["photograph"], row["label"], *numbers, _range(row["final"], 2)]
-
-
-def _range(values: tuple[float, float, float], digits: int) -> str:
     """
-    >>> _range((46.2, 51.0, float("nan")), 1), _range((float("nan"),) * 3, 1), _range((1.0, 1.0, 1.0), 2)
-    ('51.0 [46.2, never]', 'never', '1.00')
+    >>> _told({"photograph": "cat", "label": "tabby", "0.5": (46.2, 51, np.nan), "steepest": (50,) * 3,
+    ...        "final": (0.91, 0.934, 0.95)}, ["0.5"])
+    ['cat', 'tabby', '51.0 [46.2, never]', '50.0', '0.93 [0.91, 0.95]']
     """
-    low, median, high = ("never" if np.isnan(value) else f"{value:.{digits}f}" for value in values)
-    return median if low == high else f"{median} [{low}, {high}]"
+    moments = [spread(row[name], "{:.1f}".format) for name in (*levels, "steepest")]
+    return [row["photograph"], row["label"], *moments, spread(row["final"], "{:.2f}".format)]

@@ -90,24 +90,22 @@ class Request:
 
     def command(self) -> str:
         """The command line that asks for the same again."""
-        flags: dict[str, Any] = {
-            "--model": self.model,
-            "--seed": self.seed,
-            "--steps": self.steps,
-            "--schedule": self.schedule,
-            "--shift": self.shift,
-            "--guidance": self.guidance,
-            "--height": self.height,
-            "--width": self.width,
-            "--at": ",".join(map(str, self.at)) if isinstance(self.at, tuple) else self.at,
-            "--methods": ",".join(self.methods),
-            "--masks": self.masks,
-            "--until": self.until,
-            "--device": self.device,
-            "--dtype": self.dtype,
-        }
-        words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
-        return shlex.join(["denoscope", "explain", *([self.prompt] if self.prompt is not None else []), *words])
+        prompt = [] if self.prompt is None else [self.prompt]
+        return shlex.join(["denoscope", "explain", *prompt, *flags({**vars(self), "prompt": None})])
+
+
+def flags(asked: Mapping[str, Any]) -> list[str]:
+    """Settings by their names as the words of a command line; None is what was not asked for.
+
+    >>> flags({"map_draws": 2, "at": (1, 3), "shift": None})
+    ['--map-draws', '2', '--at', '1,3']
+    """
+    said = {name: value for name, value in asked.items() if value is not None}
+    return [word for name, value in said.items() for word in (f"--{name.replace('_', '-')}", _word(value))]
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_steps(at: At) -> None:

@@ -1,6 +1,9 @@
 "use strict";
-// What every page needs: numbers in words, carried values, colours, a canvas, a likelihood.
+// What every page needs: its data and elements, numbers in words, carried values, colours, a canvas, a likelihood.
 const maps = (() => {
+  const data = JSON.parse(document.getElementById("payload").textContent);
+  const one = (selector, root = document) => root.querySelector(selector);
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
   const minus = text => text.replace("-", "−");
   const readable = (value, digits = 4) => minus(String(Number(value.toPrecision(digits))));
@@ -19,6 +22,19 @@ const maps = (() => {
 
   function bytes(hex, alpha = 255) {
     return [...[1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16)), alpha];
+  }
+
+  const palettes = Object.fromEntries(Object.entries(data.colours).map(([name, all]) => [name, all.map(hex => bytes(hex))]));
+
+  // Of what is carried for some steps, the one nearest to a step; undefined where there is none.
+  function nearest(carried, here) {
+    return Object.keys(carried).map(Number).sort((a, b) => Math.abs(a - here) - Math.abs(b - here))[0];
+  }
+
+  // Where in an element a pointer is, as fractions of its width and height.
+  function placeIn(element, event) {
+    const box = element.getBoundingClientRect();
+    return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
   }
 
   // Bilinear among the cells that have a value; nothing where the nearest cell has none.
@@ -52,14 +68,13 @@ const maps = (() => {
 
   // One label: its likelihood in words, and as a bar from 0 to 1.
   function tell(row, likelihood) {
-    const one = selector => row.querySelector(selector);
-    one(".value").textContent = likelihood?.text ?? "not known";
-    if (one(".range")) one(".range").textContent = likelihood?.range ?? "";
+    one(".value", row).textContent = likelihood?.text ?? "not known";
+    if (one(".range", row)) one(".range", row).textContent = likelihood?.range ?? "";
     const { low = null, median = null, high = null } = likelihood ?? {};
-    one(".meter").classList.toggle("unknown", median === null);
-    Object.assign(one(".reach").style, { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
-    one(".middle").style.left = `${100 * median}%`;
+    one(".meter", row).classList.toggle("unknown", median === null);
+    Object.assign(one(".reach", row).style, { left: `${100 * low}%`, width: `${100 * (high - low)}%` });
+    one(".middle", row).style.left = `${100 * median}%`;
   }
 
-  return { clamp, readable, bytes, values, paint, tell };
+  return { data, one, all, palettes, clamp, readable, values, bytes, nearest, placeIn, paint, tell };
 })();

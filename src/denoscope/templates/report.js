@@ -1,19 +1,15 @@
 (() => {
-  const data = JSON.parse(document.getElementById("payload").textContent);
-  const one = (selector, root = document) => root.querySelector(selector);
-  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const slider = one("#step"), last = data.steps.length - 1;
+  const { data, one, all, palettes, clamp, readable, values, bytes, nearest, placeIn, paint, tell } = maps;
   const articles = all("[data-method]");
   const explained = [...new Set(Object.values(data.methods).flatMap(method => Object.keys(method.layers[0]).map(Number)))]
     .map(index => data.steps.findIndex(step => step.index === index)).sort((a, b) => a - b);
-  const view = { at: 0, place: null, shared: true, certain: false, timer: null };
+  const view = { place: null, shared: true, certain: false };
 
-  const { clamp, readable, bytes, values, paint, tell } = maps;
   const methodOf = article => data.methods[article.dataset.method];
   const layerOf = article => methodOf(article).layers[one("select", article)?.value ?? 0];
 
   function mapOf(article) {
-    const map = layerOf(article)[data.steps[view.at].index];
+    const map = layerOf(article)[control.step.index];
     return map && { ...map, values: values(map.values), errors: values(map.errors) };
   }
 
@@ -24,8 +20,6 @@
     const low = Math.min(...present), high = Math.max(...present), reach = Math.max(-low, high);
     return signed ? [-reach, reach] : [low, high];
   }
-
-  const palettes = Object.fromEntries(Object.entries(data.colours).map(([name, all]) => [name, all.map(hex => bytes(hex))]));
 
   // One hue that the page chooses for its light or dark ground, from nothing to full strength.
   function doubt() {
@@ -49,7 +43,7 @@
     const scale = view.shared ? `shared by all ${data.unit}s` : `this ${data.unit} only`;
     one(".scale", article).textContent = flat ? "flat: no colour" : scale;
     offerNearest(article, map);
-    listNumbers(article, method.numbers[data.steps[view.at].index] ?? []);
+    listNumbers(article, method.numbers[control.step.index] ?? []);
     read(article);
   }
 
@@ -66,15 +60,14 @@
   }
 
   function offerNearest(article, map) {
-    const absent = one(".absent", article), here = data.steps[view.at].index;
-    const steps = Object.keys(methodOf(article).layers[0]).map(Number);
+    const absent = one(".absent", article), here = control.step.index;
     absent.hidden = Boolean(map);
     if (map) return;
-    const nearest = steps.sort((a, b) => Math.abs(a - here) - Math.abs(b - here))[0];
-    one("p", absent).textContent = steps.length ? `Not explained at ${data.unit} ${here}` : `No ${data.unit} was finished`;
-    one("button", absent).hidden = !steps.length;
-    one("button", absent).textContent = `Go to ${data.unit} ${nearest}, the nearest explained`;
-    one("button", absent).onclick = () => show(data.steps.findIndex(step => step.index === nearest));
+    const goal = nearest(methodOf(article).layers[0], here), empty = goal === undefined;
+    one("p", absent).textContent = empty ? `No ${data.unit} was finished` : `Not explained at ${data.unit} ${here}`;
+    one("button", absent).hidden = empty;
+    one("button", absent).textContent = `Go to ${data.unit} ${goal}, the nearest explained`;
+    one("button", absent).onclick = () => control.showIndex(goal);
   }
 
   function listNumbers(article, numbers) {
@@ -128,75 +121,42 @@
   for (const frame of all(".frame:not(.none)")) {
     const article = frame.closest("[data-method]") ?? articles[0];
     if (!article) continue;
-    frame.addEventListener("pointermove", event => {
-      const box = frame.getBoundingClientRect();
-      point({ x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height }, methodOf(article));
-    });
+    frame.addEventListener("pointermove", event => point(placeIn(frame, event), methodOf(article)));
     frame.addEventListener("pointerleave", () => point(null, methodOf(article)));
   }
 
   // One step for the whole page
 
-  function show(at) {
-    view.at = clamp(at, 0, last);
-    const step = data.steps[view.at], thumbs = all(".strip button");
-    slider.value = view.at;
-    slider.setAttribute("aria-valuetext", `${data.unit} ${step.index}, time step ${step.timestep}, log-SNR ${step.log_snr}`);
-    const current = thumbs.findLast(thumb => Number(thumb.dataset.at) <= view.at);
+  function show(step) {
+    const thumbs = all(".strip button"), current = thumbs.findLast(thumb => Number(thumb.dataset.at) <= control.at);
     thumbs.forEach(thumb => thumb === current ? thumb.setAttribute("aria-current", "step") : thumb.removeAttribute("aria-current"));
-    document.documentElement.style.setProperty("--at", view.at);
     one("#sample").src = step.sample;
     const clean = data.noised ? one(".result") : one("img", current);
     for (const image of all("img.clean")) image.src = clean.src;
-    for (const number of all("[data-number]")) number.textContent = step[number.dataset.number];
     all("[data-label]").forEach(row => tell(row, step.likelihood?.[row.dataset.label]));
     articles.forEach(draw);
-    history.replaceState(null, "", `#step=${step.index}`);
-  }
-
-  function showHash() {
-    const asked = Number(/^#step=(\d+)$/.exec(location.hash)?.[1] ?? data.start);
-    const at = data.steps.findIndex(step => step.index === asked);
-    show(at < 0 ? last : at);
-  }
-
-  function play(on) {
-    clearInterval(view.timer);
-    view.timer = on ? setInterval(() => view.at < last ? show(view.at + 1) : play(false), 450) : null;
-    one("#play").setAttribute("aria-pressed", on);
-    one("#play i").textContent = on ? "❚❚" : "▶";
-    one("#play span").textContent = on ? "Pause" : "Play";
-    if (on && view.at === last) show(0);
   }
 
   function jump(direction) {
-    const ahead = explained.filter(at => direction * (at - view.at) > 0);
-    if (ahead.length) show(direction > 0 ? ahead[0] : ahead.at(-1));
+    const ahead = explained.filter(at => direction * (at - control.at) > 0);
+    if (ahead.length) control.show(direction > 0 ? ahead[0] : ahead.at(-1));
   }
 
-  const arrows = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-  document.addEventListener("keydown", event => {
-    const arrow = arrows[event.key], inside = event.target;
-    if (event.ctrlKey || event.metaKey || event.altKey || inside.matches("select, #opacity, .wide")) return;
-    if (event.key === " " && !inside.matches("button, input[type=checkbox]")) play(!view.timer);
-    else if (arrow && inside.matches(".heat")) movePoint(inside.closest("[data-method]"), ...arrow);
-    else if (arrow?.[1] && event.shiftKey) jump(arrow[1]);
-    else if (arrow?.[1]) show(view.at + arrow[1]);
-    else return;
-    event.preventDefault();
-  });
+  // The keys that only this page has
+  function pressed({ key, target, shiftKey }) {
+    const arrow = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
+    if (arrow && target.matches(".heat")) movePoint(target.closest("[data-method]"), ...arrow);
+    else if (arrow?.[1] && shiftKey) jump(arrow[1]);
+    else return false;
+    return true;
+  }
 
-  slider.addEventListener("input", () => show(Number(slider.value)));
+  const control = stepControl(show, 450, pressed);
   for (const thumb of all(".strip button")) thumb.addEventListener("click", event => {
-    const box = thumb.getBoundingClientRect(), span = Number(thumb.dataset.span);
-    show(Number(thumb.dataset.at) + clamp(Math.floor((event.clientX - box.left) / box.width * span), 0, span - 1));
-  });
-  for (const plot of all("[data-plot]")) plot.addEventListener("click", event => {
-    const box = plot.getBoundingClientRect();
-    show(Math.floor((event.clientX - box.left) / box.width * data.steps.length));
+    const span = Number(thumb.dataset.span);
+    control.show(Number(thumb.dataset.at) + clamp(Math.floor(placeIn(thumb, event).x * span), 0, span - 1));
   });
   for (const select of all("select")) select.addEventListener("change", () => draw(select.closest("[data-method]")));
-  one("#play").addEventListener("click", () => play(!view.timer));
   one("#earlier")?.addEventListener("click", () => jump(-1));
   one("#later")?.addEventListener("click", () => jump(1));
   one("#shown")?.addEventListener("change", () => articles.forEach(draw));
@@ -204,6 +164,5 @@
   one("#shared")?.addEventListener("change", event => { view.shared = event.target.checked; articles.forEach(draw); });
   one("#certain")?.addEventListener("change", event => { view.certain = event.target.checked; articles.forEach(draw); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => articles.forEach(draw));
-  window.addEventListener("hashchange", showHash);
-  showHash();
+  control.start();
 })();
