@@ -1,11 +1,12 @@
 """Speed and fidelity of DF-RISE on the bundled model, each as a ratio measured in one run.
 
-python benchmarks/run.py                # all, about a quarter of an hour on two cores
+python benchmarks/run.py                # all, about half an hour on two cores
 python benchmarks/run.py floor trace    # some
 """
 
 import argparse
 import json
+import multiprocessing
 import resource
 import statistics
 import subprocess
@@ -20,22 +21,29 @@ from scipy import stats
 
 import denoscope
 from denoscope import DFRise
+from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio, plain_sum
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
-from denoscope.attributors.rise import MaskMoments, kept_energy, kept_mean, plain_sum
 from denoscope.traces import Step, Trace
 
 PROMPT = "a small striped red circle on a white background"
+SCENES = (
+    (PROMPT, 4),
+    ("a large dotted blue square on a gray background", 1),
+    ("a small plain green triangle left of a large striped yellow circle on a black background", 2),
+)
+"""Prompts and seeds."""
 STEPS = {"early": 2, "middle": 14, "late": 27}
 CONVERGED = 8192
-PUBLISHED = 8192
+PUBLISHED = 1024
+OURS = 64
 WANTED = 0.95
 ROUNDS = 7
 
 
-def trace_of_model() -> Trace:
+def trace_of_model(prompt: str = PROMPT, seed: int = 4) -> Trace:
     model = denoscope.load("shapes")
     model.pipeline.set_progress_bar_config(disable=True)
-    return model.trace(PROMPT, seed=4, num_inference_steps=30)
+    return model.trace(prompt, seed=seed, num_inference_steps=30)
 
 
 def median_seconds(run: Callable[[], object], rounds: int = ROUNDS) -> float:
@@ -60,59 +68,71 @@ def ratio_of(first: Callable[[], object], second: Callable[[], object], rounds: 
 # Calls: how many masks until the map ranks positions as the converged map does?
 
 
-Pool = tuple[np.ndarray, np.ndarray, np.ndarray | None]
-"""Masks, their similarity maps, and the control variate for them, (count, h, w) each."""
+Pool = tuple[np.ndarray, np.ndarray]
+"""Masks and their similarity maps, (count, h, w) each."""
 
 
-def scored(step: Step, masks: Masks, count: int, seed: int, control: bool = False) -> Pool:
-    """Masks as an estimator gets them; without the control variate where that is asked."""
-    score = DFRise().complete().target.at(step)
+def scored(step: Step, masks: Masks, count: int, seed: int) -> Pool:
+    score, drawn, maps = DFRise().complete().target.at(step), [], []
     height, width = step.sample.shape[-2:]
-    drawn, maps = [], []
     with torch.inference_mode():
         for chunk in masks.stream(height, width, seed, count, 64):
             drawn.append(chunk)
             maps.append(score(step.sample * torch.from_numpy(chunk)[:, None]).numpy())
-    all_masks = np.concatenate(drawn)
-    energy = kept_energy(step.sample, torch.from_numpy(all_masks), 0.5).numpy() if control else None
-    return all_masks, np.concatenate(maps), energy
+    return np.concatenate(drawn), np.concatenate(maps)
 
 
-def agreement(estimator: Callable, pool: Pool, count: int, truth: np.ndarray) -> float:
-    first = [None if part is None else part[:count] for part in pool]
-    moments = MaskMoments.zero(*truth.shape).with_masks(*first)
+def agreement(estimator: Estimator, pool: Pool, count: int, truth: np.ndarray, known: Surrogates) -> float:
+    """Rank correlation with the truth of what an estimator makes of the first `count` masks."""
+    masks, maps = (part[:count] for part in pool)
+    moments = MaskMoments.zero(*truth.shape, known).with_masks(masks, maps, known(masks))
     return float(stats.spearmanr(estimator(moments)[0].ravel(), truth.ravel()).statistic)
 
 
-def masks_needed(estimator: Callable, pools: list[Pool], truth: np.ndarray) -> dict:
+def masks_needed(estimator: Estimator, pools: list[Pool], truth: np.ndarray, known: Surrogates) -> dict:
     """The number of masks at which the mean agreement reaches WANTED, log-interpolated, or extrapolated past the pool.
 
-    Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N.
+    Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N. Where the
+    smallest number is enough already, it is told, and fewer might do.
     """
-    sizes = [int(2 ** (i / 2)) for i in range(8, 40) if 2 ** (i / 2) <= len(pools[0][0])]
-    curve = [float(np.mean([agreement(estimator, pool, n, truth) for pool in pools])) for n in sizes]
+    sizes = [size for i in range(2, 20) for size in (2**i, 3 * 2 ** (i - 1)) if size <= len(pools[0][0])]
+    curve = [float(np.mean([agreement(estimator, pool, n, truth, known) for pool in pools])) for n in sizes]
     for i, value in enumerate(curve):
         if value >= WANTED:
             if i == 0:
-                return {"masks": sizes[0], "extrapolated": False}
+                return {"masks": sizes[0], "how": "at most"}
             share = (WANTED - curve[i - 1]) / (value - curve[i - 1])
-            return {"masks": sizes[i - 1] * (sizes[i] / sizes[i - 1]) ** share, "extrapolated": False}
+            return {"masks": sizes[i - 1] * (sizes[i] / sizes[i - 1]) ** share, "how": "measured"}
     k = sizes[-1] * (1 / curve[-1] ** 2 - 1)
-    return {"masks": k * WANTED**2 / (1 - WANTED**2), "extrapolated": True, "agreement_at_end": curve[-1]}
+    return {"masks": k * WANTED**2 / (1 - WANTED**2), "how": f"extrapolated from {curve[-1]:.2f} at {sizes[-1]}"}
 
 
-def calls(trace: Trace) -> dict:
-    """Published estimator (plain sum, independent masks) ÷ ours (balanced masks, mean while kept, control variate)."""
+def calls_of(scene: int, name: str) -> dict:
+    """One scene and step. The published way has its masks from those of the truth, which can only help it."""
+    torch.set_num_threads(1)
+    step = trace_of_model(*SCENES[scene])[STEPS[name]]
+    known = Surrogates.of(step, 0.5)
+    masks, maps = scored(step, PixelMasks(), CONVERGED, 1000)
+    truth, _ = kept_ratio(MaskMoments.zero(*maps.shape[1:]).with_masks(masks, maps))
+    parts = range(0, CONVERGED, PUBLISHED)
+    published = [(masks[start : start + PUBLISHED], maps[start : start + PUBLISHED]) for start in parts]
+    ours = [scored(step, BalancedMasks(), OURS, 3000 + i) for i in range(8)]
+    found = {
+        "published": masks_needed(plain_sum, published, truth, known),
+        "ours": masks_needed(kept_mean, ours, truth, known),
+    }
+    return {"ratio": found["published"]["masks"] / found["ours"]["masks"], **found}
+
+
+def calls(_: Trace) -> dict:
+    """Published estimator (plain sum, independent masks) ÷ ours (balanced masks, regression): median over scenes."""
+    jobs = [(scene, name) for name in STEPS for scene in range(len(SCENES))]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        found = dict(zip(jobs, pool.starmap(calls_of, jobs, chunksize=1), strict=True))
     results = {}
     for name, index in STEPS.items():
-        step = trace[index]
-        many = scored(step, PixelMasks(), CONVERGED, 1000, control=True)
-        truth, _ = kept_mean(MaskMoments.zero(16, 16).with_masks(*many))
-        published = masks_needed(plain_sum, [scored(step, PixelMasks(), PUBLISHED, 2000)], truth)
-        pools = [scored(step, BalancedMasks(), 512, 3000 + i, control=True) for i in range(5)]
-        ours = masks_needed(kept_mean, pools, truth)
-        ratio = published["masks"] / ours["masks"]
-        results[name] = {"ratio": ratio, "step": index, "published": published, "ours": ours}
+        scenes = [found[scene, name] for scene in range(len(SCENES))]
+        results[name] = {"ratio": statistics.median(s["ratio"] for s in scenes), "step": index, "scenes": scenes}
     return results
 
 
@@ -178,9 +198,19 @@ def table(results: dict) -> None:
     for name, result in results.items():
         rows = {f"{name}, {k}": v for k, v in result.items()} if name == "calls" else {name: result}
         for label, row in rows.items():
-            detail = {key: value for key, value in row.items() if key != "ratio"}
-            shown.add_row(label, f"{row['ratio']:.2f}", json.dumps(detail, default=lambda v: round(v, 4)))
+            shown.add_row(label, f"{row['ratio']:.2f}", told(row))
     Console(width=160).print(shown)
+
+
+def told(row: dict) -> str:
+    """What stands beside a ratio; of the calls, the masks of both in each scene."""
+    if "scenes" in row:
+        masks = [[f"{s[who]['masks']:.3g} {s[who]['how']}" for who in ("published", "ours")] for s in row["scenes"]]
+        return "; ".join(f"{published} ÷ {ours}" for published, ours in masks)
+    numbers = {key: value for key, value in row.items() if key != "ratio"}
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in numbers.items()
+    )
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """DF-RISE against a slow re-implementation, against all masks of a tiny latent, and on models whose answer is known."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -12,9 +12,9 @@ from test_targets import slow_terms
 
 import denoscope
 from denoscope import DFRise
-from denoscope.attributors import rise
+from denoscope.attributors import estimators, rise
+from denoscope.attributors.estimators import MaskMoments
 from denoscope.attributors.masks import BalancedMasks, GridMasks, Masks, PixelMasks
-from denoscope.attributors.rise import MaskMoments
 from denoscope.errors import InputError, Interrupted
 from denoscope.noise import NoiseLevel
 from denoscope.targets import Similarity, Target
@@ -42,33 +42,52 @@ def slow_maps(step, masks, denoise):
     return np.array(out)
 
 
-def slow_control(sample, masks, keep=0.5):
-    """Share of the energy around each position, other than its own, that a mask keeps, less the mean share."""
-    energy, out = (sample.astype(np.float64) ** 2).mean(0), np.zeros(masks.shape)
+def slow_surrogates(sample, prediction, masks, keep=0.5):
+    """Shares of energy and covariance that a mask keeps around each position, and the position's own, one by one."""
     reach = np.arange(-7, 8)
     weight = dict(zip(reach, np.exp(-(reach**2) / 4.5) / np.exp(-(reach**2) / 4.5).sum(), strict=True))
-    height, width = energy.shape
+    channels, height, width = sample.shape
+    shares, own = np.zeros((2, *masks.shape)), np.zeros((2, height, width))
     for i, j in np.ndindex(height, width):
         near = [(k, m) for k in range(height) for m in range(width) if abs(k - i) <= 7 and abs(m - j) <= 7]
-        w = {(k, m): weight[k - i] * weight[m - j] * energy[k, m] for k, m in near}
-        out[:, i, j] = sum(w[at] * (masks[:, at[0], at[1]] - keep) for at in near if at != (i, j)) / sum(w.values())
-    return out
+        w = {(k, m): weight[k - i] * weight[m - j] for k, m in near}
+        for c in range(channels):
+            x, e = sample[c], prediction[c]
+            mean, square = (sum(w[at] * e[at] ** power for at in near) for power in (1, 2))
+            scale = np.sqrt((square - mean**2) * sum(w[at] * x[at] ** 2 for at in near))
+            total = sum(w[at] * (sample[:, at[0], at[1]] ** 2).sum() for at in near)
+            for at in near:
+                parts = np.array([w[at] * x[at] ** 2 / total, w[at] * (e[at] - mean) * x[at] / scale / channels])
+                shares[:, :, i, j] += parts[:, None] * (masks[:, at[0], at[1]] - keep)
+                own[:, i, j] += parts if at == (i, j) else 0
+    return shares, own
 
 
-def slow_adjusted(masks, s, d):
-    """The mean of s where kept, less β times the mean of d where kept, β from all kept positions together."""
-    kept = masks > 0
-    s_mean, d_mean = (np.nanmean(np.where(kept, v, np.nan), axis=0) for v in (s, d))
-    beta = (kept * (s - s_mean) * (d - d_mean)).sum() / (kept * (d - d_mean) ** 2).sum()
-    return s_mean - beta * d_mean
+def slow_regression(masks, s, g, own, keep=0.5):
+    """c + (1 − p)(β g_own + u) by least squares: the slopes over all positions, the rest at each, u shrunk."""
+    centred = [v - v.mean(axis=0) for v in (*g, s)]
+    slopes = np.linalg.lstsq(np.stack([v.ravel() for v in centred[:2]], 1), centred[2].ravel(), rcond=None)[0]
+    rest, n = s - np.tensordot(slopes, g, 1), len(masks)
+    fits, variances = np.zeros((*masks.shape[1:], 2)), np.zeros(masks.shape[1:])
+    for at in np.ndindex(*masks.shape[1:]):
+        line = stats.linregress(masks[(slice(None), *at)] - keep, rest[(slice(None), *at)])
+        fits[at], variances[at] = (line.intercept, line.slope), line.stderr**2
+    noise, effect = variances.mean(), fits[..., 1]
+    signal = max(effect.var() - noise, 0)
+    drawn = effect.mean() + signal / (signal + noise) * (effect - effect.mean())
+    level = rest.mean(axis=0) - drawn * (masks.mean(axis=0) - keep)
+    assert n > 2
+    return level + (1 - keep) * (drawn + np.tensordot(slopes, own, 1))
 
 
-def test_the_control_variate_has_mean_zero_where_a_position_is_kept():
-    sample = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+def test_surrogates_are_their_formulas_and_their_means_are_known_where_a_position_is_kept():
+    sample, prediction = np.random.default_rng(0).normal(size=(2, 2, 3, 3))
     masks = next(AllMasks().blocks(3, 3, 0))
-    d = rise.kept_energy(sample, torch.from_numpy(masks), 0.5).numpy()
-    assert np.allclose((masks * d).sum(0), 0, atol=1e-9) and d.std() > 0.1
-    assert np.allclose(d, slow_control(sample[0].numpy(), masks), atol=1e-6)
+    surrogates = estimators.Surrogates(sample, prediction, 0.5)
+    expected, own = slow_surrogates(sample, prediction, masks)
+    assert np.allclose(surrogates(masks), expected, atol=1e-9) and np.allclose(surrogates.own, own, atol=1e-9)
+    kept = (masks * surrogates(masks)).sum(axis=1) / masks.sum(axis=0)
+    assert np.allclose(kept, 0.5 * own, atol=1e-9) and surrogates(masks).std() > 0.05
 
 
 def guided(trace):
@@ -93,20 +112,23 @@ def test_against_a_slow_implementation(trace, variant):
     total, kept = slow_df_rise(trace[1], masks, guided(trace), **options)
     expected = total
     if variant == "paper":
-        d = slow_control(trace[1].sample[0].numpy(), masks)
+        sample, output = (values[0].double().numpy() for values in (trace[1].sample, trace[1].model_output))
         maps_of = slow_maps(trace[1], masks, guided(trace))
-        expected = slow_adjusted(masks, maps_of, d)
-        assert np.allclose(np.nanmean(np.where(masks > 0, maps_of, np.nan), axis=0), total / kept, equal_nan=True)
-    assert np.allclose(maps.saliency[0], expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+        expected = slow_regression(masks, maps_of, *slow_surrogates(sample, output, masks))
+        ratio = replace(attributor, estimator=estimators.kept_ratio)(trace, steps=[1])
+        assert np.allclose(ratio.saliency[0], total / kept, rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert np.allclose(maps.saliency[0], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_contrast_is_a_difference_of_weighted_means(trace):
-    attributor = DFRise(num_masks=20, variant="contrast", seed=3)
+@pytest.mark.parametrize("fill", [None, "zero", "mean"])
+def test_contrast_is_a_difference_of_weighted_means(trace, fill):
+    attributor = DFRise(num_masks=20, variant="contrast", fill=fill, seed=3)
     maps = attributor(trace, steps=[2])
     masks = next(GridMasks().stream(8, 8, 3, 20, 20)).astype(np.float64)
-    score = attributor.complete().target.at(trace[2])
+    score, sample = attributor.complete().target.at(trace[2]), trace[2].sample.numpy()
+    means = [[[[float(channel.mean())]] for channel in sample[0]]] if fill != "zero" else 0.0
     with torch.no_grad():
-        s = np.array([float(score(trace[2].sample * torch.from_numpy(m).float())) for m in masks])
+        s = np.array([float(score(torch.from_numpy(means + (sample - means) * m).float())) for m in masks])
     for i, j in np.ndindex(8, 8):
         m = masks[:, i, j]
         expected = (m * s).sum() / m.sum() - ((1 - m) * s).sum() / (1 - m).sum()
@@ -208,14 +230,14 @@ def test_reliability_says_when_there_are_too_few_masks_for_two_halves():
     assert np.isnan(DFRise(num_masks=63, variant="contrast")(trace).reliability[0])
     assert np.isfinite(DFRise(num_masks=64, variant="contrast")(trace).reliability[0])
     grid = np.arange(12.0).reshape(3, 4)
-    assert rise.reliability(grid, -grid) == -1 and rise.reliability(grid, grid) == 1
+    assert estimators.reliability(grid, -grid) == -1 and estimators.reliability(grid, grid) == 1
 
 
 def test_classic_rise_is_its_equation():
     """S = 1 / (N E[M]) Σ s M with one score a mask (Petsiuk et al. 2018, equation 6)."""
     trace = trace_of(Small(6, 1.0), side=6)
     given = dict(num_masks=40, masks=GridMasks(3), target=Similarity(scalar=True))
-    maps = DFRise(**given, estimator=rise.classic)(trace)
+    maps = DFRise(**given, estimator=estimators.classic)(trace)
     masks = next(GridMasks(3).stream(6, 6, 0, 40, 40))
     score = given["target"].at(trace[0])
     total = sum(float(score(trace[0].sample * torch.from_numpy(m))) * m.astype(float) for m in masks)
@@ -236,17 +258,32 @@ def test_similarity_is_computed_in_full_precision_whatever_the_model_is_in(dtype
     assert np.corrcoef(scores[torch.float32], scores[dtype])[0, 1] > 0.99
 
 
+def errors_of(trace, exact, **asked):
+    """Root mean squared error over a hundred seeds, and the mean map's distance from the exact one."""
+    maps = np.stack([DFRise(seed=seed, **asked)(trace).saliency.values for seed in range(100)])
+    return float(np.sqrt(((maps - exact) ** 2).mean())), np.abs(maps.mean(0) - exact), maps.std(0).max() / 10
+
+
 def test_balanced_masks_are_unbiased_and_closer():
     trace = trace_of(Small())
     exact = DFRise(num_masks=512, masks=AllMasks())(trace).saliency.values
-    maps = {
-        kind: np.stack([DFRise(num_masks=32, masks=kind, seed=s)(trace).saliency.values for s in range(100)])
-        for kind in (PixelMasks(), BalancedMasks())
-    }
-    errors = {kind: float(np.sqrt(((values - exact) ** 2).mean())) for kind, values in maps.items()}
-    bias = maps[BalancedMasks()].mean(0) - exact
-    assert np.abs(bias).max() < 4 * maps[BalancedMasks()].std(0).max() / 10
-    assert errors[BalancedMasks()] < 0.8 * errors[PixelMasks()]
+    asked = dict(num_masks=32, estimator=estimators.kept_ratio)
+    independent, _, _ = errors_of(trace, exact, masks=PixelMasks(), **asked)
+    balanced, bias, error = errors_of(trace, exact, masks=BalancedMasks(), **asked)
+    assert bias.max() < 4 * error
+    assert balanced < 0.8 * independent
+
+
+def test_the_regression_is_closer_than_the_ratio_and_has_its_limit():
+    trace = trace_of(Small(8, 2.0), side=8)
+    exact = DFRise(num_masks=40_000, masks=PixelMasks(), estimator=estimators.kept_ratio, seed=1)(trace)
+    asked = dict(num_masks=32, masks=PixelMasks())
+    ratio, _, _ = errors_of(trace, exact.saliency.values, estimator=estimators.kept_ratio, **asked)
+    regression, _, _ = errors_of(trace, exact.saliency.values, **asked)
+    assert regression < 0.8 * ratio
+    many = DFRise(num_masks=40_000, masks=PixelMasks())(trace)
+    apart = (many.saliency - exact.saliency) / exact.standard_error
+    assert np.abs(apart).max() < 5 and float((apart**2).mean()) < 1.5
 
 
 @dataclass(frozen=True)
@@ -266,11 +303,14 @@ def test_a_target_of_one_region_gives_a_map_on_that_region():
     trace[0].sample.fill_(1.0)
     trace[0].model_output.fill_(1.0)
     region = (slice(2, 6), slice(7, 11))
-    maps = DFRise(num_masks=4000, variant="contrast", masks=PixelMasks(), target=RegionSum(region))(trace)
+    asked = dict(num_masks=4000, variant="contrast", masks=PixelMasks(), target=RegionSum(region))
+    maps = DFRise(**asked, fill="zero")(trace)
     inside = np.zeros((12, 12), bool)
     inside[region] = True
     saliency = -maps.saliency.values[0]  # |masked − mean| is large where it is masked
     assert saliency[inside].min() > saliency[~inside].max()
+    same = DFRise(**asked, fill="mean")(trace)  # nothing is lost where every position is the mean
+    assert np.allclose(same.saliency, 0, atol=1e-6)
 
 
 @dataclass(frozen=True)
@@ -294,7 +334,7 @@ def test_identities(trace):
     assert np.allclose(none.saliency, 0, atol=1e-12)
     whole = DFRise(num_masks=16, masks=Ones())(trace, steps=[0])
     assert np.allclose(whole.saliency, 1, atol=1e-3)
-    total = DFRise(num_masks=16, masks=Ones(), estimator=rise.plain_sum)(trace, steps=[0])
+    total = DFRise(num_masks=16, masks=Ones(), estimator=estimators.plain_sum)(trace, steps=[0])
     assert np.allclose(total.saliency, 16, atol=0.02)
 
 
@@ -306,11 +346,12 @@ def test_moments_add_up():
         masks[13:], scores[13:]
     )
     assert np.allclose(whole.sums, parts.sums) and whole.count == parts.count
-    control = rng.random((40, 3, 4))
-    whole = MaskMoments.zero(3, 4).with_masks(masks, scores, control)
-    values = [np.ones_like(scores), scores, scores**2, control, scores * control, control**2]
-    for a, b in product(range(3), range(6)):
-        assert np.allclose(whole.sums[a, b], (masks**a * values[b]).sum(0))
+    surrogates = rng.random((2, 40, 3, 4))
+    zero = MaskMoments.zero(3, 4, estimators.Surrogates(*rng.random((2, 1, 3, 4)), 0.5))
+    whole = zero.with_masks(masks, scores, surrogates)
+    values = [np.ones_like(scores), scores, *surrogates]
+    for power, a, b in product(range(3), range(4), range(4)):
+        assert np.allclose(whole.sums[power, a, b], (masks**power * values[a] * values[b]).sum(0))
 
 
 @pytest.mark.parametrize("masks", [PixelMasks(), PixelMasks(0.3), BalancedMasks(), GridMasks(), GridMasks(5, 0.7)])
@@ -338,6 +379,7 @@ def test_a_result_says_how_it_was_made(trace):
     attrs = DFRise(num_masks=8, variant="contrast")(trace, steps=[0]).attrs
     assert attrs["target_space"] == "clean" and attrs["target_similarity"] == "structure"
     assert (attrs["masks"], attrs["masks_cells"], attrs["estimator"]) == ("GridMasks", 4, "keep_contrast")
+    assert attrs["fill"] == "mean" and DFRise(num_masks=8)(trace, steps=[0]).attrs["fill"] == "zero"
 
 
 def test_until_stops_early_and_says_how_many(trace):
@@ -366,7 +408,15 @@ def test_unconditional_pixels_and_non_square(stable_diffusion):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(num_masks=0), dict(variant="papre"), dict(batch_size=0), dict(until=1.0), dict(num_masks=2.5)]
+    "options",
+    [
+        dict(num_masks=0),
+        dict(variant="papre"),
+        dict(batch_size=0),
+        dict(until=1.0),
+        dict(num_masks=2.5),
+        dict(fill="0"),
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(InputError):
