@@ -627,7 +627,8 @@ def test_imagenets_names_are_in_the_usual_order(imagenet):
     names = {281: "tabby", 283: "Persian cat", 284: "Siamese", 285: "Egyptian cat", 292: "tiger", 0: "tench"}
     assert {imagenet.index(name): name for name in names.values()} == names
     assert len(imagenet.labels) == 1000 and imagenet.index("toilet tissue") == 999
-    assert '134: "crane"; 517: "crane"' in refusal(lambda: imagenet.index("crane"))
+    assert 'Did you mean "crane (134)", "crane (517)"' in refusal(lambda: imagenet.index("crane"))
+    assert all(imagenet.index(label) == number for number, label in enumerate(imagenet.labels))
     assert "264" in refusal(lambda: imagenet.index("Cardigan"))
     assert len(refusal(lambda: imagenet.index("cat"))) < 300
 

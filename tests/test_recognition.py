@@ -182,6 +182,7 @@ def test_a_generation_is_attributed_through_the_denoiser():
         (dict(frames=0), "count of frames is 0"),
         (dict(methods=("oclusion",)), 'Did you mean "occlusion"'),
         (dict(masks=("a.png", "b.png")), "2 masks and 1 pictures"),
+        (dict(n_steps=1), "n_steps is 1"),
     ],
 )
 def test_what_cannot_be_done_as_asked_is_told_before_anything_is_computed(brightness, bright, options, says):
@@ -205,6 +206,7 @@ def test_masks_that_do_not_fit_are_refused(brightness, bright, tmp_path):
 def test_the_preset_is_the_study_and_what_is_said_goes_before_it():
     study = Study.of("study", photographs=("cat.png",), frames=None, at=None)
     assert (study.frames, study.noising, study.at, study.preset) == (100, "blend", "all", "study")
+    assert (study.n_steps, Study(photographs=("cat.png",)).n_steps) == (20, 50)
     assert Study.of("study", photographs=("cat.png",), frames=10).frames == 10
     with pytest.raises(InputError, match='Did you mean "study"'):
         Study.of("studdy", photographs=("cat.png",))

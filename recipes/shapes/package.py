@@ -12,7 +12,7 @@ LIMIT = 25e6
 
 
 def without_entry(path: Path, name: str) -> None:
-    """AutoencoderTiny saves an entry that it warns about when it reads it back."""
+    """Take out an entry that its library saves and warns about when it reads it back."""
     config = json.loads(path.read_text())
     config.pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")
@@ -29,6 +29,7 @@ def main(folder: Path, bundled: Path) -> None:
     without_entry(bundled / "shapes" / "vae" / "config.json", "block_out_channels")
     CLIPModel.from_pretrained(folder / "clip").save_pretrained(bundled / "clip", safe_serialization=True)
     CLIPProcessor.from_pretrained(folder / "clip").save_pretrained(bundled / "clip")
+    without_entry(bundled / "clip" / "tokenizer_config.json", "max_length")
     for path in bundled.rglob("*.safetensors"):
         path.chmod(0o644)
     size = sum(path.stat().st_size for path in bundled.rglob("*") if path.is_file())

@@ -134,6 +134,9 @@ def recognise(
     methods: Annotated[
         str | None, typer.Option(help="integrated-gradients,gradient-shap,occlusion, all if left out.")
     ] = None,
+    n_steps: Annotated[
+        int | None, typer.Option(help="Points on the path of Integrated Gradients; 50 if left out.")
+    ] = None,
     mask: Annotated[
         list[str] | None, typer.Option(help="A picture that is bright where the object is, one for each photograph.")
     ] = None,

@@ -49,10 +49,9 @@ from .targets import ClassScore
 from .traces import Trace
 
 METHODS = ("integrated-gradients", "gradient-shap", "occlusion")
-PRESETS: dict[str, dict[str, Any]] = {"study": dict(frames=100, noising="blend", at="all", methods=METHODS)}
+PRESETS: dict[str, dict[str, Any]] = {"study": dict(frames=100, noising="blend", at="all", methods=METHODS, n_steps=20)}
 """The settings of the study (KCC 2024 Explainable AI workshop) that are not the defaults here anyway. Those that are:
-Integrated Gradients with n_steps=20, Gradient SHAP with n_samples=50 and stdevs=1e-4, Occlusion with windows of 15 × 15
-of 224 pixels every 8."""
+Gradient SHAP with n_samples=50 and stdevs=1e-4, Occlusion with windows of 15 × 15 of 224 pixels every 8."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,8 @@ class Study:
 
     `labels` are followed in every photograph; none means what the classifier sees in each clean one. For a zero-shot
     classifier they are its texts. `draws` noises give the likelihood its intervals, the first `map_draws` of them are
-    attributed. `masks` are files, one for each photograph, that are bright where the object is.
+    attributed. `n_steps` are those of Integrated Gradients. `masks` are files, one for each photograph, that are bright
+    where the object is.
     """
 
     photographs: tuple[str, ...] = ()
@@ -76,6 +76,7 @@ class Study:
     seed: int = 0
     at: At = None
     methods: tuple[str, ...] = METHODS
+    n_steps: int = 50
     masks: tuple[str, ...] = ()
     preset: str | None = None
     device: str | None = None
@@ -109,11 +110,11 @@ class Study:
         said = {name: value for name, value in asked.items() if value is not None}
         return cls(**{**PRESETS.get(preset or "", {}), **said, "preset": preset})
 
-    def attributors(self, classifier: Classifier, label: str) -> dict[str, Attributor]:
-        """The methods with the study's settings, for one label, by the name of their group in the result."""
+    def attributors(self, classifier: Classifier, label: str | int) -> dict[str, Attributor]:
+        """The methods for one label, by the name of their group in the result."""
         target = ClassScore(classifier, label)
         made: dict[str, Attributor] = {
-            "integrated-gradients": IntegratedGradients(target, n_steps=20),
+            "integrated-gradients": IntegratedGradients(target, n_steps=self.n_steps),
             "gradient-shap": GradientShap(target, n_samples=50, stdevs=1e-4, seed=self.seed),
             "occlusion": Occlusion(target),
         }
@@ -192,6 +193,7 @@ def recognise(
     is in the result, or `Interrupted` is raised if that is nothing.
     """
     classifier = classifier or _classifier(study)
+    study.attributors(classifier, 0)  # refuses options before anything is computed
     if study.trace is not None:
         subjects = [_generated(study, study.trace, classifier, model or load(study.trace.model), watch)]
     else:
