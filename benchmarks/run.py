@@ -1,6 +1,6 @@
 """Speed and fidelity of DF-RISE on the bundled model, each as a ratio measured in one run.
 
-python benchmarks/run.py                # all, about half an hour on two cores
+python benchmarks/run.py                # all, about forty minutes on two cores
 python benchmarks/run.py floor trace    # some
 """
 
@@ -30,6 +30,8 @@ SCENES = (
     (PROMPT, 4),
     ("a large dotted blue square on a gray background", 1),
     ("a small plain green triangle left of a large striped yellow circle on a black background", 2),
+    ("a large plain purple cross on a cyan background", 5),
+    ("a small dotted orange square on a pink background", 6),
 )
 """Prompts and seeds."""
 STEPS = {"early": 2, "middle": 14, "late": 27}

