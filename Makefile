@@ -28,6 +28,7 @@ check: $(READY) ## lint, check the format and the types
 
 bench: $(READY) ## measure speed and fidelity
 	$(RUN) benchmarks/run.py
+	$(RUN) benchmarks/study.py
 
 slow: $(READY) ## run the tests that take minutes
 	$(RUN) -m pytest -m slow

@@ -97,7 +97,7 @@ def masks_needed(estimator: Estimator, pools: list[Pool], truth: np.ndarray, kno
     Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N. Where the
     smallest number is enough already, it is told, and fewer might do.
     """
-    sizes = [size for i in range(2, 20) for size in (2**i, 3 * 2 ** (i - 1)) if size <= len(pools[0][0])]
+    sizes = [size for i in range(1, 20) for size in (2**i, 3 * 2 ** (i - 1)) if size <= len(pools[0][0])]
     curve = [float(np.mean([agreement(estimator, pool, n, truth, known) for pool in pools])) for n in sizes]
     for i, value in enumerate(curve):
         if value >= WANTED:
