@@ -6,6 +6,7 @@
     │   └── ScheduleError       the time steps, or a scheduler that cannot take them
     ├── ReplayError         a step replayed with its own sample differs from what was recorded
     ├── RecordingError      a run could not be recorded, or a second recording was started inside one
+    ├── CaptureError        a layer or an attention of the network could not be listened to
     ├── NumericsError       NaN or infinity in a prediction; names the step
     ├── OutputError         a result could not be written; nothing is left half-written
     └── Interrupted         Ctrl-C; `partial` holds what was finished
@@ -40,6 +41,10 @@ class ReplayError(DenoscopeError):
 
 class RecordingError(DenoscopeError):
     """A run could not be recorded, or a second recording was started inside one."""
+
+
+class CaptureError(DenoscopeError):
+    """A layer or an attention of the network could not be listened to."""
 
 
 class NumericsError(DenoscopeError):

@@ -7,14 +7,16 @@ recorded numbers, and `Replay` can be checked against them.
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
-from .errors import RecordingError, ReplayError, ScheduleError
+from .errors import CaptureError, RecordingError, ReplayError, ScheduleError
 
 SAMPLE_NAMES = ("sample", "hidden_states")
 DEPEND_ON_SAMPLE = (
@@ -65,7 +67,7 @@ def recording(
     calls: list[DenoiserCall] = []
 
     def heard(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        calls.append(DenoiserCall(args, kwargs, _tensor_of(output)))
+        calls.append(DenoiserCall(args, kwargs, _output_of(output).detach()))
 
     def stepped(step: Callable, *args: Any, **kwargs: Any) -> Any:
         model_output, timestep, sample = _step_arguments(*args, **kwargs)
@@ -138,12 +140,6 @@ def _step_arguments(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, torch
     return tuple(given[name] for name in names)
 
 
-def _tensor_of(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output.detach()
-    return (output[0] if isinstance(output, tuple) else output.sample).detach()
-
-
 def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
     """Apply a function to every tensor of nested tuples, lists and dicts; everything else stays."""
     if isinstance(tree, torch.Tensor):
@@ -174,6 +170,204 @@ def tensors_of(tree: Any) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
     map_tensors(found.append, tree)
     return found
+
+
+# Inside the network: what a layer gives, and what attends to what.
+
+
+Heard = Callable[[str, torch.Tensor], None]
+
+
+@contextmanager
+def activations(root: torch.nn.Module, layers: Sequence[str], on_output: Heard) -> Iterator[None]:
+    """Call `on_output(path, output)` for each output of these modules, in the order in which they run.
+
+    Outputs keep their graph. Layers are dotted paths below `root`; of a tuple the first tensor is the output. Raises
+    `CaptureError` when one of the layers gave nothing by the end.
+    """
+    silent = set(layers)
+
+    def heard(path: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
+        silent.discard(path)
+        on_output(path, _output_of(output))
+
+    with ExitStack() as undo:
+        for path in layers:
+            undo.callback(root.get_submodule(path).register_forward_hook(functools.partial(heard, path)).remove)
+        yield
+    if silent:
+        raise CaptureError(
+            f"The layers {', '.join(sorted(silent))} of this {type(root).__name__} gave no output: they were not "
+            "called. Choose layers that the denoiser runs through."
+        )
+
+
+def _output_of(output: Any) -> torch.Tensor:
+    if isinstance(output, torch.Tensor):
+        return output
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One attention of a layer: softmax(Q Kᵀ / √d), (batch, heads, queries, keys), each row summing to one.
+
+    `cross` says whether the keys are another sequence than the queries, a text for one.
+    """
+
+    layer: str
+    cross: bool
+    probabilities: torch.Tensor
+
+
+OnAttention = Callable[[AttentionCall], None]
+PROJECTIONS = (("to_q", "to_k"), ("q_proj", "k_proj"))
+"""What modules that attend are made of, in diffusers and in transformers."""
+
+
+@contextmanager
+def attending(
+    root: torch.nn.Module,
+    on_attention: OnAttention,
+    *,
+    through: bool = False,
+    wanted: Callable[[str, bool], bool] = lambda layer, cross: True,
+) -> Iterator[None]:
+    """Call `on_attention` for every attention inside `root`, in the order in which they run.
+
+    Whatever attention processor is set, what it hands to torch's `scaled_dot_product_attention`, or takes the softmax
+    of, is what is read. The network's output stays as it is, bit for bit; with `through` it is computed from the very
+    probabilities that were told, so that gradients with respect to them can be taken, and is then compared with the
+    original's. `wanted(layer, cross)` chooses layers. Raises `CaptureError` when a layer ran without being heard (a
+    kernel of its own), when nothing was captured, or when the outputs differ.
+    """
+    layers = attention_layers(root)
+    if not layers:
+        raise CaptureError(f"This {type(root).__name__} has no attention layers, so nothing attends to anything in it.")
+    mode = _Listening(on_attention, through, wanted)
+    with ExitStack() as undo:
+        for path, module in layers.items():
+            enter, leave = functools.partial(mode.enter, path), mode.leave
+            undo.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(leave).remove)
+        undo.enter_context(mode)
+        yield
+    if not mode.heard:
+        raise CaptureError(f"No attention of this {type(root).__name__} was captured: none of its layers was called.")
+
+
+def attention_layers(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules below `root` that attend, by their dotted paths: those that project queries and keys."""
+    return {
+        path: module
+        for path, module in root.named_modules()
+        if any(all(hasattr(module, name) for name in names) for names in PROJECTIONS)
+    }
+
+
+@dataclass(eq=False)
+class _Running:
+    """A layer that is being called, and how often its attention was heard."""
+
+    path: str
+    module: torch.nn.Module
+    cross: bool
+    times: int = 0
+
+
+class _Listening(TorchFunctionMode):
+    """Reads the attention of the layer that is running off torch's own calls."""
+
+    def __init__(self, on_attention: OnAttention, through: bool, wanted: Callable[[str, bool], bool]):
+        super().__init__()
+        self.on_attention, self.through, self.wanted = on_attention, through, wanted
+        self.running: list[_Running] = []
+        self.heard = 0
+
+    def enter(self, path: str, module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        self.running.append(_Running(path, module, isinstance(states, torch.Tensor)))
+
+    def leave(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
+        done = self.running.pop()
+        if done.times != 1:
+            processor = type(getattr(module, "processor", module)).__name__
+            raise CaptureError(
+                f"The attention of {done.path} cannot be read: torch's attention or softmax was called {done.times} "
+                f"times in it, and once is what can be read. Its processor, {processor}, works in a way of its own; "
+                "switch to the default one with pipe.unet.set_default_attn_processor()."
+            )
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.running and func is scaled_dot_product_attention:
+            return self._attention(func, args, kwargs)
+        if self.running and func in (torch.Tensor.softmax, torch.softmax, torch.nn.functional.softmax):
+            return self._softmax(func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+    def _attention(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        if not self._is_wanted():
+            return func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        probabilities = attention_probabilities(
+            given["query"],
+            given["key"],
+            given.get("attn_mask"),
+            bool(given.get("is_causal")),
+            given.get("scale"),
+        )
+        self._tell(probabilities)
+        output = func(*args, **kwargs)
+        return self._same(probabilities.to(given["value"].dtype) @ given["value"], output) if self.through else output
+
+    def _softmax(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Older processors take the softmax themselves, of (batch · heads, queries, keys); it is used as it is told."""
+        if self._is_wanted():
+            heads = getattr(self.running[-1].module, "heads", 1)
+            self._tell(probabilities if probabilities.ndim == 4 else probabilities.unflatten(0, (-1, heads)))
+        return probabilities
+
+    def _is_wanted(self) -> bool:
+        now = self.running[-1]
+        now.times += 1
+        return self.wanted(now.path, now.cross)
+
+    def _tell(self, probabilities: torch.Tensor) -> None:
+        self.heard += 1
+        self.on_attention(AttentionCall(self.running[-1].path, self.running[-1].cross, probabilities))
+
+    def _same(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+        """Ours, if it is what the original gives."""
+        apart = float((ours.detach() - theirs.detach()).abs().max() / theirs.detach().abs().max().clamp(min=1e-12))
+        if not apart <= ATTENTION_TOLERANCE.get(theirs.dtype, 1e-2):
+            raise CaptureError(
+                f"The attention of {self.running[-1].path}, computed step by step, is {apart:.2g} (relative) away from "
+                "what the model computes, so its probabilities are not the model's. This attention is of a kind that "
+                "is not known (dropout, grouped heads?)."
+            )
+        return ours
+
+
+ATTENTION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def attention_probabilities(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """softmax(Q Kᵀ / √d + mask) of queries (…, q, d) and keys (…, k, d); `mask` is boolean (True attends) or added."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(ahead, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +430,7 @@ class Replay:
             x = torch.cat([x, own(self.extra.repeat(self.copies, *[1] * (self.extra.ndim - 1)))[:n]], dim=1)
         x = torch.cat([x] * self.copies)
         args, kwargs = map_tensors(own, (self.args, self.kwargs))
-        output = _live_tensor(_called(self.denoiser, x, args, kwargs))
+        output = _output_of(_called(self.denoiser, x, args, kwargs))
         if self.copies == 1:
             return output
         first, second = output[:n], output[n:]
@@ -278,12 +472,6 @@ def _called(denoiser: torch.nn.Module, x: torch.Tensor, args: tuple, kwargs: dic
         return denoiser(x, *args[1:], **kwargs)
     name = next(name for name in SAMPLE_NAMES if name in kwargs)
     return denoiser(**{**kwargs, name: x})
-
-
-def _live_tensor(output: Any) -> torch.Tensor:
-    if isinstance(output, torch.Tensor):
-        return output
-    return output[0] if isinstance(output, tuple) else output.sample
 
 
 def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
