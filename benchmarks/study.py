@@ -76,7 +76,8 @@ def attributors() -> dict[str, Attributor]:
 
 
 def frames() -> Frames:
-    return blend(load_classifier("imagenet").prepare(load_photograph(skimage.data.cat())))
+    classifier = load_classifier("imagenet")
+    return blend(classifier.prepare(load_photograph(skimage.data.cat())), **classifier.imagenet_noise())
 
 
 def compared(direct: Direct, settings: tuple[int | None, ...], ours: Attributor, rounds: int) -> dict:

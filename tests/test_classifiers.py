@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from denoscope import classifiers
 from denoscope.classifiers import Classifier, load_classifier
 from denoscope.errors import ModelError, NumericsError
+from denoscope.frames import blend
 from denoscope.models import bundled_folder
 from denoscope.preprocessing import CentreCrop
 
@@ -128,6 +129,21 @@ def changed(folder: Path, **settings) -> Path:
 
 
 # What transformers says.
+
+
+def test_the_studys_noise_is_the_same_pixels_whatever_the_classifier():
+    """A blend in ImageNet's units and one in the classifier's own, as pixels; in the first the noise is N(0, 1)."""
+    photograph = PICTURES["square"]
+    known = load_classifier(Linear().eval(), LABELS, size=4, mean=MEAN, std=STD)
+    other = load_classifier(Linear().eval(), LABELS, **HALF)
+    pixels = []
+    for classifier in (known, other):
+        frames = blend(classifier.prepare(photograph), 4, 2, seed=1, **classifier.imagenet_noise())
+        mean, std = (torch.tensor(values)[:, None, None] for values in (classifier.mean, classifier.std))
+        pixels.append(torch.stack([frame.images * std + mean for frame in frames]))
+    torch.testing.assert_close(*pixels)
+    noise = known.imagenet_noise()
+    np.testing.assert_allclose([noise["mean"], noise["std"]], [[0] * 3, [1] * 3], atol=1e-12)
 
 
 def test_an_image_classifier_answers_as_transformers_does(resnet):

@@ -106,13 +106,37 @@ def test_frames_are_a_sequence():
     assert repr(made) == (
         'Frames "blend": 10, time steps 10 to 1, log-SNR -inf to 4.39, 2 draw(s) of (3, 6, 5), space "input"'
     )
-    assert made.options == dict(kind="blend", count=10, draws=2, seed=0)
+    statistics = dict(noise_mean=[0.0] * 3, noise_std=[1.0] * 3)
+    assert made.options == dict(kind="blend", count=10, draws=2, seed=0, **statistics)
     assert "tensor" not in repr(made[3])
 
 
 def test_a_picture_that_asks_for_gradients_gives_frames_that_do_not():
     made = blend(CLEAN.clone().requires_grad_(), 3)
     assert not made[1].images.requires_grad
+
+
+def test_the_noise_has_the_mean_and_std_it_is_given():
+    plain, made = blend(CLEAN, 4, 2, seed=2), blend(CLEAN, 4, 2, seed=2, mean=(0.1, 0.2, 0.3), std=(0.5, 1, 2))
+    noise = plain[0].images
+    expected = torch.tensor([0.1, 0.2, 0.3])[:, None, None] + torch.tensor([0.5, 1, 2])[:, None, None] * noise
+    torch.testing.assert_close(made[0].images, expected)
+    torch.testing.assert_close(made[3].images, 0.75 * CLEAN + 0.25 * expected)
+    assert made[1].log_snr == plain[1].log_snr
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(std=0.0), "std of the noise is 0.0"),
+        (dict(std=(1, -1, 1)), "std of the noise is (1, -1, 1)"),
+        (dict(mean=(0, 0)), "mean of the noise is (0, 0)"),
+        (dict(mean="white"), "mean of the noise is 'white'"),
+        (dict(std=float("nan")), "std of the noise is nan"),
+    ],
+)
+def test_noise_that_cannot_be(options, said):
+    assert said in refusal(blend, CLEAN, **options)
 
 
 @pytest.mark.parametrize("make", [blend, ddpm], ids=["blend", "ddpm"])

@@ -39,6 +39,8 @@ from .preprocessing import PROBE, CentreCrop, OwnProcessor, Preprocess, channels
 
 EXTRA = 'pip install "denoscope[imagenet]"'
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of pixels in [0, 1]: what most classifiers, the study's among them, normalise by."""
 PERTURBED = 1.0
 """How far beyond [0, 1] the values of a picture may be; more is a slip of scale."""
 LISTED = 12
@@ -144,6 +146,15 @@ class Classifier:
     def denormalise(self, inputs: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1] of inputs (..., 3, h, w), clamped: for display."""
         return (inputs * channels(self.std, inputs) + channels(self.mean, inputs)).clamp(0, 1)
+
+    def imagenet_noise(self) -> dict[str, list[float]]:
+        """Mean and std, in the units of this classifier's inputs, of noise N(0, 1) in ImageNet's units: for `blend`.
+
+        So a photograph is noised by the same pixels whatever classifier looks on; ImageNet's units are the study's.
+        """
+        pairs = list(zip(self.mean, self.std, strict=True))
+        means = [(m - mean) / std for m, (mean, std) in zip(IMAGENET_MEAN, pairs, strict=True)]
+        return {"mean": means, "std": [s / std for s, (_, std) in zip(IMAGENET_STD, pairs, strict=True)]}
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (n, classes) of inputs (n, 3, h, w), on the classifier's device and in its dtype; differentiable.
@@ -599,7 +610,7 @@ def _centre_crop(sides: tuple[int, int] | None, mean: Any, std: Any) -> CentreCr
     if sides is None or mean is None or std is None:
         raise InputError(
             "How the module's inputs are made was not said. Give size, mean and std, such as size=224, "
-            "mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), or preprocess."
+            f"mean={IMAGENET_MEAN}, std={IMAGENET_STD}, or preprocess."
         )
     centre, spread = _three("mean", mean), _three("std", std)
     if not all(spread):

@@ -190,13 +190,16 @@ def _recognised(
 
 def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
     """When each label was recognised, in frames, and where the report is; what failed exits with status 1."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*run["columns"], title="Frame at which a likelihood is reached")
-    table.caption = "median [interval that holds at least 90 % of the draws]"
-    for row in run["table"]:
-        table.add_row(*row)
+    picture, label, *moments = run["columns"]
+    table = Table(f"{picture}\n{label}", *moments, title="Frame at which a likelihood is reached", box=box.SIMPLE_HEAD)
+    table.columns[0].no_wrap = True
+    table.caption = "median, and below it the interval that holds at least 90 % of the draws"
+    for name, text, *cells in run["table"]:
+        table.add_row(f"{name}\n{text}\n", *map(_on_two_lines, cells))
     Console().print(table)
     for name, why in run["failures"].items():
         typer.echo(f"denoscope: {name}: {why}", err=True)
@@ -205,6 +208,14 @@ def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
     typer.echo(f"Report: {folder / 'report.html'}")
     if run["interrupted"] or run["failures"]:
         raise typer.Exit(1)
+
+
+def _on_two_lines(cell: str) -> str:
+    """
+    >>> _on_two_lines("51.0 [46.2, never]")
+    '51.0\\n46.2–never'
+    """
+    return cell.replace(" [", "\n").replace(", ", "–").rstrip("]")
 
 
 def _without(context: typer.Context, *names: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .traces import Step, Trace
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 Space = Literal["input", "image"]
+PerChannel = float | Sequence[float]
 Kind = Literal["blend", "ddpm", "sample", "clean"]
 
 
@@ -150,20 +151,35 @@ class Frames(Sequence[Frame]):
         )
 
 
-def blend(clean: torch.Tensor, count: int = 100, draws: int = 1, seed: int = 0) -> Frames:
+def blend(
+    clean: torch.Tensor,
+    count: int = 100,
+    draws: int = 1,
+    seed: int = 0,
+    *,
+    mean: PerChannel = 0.0,
+    std: PerChannel = 1.0,
+) -> Frames:
     """x_i = (1 − τ_i) x + τ_i ε with τ_i = 1 − i / count, the study's process; one ε per draw for all frames.
 
-    `clean` is a classifier's normalised crop (3, h, w), and the frames are in its space. `timestep` is the noise steps
-    left, count − i. Raises `InputError` for a picture of another shape, or fewer than one frame or draw.
+    `clean` is a classifier's normalised crop (3, h, w), and the frames are in its space. ε has this `mean` and `std`
+    there, a number or one for each channel: `**classifier.imagenet_noise()` is the study's noise whatever the
+    classifier's own units are. `timestep` is the noise steps left, count − i, and `log_snr` counts picture and noise in
+    units of the noise. Raises `InputError` for a picture of another shape, fewer than one frame or draw, or a `std`
+    that is not positive.
     """
     clean, count = _picture(clean), _at_least_one("count of frames", count)
-    noise = draw_noise(clean.shape, draws, seed).to(clean)
+    centre, spread = (_per_channel(name, values, clean) for name, values in (("mean", mean), ("std", std)))
+    if not (spread > 0).all():
+        raise InputError(f"The std of the noise is {said(std)}. It must be above 0: it is what the noise is spread by.")
+    noise = centre + spread * draw_noise(clean.shape, draws, seed).to(clean)
     taus = [1 - i / count for i in range(count)]
     frames = [
         NoisedFrame(i, float(count - i), _log_snr(1 - tau, tau), 1 - tau, tau, clean, noise)
         for i, tau in enumerate(taus)
     ]
-    options = dict(kind="blend", count=count, draws=len(noise), seed=operator.index(seed))
+    statistics = {"noise_mean": centre.flatten().tolist(), "noise_std": spread.flatten().tolist()}
+    options = dict(kind="blend", count=count, draws=len(noise), seed=operator.index(seed), **statistics)
     return Frames(frames, clean, kind="blend", draws=len(noise), options=options)
 
 
@@ -338,6 +354,17 @@ def _picture(clean: Any) -> torch.Tensor:
         f"The clean picture cannot be noised: {problem}. Give one picture as a classifier takes it, a float tensor of "
         "shape (3, h, w) with finite values."
     )
+
+
+def _per_channel(name: str, values: PerChannel, clean: torch.Tensor) -> torch.Tensor:
+    """A number, or one for each channel of a picture, as (3, 1, 1) that fits it."""
+    try:
+        three = np.broadcast_to(np.asarray(values, dtype=float), len(clean)).copy()
+    except (TypeError, ValueError):
+        three = np.array([np.nan])
+    if not np.isfinite(three).all():
+        raise InputError(f"The {name} of the noise is {said(values)}. Give a finite number, or one for each channel.")
+    return torch.from_numpy(three).to(clean)[:, None, None]
 
 
 def _at_least_one(name: str, given: Any) -> int:

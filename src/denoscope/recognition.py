@@ -247,15 +247,15 @@ def _photographed(study: Study, classifier: Classifier, i: int, name: str) -> Su
     clean = classifier.prepare(photograph)
     clean = clean.to(next(classifier.module.parameters(), clean).device)
     mask = _mask(study.masks[i], photograph, classifier) if study.masks else None
-    sequence, attributed = (_noised(study, clean, draws) for draws in (study.draws, study.map_draws))
+    sequence, attributed = (_noised(study, classifier, clean, draws) for draws in (study.draws, study.map_draws))
     facts = dict(photograph=Path(file).name, noising=sequence.options, draws=study.draws, map_draws=study.map_draws)
     return Subject(name, sequence, attributed, clean, _shown(sequence, classifier), mask, facts)
 
 
-def _noised(study: Study, clean: torch.Tensor, draws: int) -> Frames:
+def _noised(study: Study, classifier: Classifier, clean: torch.Tensor, draws: int) -> Frames:
     """Draw k is the same however many draws there are."""
     if study.noising == "blend":
-        return sequences.blend(clean, study.frames, draws, study.seed)
+        return sequences.blend(clean, study.frames, draws, study.seed, **classifier.imagenet_noise())
     return sequences.ddpm(clean, study.beta_schedule, study.frames, draws, study.seed)
 
 
