@@ -251,7 +251,8 @@ def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, 
         save_together(found.explanations, {}, folder, overwrite=True)
 
 
-def test_the_command_line_tells_the_moments_and_where_the_report_is(tmp_path, capsys):
+def test_the_command_line_tells_the_moments_and_where_the_report_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # where a label stands on one line
     photo = saved(render(Scene.random(3, count=1)), tmp_path / "scene.png")
     words = ["recognise", photo, "--classifier", "shapes", "--frames", "6", "--draws", "2", "--at", "4,5"]
     labels = [word for text in TEXTS for word in ("--label", text)]

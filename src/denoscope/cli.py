@@ -195,8 +195,9 @@ def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     picture, label, *moments = run["columns"]
-    table = Table(f"{picture}\n{label}", *moments, title="Frame at which a likelihood is reached", box=box.SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
+    table = Table(f"{picture}\n{label}", title="Frame at which a likelihood is reached", box=box.SIMPLE_HEAD)
+    for moment in moments:
+        table.add_column(moment, no_wrap=True)
     table.caption = "median, and below it the interval that holds at least 90 % of the draws"
     for name, text, *cells in run["table"]:
         table.add_row(f"{name}\n{text}\n", *map(_on_two_lines, cells))
