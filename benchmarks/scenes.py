@@ -21,12 +21,17 @@ def model() -> denoscope.Model:
     return loaded
 
 
+def picture_of(scene: Scene) -> denoscope.Trace:
+    """The trace of a scene's picture, from its caption and the scene's own seed."""
+    options = dict(num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np")
+    return model().trace(str(caption(scene)), seed=scene.seed, **options)
+
+
 def drawn(scene: Scene) -> tuple[denoscope.Trace, np.ndarray] | None:
-    """The trace of a scene's picture from the scene's own seed, and where in it the objects are, (64, 64).
+    """The trace of a scene's picture, and where in it the objects are, (64, 64).
 
     None where the picture does not show as many things as the scene has.
     """
-    told = dict(seed=scene.seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np")
-    trace = model().trace(str(caption(scene)), **told)
+    trace = picture_of(scene)
     masks = object_masks(trace.image)
     return (trace, masks.any(axis=0)) if len(masks) == len(scene.things) else None
