@@ -17,6 +17,9 @@ Advance = Callable[[int], None]
 DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
 """What a result's axes are called, by their number, the steps' first; only frames have draws."""
 
+Found = Mapping[str, np.ndarray | float | xr.DataArray]
+"""What is found of a step: maps and numbers, whose axes `DIMS` names, and arrays that name theirs and label them."""
+
 METHODS: dict[str, Callable[..., "Attributor"]] = {}
 
 
@@ -62,8 +65,12 @@ class Attributor(ABC):
     signed: bool = False
 
     @abstractmethod
-    def explain(self, step: Any, advance: Advance) -> Mapping[str, np.ndarray | float]:
-        """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done."""
+    def explain(self, step: Any, advance: Advance) -> Found:
+        """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done.
+
+        What has dims of its own, a layer or a word, is an `xarray.DataArray` that names them and brings their
+        coordinates, the same at every step; `step` goes before them.
+        """
 
     def options(self) -> dict[str, Any]:
         """How it is set, as plain values: what a result keeps."""
@@ -77,7 +84,7 @@ class Attributor(ABC):
         """The steps in the portions that `explain_group` is given, one step each unless a method gains from more."""
         return [[step] for step in steps]
 
-    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Mapping[str, np.ndarray | float]]:
+    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Found]:
         """What `explain` says of each of these steps."""
         return [self.explain(step, advance) for step in steps]
 
@@ -98,7 +105,7 @@ class Attributor(ABC):
         if show_progress:
             return self._with_bar(sequence, chosen)
         advance = advance or (lambda done: None)
-        results: list[Mapping[str, np.ndarray | float]] = []
+        results: list[Found] = []
         try:
             for group in self.groups(chosen):
                 results += self.explain_group(group, advance)
@@ -118,20 +125,28 @@ class Attributor(ABC):
             task = progress.add_task(self.title, total=sum(self.work(step) for step in chosen))
             return self(sequence, [s.index for s in chosen], advance=lambda done: progress.advance(task, done))
 
-    def _labelled(
-        self, steps: Sequence[Step | Frame], results: Sequence[Mapping[str, np.ndarray | float]]
-    ) -> xr.Dataset:
+    def _labelled(self, steps: Sequence[Step | Frame], results: Sequence[Found]) -> xr.Dataset:
         coords = {
             "step": [step.index for step in steps],
             "timestep": ("step", [step.timestep for step in steps]),
             "log_snr": ("step", [step.log_snr for step in steps]),
         }
-        variables = {}
-        for name in results[0]:
-            stacked = np.stack([np.asarray(result[name]) for result in results])
-            variables[name] = (DIMS[stacked.ndim], stacked)
+        variables = {name: stacked([result[name] for result in results]) for name in results[0]}
         attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **self.options()}
         return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def stacked(values: Sequence[np.ndarray | float | xr.DataArray]) -> xr.DataArray:
+    """One value of each step along `step`, in front.
+
+    >>> stacked([xr.DataArray([1.0, 2.0], {"word": ["red", "circle"]})] * 3).dims
+    ('step', 'word')
+    """
+    named = [value for value in values if isinstance(value, xr.DataArray)]
+    if named:
+        return xr.concat(named, "step", coords="minimal", compat="override", join="exact")
+    array = np.stack([np.asarray(value) for value in values])
+    return xr.DataArray(array, dims=DIMS[array.ndim])
 
 
 def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Any]:

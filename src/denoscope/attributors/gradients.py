@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..frames import Frame, FrameGroup
 from ..targets import Score, Target
 from ..traces import Step
-from .base import Advance, Attributor
+from .base import Advance, Attributor, Found
 
 Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """A number, a tensor that broadcasts to the samples, or a function of the samples."""
@@ -87,7 +87,7 @@ class PictureAttributor(Attributor):
         size = max(1, TOGETHER // len(steps[0].images))
         return [steps[start : start + size] for start in range(0, len(steps), size)]
 
-    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Mapping[str, np.ndarray | float]]:
+    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Found]:
         if len(steps) == 1:
             return super().explain_group(steps, advance)
         found = self.explain(FrameGroup.of(steps), advance)
