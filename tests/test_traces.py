@@ -142,6 +142,61 @@ def test_prediction_is_differentiable(trace):
         pipeline.unet.float(), pipeline.text_encoder.float()
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_next_sample_is_the_step_of_ddim(stable_diffusion, prediction_type):
+    """Oracle: DDIMScheduler.step with η = 0, for the sample itself and for others."""
+    stable_diffusion.scheduler = SCHEDULERS["ddim"](prediction_type=prediction_type)
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=4)
+    assert [step.next_level for step in trace] == [*[step.level for step in trace[1:]], None]
+    for step in trace:
+        assert relative(step.next_sample(step.sample), step.prev_sample) < 1e-5
+        others = step.sample * torch.tensor([0.5, 1.5])[:, None, None, None]
+        predicted = step.predict(others).detach()
+        expected = stable_diffusion.scheduler.step(predicted, int(step.timestep), others).prev_sample
+        assert relative(step.next_sample(others), expected) < 1e-5
+
+
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "ddim"])
+def test_next_sample_has_the_noise_of_the_next_step(stable_diffusion, scheduler):
+    """Identity: seen from the next step, x0 and ε of what it is made of come back; no scheduler is asked or changed."""
+    stable_diffusion.scheduler = SCHEDULERS[scheduler]()
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=4)
+    before = vars(stable_diffusion.scheduler).copy()
+    for step, after in pairwise(trace):
+        next_sample, level = step.next_sample(step.sample), after.level
+        noise = step.level.noise(step.sample, step.model_output)
+        assert relative(level.noise(next_sample, noise), noise) < 1e-5
+        assert relative(level.original(next_sample, noise), step.pred_original_sample) < 1e-4
+    last = trace[-1]
+    assert relative(last.next_sample(last.sample), last.pred_original_sample) < 1e-5
+    assert vars(stable_diffusion.scheduler).keys() == before.keys()
+    assert all(vars(stable_diffusion.scheduler)[name] is value for name, value in before.items())
+
+
+@pytest.mark.parametrize("scheduler", [diffusers.EulerDiscreteScheduler, diffusers.FlowMatchEulerDiscreteScheduler])
+def test_next_sample_is_eulers_step(stable_diffusion, scheduler):
+    """Oracle: without random churn, Euler's step along σ is DDIM's, for scaled samples and for flows."""
+    trace = denoscope.load(with_scheduler(stable_diffusion, scheduler())).trace(
+        "a red circle", seed=1, num_inference_steps=4
+    )
+    for step in trace:
+        assert relative(step.next_sample(step.sample), step.prev_sample) < 1e-5
+
+
+def with_scheduler(pipeline, scheduler):
+    pipeline.scheduler = scheduler
+    if "init_noise_sigma" not in dir(scheduler):  # Stable Diffusion scales its first sample by it
+        scheduler.init_noise_sigma = 1.0
+        scheduler.scale_model_input = lambda sample, timestep: sample
+    return pipeline
+
+
+def test_next_sample_of_one_picture_is_that_of_the_batch(stable_diffusion):
+    batch = denoscope.load(stable_diffusion).trace(["a circle", "a square"], seed=0, num_inference_steps=3)
+    for step, whole in zip(batch.picture(1), batch, strict=True):
+        assert relative(step.next_sample(step.sample), whole.next_sample(whole.sample)[1:].detach()) < 1e-4
+
+
 def test_replay_does_not_depend_on_order_or_repetition(trace):
     first = trace[2].predict(trace[2].sample)
     trace[0].predict(trace[0].sample)

@@ -53,6 +53,10 @@ class NoiseLevel:
                 return x + self.alpha * y
         return (x - self.alpha * y) / max(self.sigma, 1e-12)
 
+    def noisy(self, original: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The scheduler's sample at this level of a clean sample x0 and a noise ε: (alpha x0 + sigma ε) / scale."""
+        return (self.alpha * original + self.sigma * noise) / self.scale
+
 
 def noise_level(scheduler: Any, timestep: float, sigma_index: int | None, scale: float) -> NoiseLevel:
     """Read the noise level of a step that the scheduler has just taken.

@@ -25,7 +25,8 @@ class Step:
     """One step of a run, in diffusers' words.
 
     `index` counts denoiser calls from 0; `timestep` is the scheduler's. `sample` (x_t), `model_output` (guided) and
-    `prev_sample` have shape (pictures, channels, h, w). `level` is alpha and sigma of the denoiser's input.
+    `prev_sample` have shape (pictures, channels, h, w). `level` is alpha and sigma of the denoiser's input, and
+    `next_level` those of the next step's; None at the last step, behind which there is no noise.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Step:
     prev_sample: torch.Tensor
     replay: Replay | ReplayError
     decoder: Decoder
+    next_level: NoiseLevel | None = None
     _checked: list[bool] = field(default_factory=list, repr=False)
 
     @property
@@ -60,6 +62,19 @@ class Step:
     def predict_original(self, samples: torch.Tensor) -> torch.Tensor:
         """The predicted clean samples, (n, channels, h, w)."""
         return self.level.original(samples, self.predict(samples))
+
+    def next_sample(self, samples: torch.Tensor) -> torch.Tensor:
+        """x_{t−1} that other samples of this step lead to, (n, channels, h, w) to the same.
+
+        One step of DDIM with η = 0 (Song, Meng, Ermon 2021, equation 12), x_{t−1} = α' x0 + σ' ε, with the predicted
+        x0 (not clipped) and ε and the noise of the next step; the last step goes to x0. Stateless, deterministic and
+        differentiable whatever the scheduler is, so a multistep or a random one's own `prev_sample` is another.
+        """
+        prediction = self.predict(samples)
+        original = self.level.original(samples, prediction)
+        if self.next_level is None:
+            return original
+        return self.next_level.noisy(original, self.level.noise(samples, prediction))
 
     def clean(self, samples: torch.Tensor | None = None) -> torch.Tensor:
         """The predicted clean pictures, (n, 3, height, width) in [0, 1]; without samples, the recorded ones."""
@@ -235,7 +250,13 @@ def record(
             f"The pipeline ran, but its {type(scheduler).__name__}.step was never called, so there is nothing to "
             "explain. Record a pipeline that denoises in its own call, with at least one inference step."
         )
-    return Trace(steps, result, call, model)
+    return Trace(_linked(steps), result, call, model)
+
+
+def _linked(steps: Sequence[Step]) -> list[Step]:
+    """The same steps, each told the noise level that it leads to."""
+    following = [step.level for step in steps[1:]]
+    return [replace(step, next_level=level) for step, level in zip(steps, [*following, None], strict=True)]
 
 
 def _step(
