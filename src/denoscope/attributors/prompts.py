@@ -1,0 +1,132 @@
+"""Which tokens are which words: what a model reads of a prompt, by position."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError, ModelError, did_you_mean
+
+WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+"""A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt: as it is written, what tells it from its repetitions, and where its pieces are."""
+
+    text: str
+    label: str
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it, in `length` tokens.
+
+    `words` are those that are read whole, in their order; `cut` those that did not fit. `special` has the positions of
+    the tokens that are no words by their names: the start's, the end's, and "<padding>".
+    """
+
+    text: str
+    words: tuple[Word, ...]
+    cut: tuple[str, ...]
+    special: dict[str, tuple[int, ...]]
+    length: int
+
+    @property
+    def labels(self) -> list[str]:
+        """The words, each once: the second "a" is "a (2)"."""
+        return [word.label for word in self.words]
+
+    def find(self, phrase: str) -> tuple[Word, ...]:
+        """The words that a phrase names: a label, or words that follow each other, in any case.
+
+        >>> prompt.find("red circle"), prompt.find("a (2)")                                     # doctest: +SKIP
+
+        A phrase that is there more than once is its first. Raises `InputError` for one that is not there or was cut
+        off, with near misses.
+        """
+        exact = [word for word in self.words if word.label == phrase]
+        if exact:
+            return tuple(exact)
+        asked, words = _folded(WORD.findall(phrase)), _folded([word.text for word in self.words])
+        starts = range(len(words) - len(asked) + 1)
+        start = next((i for i in starts if asked and words[i : i + len(asked)] == asked), None)
+        if start is None:
+            raise InputError(self._absent(phrase, asked))
+        return self.words[start : start + len(asked)]
+
+    def positions(self, phrase: str) -> tuple[int, ...]:
+        """The tokens of a phrase, or of a special token by its name; raises `InputError` as `find` does."""
+        if phrase in self.special:
+            return self.special[phrase]
+        return tuple(position for word in self.find(phrase) for position in word.positions)
+
+    def _absent(self, phrase: str, asked: Sequence[str]) -> str:
+        whole = _folded([*(word.text for word in self.words), *self.cut])
+        if asked and any(list(whole[i : i + len(asked)]) == list(asked) for i in range(len(whole))):
+            return (
+                f'"{phrase}" was cut off: the model reads {self.length} tokens, and these words of the prompt did not '
+                f'fit: "{" ".join(self.cut[:12])}". Put what matters first, or shorten the prompt.'
+            )
+        return f'"{phrase}" is not in the prompt "{self.text}". {did_you_mean(phrase, self.labels)}'
+
+
+def read(tokenizer: Any, text: str) -> Prompt:
+    """The prompt as a pipeline's tokenizer gives it to the model: padded to its length, and cut there.
+
+    Raises `ModelError` for a tokenizer that cannot say which characters a token stands for.
+    """
+    length = int(tokenizer.model_max_length)
+    tokens = _encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
+    whole = _encoded(tokenizer, text, truncation=False, verbose=False)
+    kept = {i for i, special in enumerate(tokens["special_tokens_mask"]) if not special}
+    spans = [(match.group(), *match.span()) for match in WORD.finditer(text)]
+    pieces = [(word, _pieces(whole, start, end)) for word, start, end in spans]
+    readable = [(word, positions) for word, positions in pieces if positions and kept.issuperset(positions)]
+    cut = [word for word, positions in pieces if not kept.issuperset(positions)]
+    labels = numbered([word for word, _ in readable])
+    words = [Word(word, label, positions) for label, (word, positions) in zip(labels, readable, strict=True)]
+    return Prompt(text, tuple(words), tuple(cut), _special(tokenizer, tokens), len(tokens["input_ids"]))
+
+
+def numbered(words: Sequence[str]) -> list[str]:
+    """Each word with its count from the second time on.
+
+    >>> numbered(["a", "circle", "above", "a", "square"])
+    ['a', 'circle', 'above', 'a (2)', 'square']
+    """
+    counts = [words[: i + 1].count(word) for i, word in enumerate(words)]
+    return [word if count == 1 else f"{word} ({count})" for word, count in zip(words, counts, strict=True)]
+
+
+def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
+    try:
+        return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
+    except NotImplementedError as error:
+        raise ModelError(
+            f"{type(tokenizer).__name__} cannot say which characters its tokens stand for, so tokens cannot be told to "
+            "words. Load the pipeline with a fast tokenizer, one of the tokenizers library."
+        ) from error
+
+
+def _pieces(tokens: Any, start: int, end: int) -> tuple[int, ...]:
+    """The tokens that stand for some of the characters from `start` to `end`."""
+    spans = zip(tokens["offset_mapping"], tokens["special_tokens_mask"], strict=True)
+    return tuple(i for i, ((a, b), special) in enumerate(spans) if not special and max(a, start) < min(b, end))
+
+
+def _special(tokenizer: Any, tokens: Any) -> dict[str, tuple[int, ...]]:
+    found: dict[str, list[int]] = {}
+    names = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
+    for i, (name, special, read_) in enumerate(
+        zip(names, tokens["special_tokens_mask"], tokens["attention_mask"], strict=True)
+    ):
+        if special:
+            found.setdefault(name if read_ else "<padding>", []).append(i)
+    return {name: tuple(positions) for name, positions in found.items()}
+
+
+def _folded(words: Sequence[str]) -> list[str]:
+    return [word.casefold() for word in words]
