@@ -20,29 +20,28 @@ from typing import Any, SupportsIndex, final
 
 import torch
 from PIL import Image
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .errors import DenoscopeError, InputError, ModelError, NumericsError, did_you_mean
-from .models import (
-    HUB_ID,
-    bundled_folder,
-    device_of,
-    hub_options,
-    hub_reason,
-    in_short,
-    precision_of,
-    quiet_libraries,
-    refuse_pickles,
+from .errors import DenoscopeError, InputError, ModelError, NumericsError
+from .models import bundled_folder, device_of, in_short, precision_of, quiet_libraries
+from .preprocessing import (
+    PROBE,
+    CentreCrop,
+    OwnProcessor,
+    Preprocess,
+    channels,
+    check_images,
+    check_pictures,
+    measured,
+    normalised,
+    preprocessed,
 )
-from .preprocessing import PROBE, CentreCrop, OwnProcessor, Preprocess, channels, measured, preprocessed
+from .repositories import Repository, Wanted, settled
 
 EXTRA = 'pip install "denoscope[imagenet]"'
-PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of pixels in [0, 1]: what most classifiers, the study's among them, normalise by."""
-PERTURBED = 1.0
-"""How far beyond [0, 1] the values of a picture may be; more is a slip of scale."""
 LISTED = 12
 """Labels up to which a message names them all."""
 
@@ -133,15 +132,8 @@ class Classifier:
         The whole picture is resized, whatever its proportions (bilinear, with antialiasing), so that every part of it
         counts; `prepare` may crop. For pictures decoded from a trace.
         """
-        _check(images, self.name, "pictures", ("H", "W"))
-        if images.numel() and (beyond := float((images.detach() - 0.5).abs().max())) > PERTURBED + 0.5:
-            raise InputError(
-                f"Pictures have values in [0, 1], and one of these is {beyond - 0.5:.3g} beyond that; perturbing may "
-                f"take them {PERTURBED} beyond. Divide pixels from 0 to 255 by 255 first."
-            )
-        if images.shape[-2:] != self.size:
-            images = interpolate(images, self.size, mode="bilinear", antialias=True, align_corners=False)
-        return (images - channels(self.mean, images)) / channels(self.std, images)
+        check_pictures(images, f'The classifier "{self.name}"')
+        return normalised(images, self.size, self.mean, self.std)
 
     def denormalise(self, inputs: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1] of inputs (..., 3, h, w), clamped: for display."""
@@ -171,7 +163,7 @@ class Classifier:
         return logits
 
     def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        _check(inputs, self.name, "inputs", self.size)
+        check_images(inputs, f'The classifier "{self.name}"', "inputs", self.size)
         like = next((p for p in _weights(self.module) if p.is_floating_point()), inputs)
         with at_rest(self.module):
             output = self.module(inputs.to(like))
@@ -270,19 +262,6 @@ def _quoted(text: str) -> str:
     return f'"{textwrap.shorten(text, 80, placeholder=" ...")}"'
 
 
-def _check(tensor: Any, name: str, what: str, size: tuple[int | str, int | str]) -> None:
-    """Refuse what is not (n, 3, *size) of floating point; a side that is named and not numbered may be any."""
-    right = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 4
-    sides = zip(tensor.shape[2:], size, strict=True) if right else ()
-    if not right or tensor.shape[1] != 3 or any(isinstance(a, int) and a != side for side, a in sides):
-        shape, kind = getattr(tensor, "shape", None), getattr(tensor, "dtype", type(tensor).__name__)
-        given = f"{kind}" if shape is None else f"{kind} of shape {tuple(shape)}"
-        raise InputError(
-            f'The classifier "{name}" was given {given}. Its {what} are a tensor of floating point numbers of shape '
-            f"(n, 3, {size[0]}, {size[1]})."
-        )
-
-
 def _weights(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     return chain(module.parameters(), module.buffers())
 
@@ -350,7 +329,7 @@ def _imagenet(labels: Any, place: torch.device, precision: torch.dtype) -> Class
     _refuse_labels(labels, "imagenet")
     module, names = _packaged_imagenet()
     preprocess = CentreCrop((224, 224), (127 / 255,) * 3, (128 / 255,) * 3, crop=224 / 256)
-    return _made("imagenet", names, _settled(module, place, precision), preprocess)
+    return _made("imagenet", names, settled(module, place, precision), preprocess)
 
 
 def _packaged_imagenet() -> tuple[torch.nn.Module, list[str]]:
@@ -425,86 +404,14 @@ class ZeroShot(torch.nn.Module):
         return self.scale.exp() * pictures @ self.texts.T
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A hub id or folder that transformers reads: safetensors only, no code of others, failures in one paragraph."""
-
-    name: str
-    source: Path | str
-    options: Mapping[str, Any]
-
-    def read(self, kind: Any, **options: Any) -> Any:
-        """`kind.from_pretrained`, for anything of transformers that has it."""
-        try:
-            return kind.from_pretrained(str(self.source), trust_remote_code=False, **self.options, **options)
-        except Exception as error:
-            raise ModelError(self._not_loaded(error)) from error
-
-    def module(self, kind: Any, precision: torch.dtype) -> torch.nn.Module:
-        """The network with all its weights; transformers would make up the missing ones."""
-        module, report = self.read(kind, dtype=precision, use_safetensors=True, output_loading_info=True)
-        if missing := sorted(set(report["missing_keys"]) & set(dict(module.named_parameters()))):
-            raise ModelError(
-                f'The files of "{self.name}" lack {len(missing)} weights of the {type(module).__name__} that '
-                f"config.json names, such as {missing[0]}. Save or download the model again."
-            )
-        return module
-
-    def _not_loaded(self, error: Exception) -> str:
-        if isinstance(self.source, Path):
-            return (
-                f'The classifier in the folder "{self.name}" could not be loaded: {in_short(error)} A folder is '
-                "loaded as save_pretrained(folder) of the model and of its processor wrote it, weights as safetensors."
-            )
-        return (
-            f'The classifier "{self.name}" could not be loaded from the Hugging Face Hub: {hub_reason(error)} Allowed '
-            "are hub ids (owner/name) of image classifiers and CLIP models of transformers with safetensors, folders, "
-            f"and {' and '.join(LOADERS)}."
-        )
-
-
-def _repository(name: str) -> Repository:
-    """Where a name points; nothing is looked up in the network for a slip."""
-    if (folder := _existing(name)) is not None:
-        _refuse_foreign(folder, name)
-        return Repository(name, folder, {})
-    if not re.fullmatch(HUB_ID, name):
-        raise ModelError(
-            f"There is no classifier and no folder {_quoted(name)}. {did_you_mean(name, LOADERS)} Besides: a folder "
-            "saved by save_pretrained(folder), a hub id, written owner/name, or a torch.nn.Module."
-        )
-    return Repository(name, name, hub_options(name))
-
-
-def _existing(name: str) -> Path | None:
-    """The file or folder that a name is; too long a name, or the home of nobody, is none."""
-    try:
-        folder = Path(name).expanduser()
-        return folder if name.strip() and folder.exists() else None
-    except (OSError, RuntimeError):
-        return None
-
-
-def _refuse_foreign(folder: Path, name: str) -> None:
-    if not (folder / "config.json").is_file():
-        what = "a file" if folder.is_file() else "a folder without config.json"
-        raise ModelError(
-            f'"{name}" is not a classifier: it is {what}. Give a folder saved by save_pretrained(folder) of a model of '
-            f"transformers and its processor, a hub id such as microsoft/resnet-18, or {' or '.join(LOADERS)}."
-        )
-    pickles = [path for kind in PICKLES for path in sorted(folder.glob(kind))]
-    if pickles and not any(folder.glob("*.safetensors")):
-        refuse_pickles(name, pickles[0].name, "model with transformers and call save_pretrained(folder)")
-
-
 def _pretrained(name: str, labels: Any, place: torch.device, precision: torch.dtype) -> Classifier:
     """What config.json says the model is decides how it answers."""
-    return _of_repository(_repository(name), labels, place, precision)
+    return _of_repository(Repository.of(name, _wanted()), labels, place, precision)
 
 
 def _shapes(labels: Any, place: torch.device, precision: torch.dtype) -> Classifier:
     """The bundled CLIP, trained on pictures and captions of the shapes world."""
-    return _of_repository(Repository("shapes", bundled_folder("clip"), {}), labels, place, precision)
+    return _of_repository(Repository("shapes", bundled_folder("clip"), {}, _wanted()), labels, place, precision)
 
 
 def _of_repository(home: Repository, labels: Any, place: torch.device, precision: torch.dtype) -> Classifier:
@@ -530,7 +437,7 @@ def _image_classifier(
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     _refuse_labels(labels, home.name)
-    module = _settled(home.module(AutoModelForImageClassification, precision), place, precision)
+    module = settled(home.module(AutoModelForImageClassification, precision), place, precision)
     names = [str(config.id2label.get(number, f"class {number}")) for number in range(config.num_labels)]
     return _made(home.name, names, module, OwnProcessor(home.read(AutoImageProcessor)))
 
@@ -548,22 +455,18 @@ def _zero_shot(home: Repository, config: Any, labels: Any, place: torch.device, 
             f"The label {_quoted(texts[int(lengths.argmax())])} has {int(lengths.max())} tokens, and the classifier "
             f'"{home.name}" reads at most {most}, its two special ones included. Use a shorter text.'
         )
-    clip = _settled(home.module(CLIPModel, precision), place, precision)
-    module = _settled(ZeroShot(clip, words.to(place)), place, precision)
+    clip = settled(home.module(CLIPModel, precision), place, precision)
+    module = settled(ZeroShot(clip, words.to(place)), place, precision)
     return _made(home.name, texts, module, OwnProcessor(home.read(AutoImageProcessor)))
-
-
-def _settled(module: torch.nn.Module, place: torch.device, precision: torch.dtype) -> torch.nn.Module:
-    """A module that is ours: where it should be, in evaluation mode, its parameters asking for no gradient.
-
-    Channels last is the layout in which convolutions are fastest; other layers do not mind.
-    """
-    settled = module.to(place, precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return settled.eval().requires_grad_(False)
 
 
 LOADERS: dict[str, Callable[[Any, torch.device, torch.dtype], Classifier]] = {"imagenet": _imagenet, "shapes": _shapes}
 """Classifiers with a name of their own."""
+
+
+def _wanted() -> Wanted:
+    kinds = "image classifiers and CLIP models"
+    return Wanted("classifier", kinds, "microsoft/resnet-18", tuple(LOADERS), "a torch.nn.Module")
 
 
 # Labels, and a module of the user's.

@@ -1,4 +1,4 @@
-"""What turns a PIL image in RGB into a classifier's input (3, h, w)."""
+"""What turns pictures into a network's inputs: a PIL image in RGB, or tensors (n, 3, H, W) in [0, 1]."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from .errors import InputError
 from .models import in_short
@@ -15,6 +16,8 @@ Preprocess = Callable[[Image.Image], torch.Tensor]
 
 PROBE = (224, 224)
 """Height and width of the pictures that preprocessing is tried with, where it resizes by itself."""
+PERTURBED = 1.0
+"""How far beyond [0, 1] the values of a picture may be; more is a slip of scale."""
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,38 @@ def measured(
 
 def channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def check_images(tensor: Any, who: str, what: str, size: tuple[int | str, int | str]) -> None:
+    """Refuse what is not (n, 3, *size) of floating point; a side that is named and not numbered may be any."""
+    right = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 4
+    sides = zip(tensor.shape[2:], size, strict=True) if right else ()
+    if not right or tensor.shape[1] != 3 or any(isinstance(a, int) and a != side for side, a in sides):
+        shape, kind = getattr(tensor, "shape", None), getattr(tensor, "dtype", type(tensor).__name__)
+        given = f"{kind}" if shape is None else f"{kind} of shape {tuple(shape)}"
+        raise InputError(
+            f"{who} was given {given}. Its {what} are a tensor of floating point numbers of shape "
+            f"(n, 3, {size[0]}, {size[1]})."
+        )
+
+
+def check_pictures(images: Any, who: str) -> None:
+    """Refuse what is not pictures (n, 3, H, W) with values about [0, 1]."""
+    check_images(images, who, "pictures", ("H", "W"))
+    if images.numel() and (beyond := float((images.detach() - 0.5).abs().max())) > PERTURBED + 0.5:
+        raise InputError(
+            f"Pictures have values in [0, 1], and one of these is {beyond - 0.5:.3g} beyond that; perturbing may "
+            f"take them {PERTURBED} beyond. Divide pixels from 0 to 255 by 255 first."
+        )
+
+
+def normalised(
+    images: torch.Tensor, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
+    """Inputs (n, 3, *size) of pictures (n, 3, H, W) in [0, 1]: the whole picture resized, (pixel − mean) / std.
+
+    Bilinear, with antialiasing; differentiable.
+    """
+    if images.shape[-2:] != size:
+        images = interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+    return (images - channels(mean, images)) / channels(std, images)

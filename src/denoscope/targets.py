@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from .classifiers import Classifier
+from .encoders import Features
 from .errors import InputError, did_you_mean
 from .frames import Frame
 from .traces import Step
 
 Score = Callable[[torch.Tensor], torch.Tensor]
+Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 C1, C2 = 0.01**2, 0.03**2
 C3 = C2 / 2
@@ -34,6 +36,18 @@ class Target(ABC):
         return self.at(step)(samples)
 
 
+class PredictionTarget(Target):
+    """A target that knows of a sample only what the denoiser says of it, so that several can judge one prediction."""
+
+    @abstractmethod
+    def of(self, step: Step) -> Judge:
+        """The function from samples (n, channels, h, w) and their model outputs to scores, for one step."""
+
+    def at(self, step: Step) -> Score:
+        judge = self.of(step)
+        return lambda samples: judge(samples, step.predict(samples))
+
+
 # Where two samples are compared: the step and samples in, what the model says of them out.
 
 SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -45,13 +59,13 @@ SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = 
 """Noise prediction, clean prediction (in the samples' space), the raw output, and the decoded clean prediction."""
 
 
-def _in_space(space: str, step: Step, samples: torch.Tensor) -> torch.Tensor:
-    return SPACES[space](step, _wide(samples), _wide(step.predict(samples)))
+def _in_space(space: str, step: Step, samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    return SPACES[space](step, _wide(samples), _wide(outputs))
 
 
 def _recorded(space: str, step: Step) -> torch.Tensor:
     """The unperturbed prediction, taken from the recording: no denoiser call."""
-    return SPACES[space](step, _wide(step.sample), _wide(step.model_output))
+    return _in_space(space, step, step.sample, step.model_output)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -134,7 +148,7 @@ SIMILARITIES: dict[str, Callable[[LocalMoments, LocalMoments], torch.Tensor]] = 
 
 
 @dataclass(frozen=True)
-class Similarity(Target):
+class Similarity(PredictionTarget):
     """How much the prediction for a sample looks like the unperturbed one: maps (n, h, w) in about [−1, 1].
 
     Source: Park, Ju, Lee 2024, section on DF-RISE; `similarity` is the ablation of their figure 5. `space` says where
@@ -153,15 +167,16 @@ class Similarity(Target):
             if given not in allowed:
                 raise InputError(f'There is no {what} "{given}". {did_you_mean(given, allowed)}')
 
-    def at(self, step: Step) -> Score:
+    def of(self, step: Step) -> Judge:
         reference = step.prev_sample if self.next_sample else _recorded(self.space, step)
         known = LocalMoments.of(reference)
 
-        def score(samples: torch.Tensor) -> torch.Tensor:
-            maps = self._compared(known, LocalMoments.of(_in_space(self.space, step, samples))).mean(dim=1)
+        def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+            seen = LocalMoments.of(_in_space(self.space, step, samples, outputs))
+            maps = self._compared(known, seen).mean(dim=1)
             return maps.mean(dim=(1, 2)) if self.scalar else _on_grid(maps, samples)
 
-        return score
+        return judge
 
     def _compared(self, known: LocalMoments, seen: LocalMoments) -> torch.Tensor:
         if self.similarity == "structure":
@@ -177,28 +192,33 @@ def _on_grid(maps: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Closeness(Target):
+class Closeness(PredictionTarget):
     """Minus the mean squared change of the prediction, one number a sample, (n,), at most 0."""
 
     space: str = "clean"
 
-    def at(self, step: Step) -> Score:
+    def of(self, step: Step) -> Judge:
         known = _recorded(self.space, step)
-        return lambda samples: -(_in_space(self.space, step, samples) - known).square().mean(dim=(1, 2, 3))
+        return lambda samples, outputs: (
+            -(_in_space(self.space, step, samples, outputs) - known).square().mean(dim=(1, 2, 3))
+        )
 
 
 @dataclass(frozen=True)
-class FeatureCloseness(Target):
+class FeatureCloseness(PredictionTarget):
     """Minus the squared distance of image features of the decoded clean predictions, (n,), at most 0.
 
-    `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d).
+    `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d): any function, or
+    `denoscope.encoders.load_encoder`.
     """
 
-    encoder: Callable[[torch.Tensor], torch.Tensor]
+    encoder: Features
 
-    def at(self, step: Step) -> Score:
+    def of(self, step: Step) -> Judge:
         known = self.encoder(_recorded("image", step))
-        return lambda samples: -(self.encoder(_in_space("image", step, samples)) - known).square().sum(dim=1)
+        return lambda samples, outputs: (
+            -(self.encoder(_in_space("image", step, samples, outputs)) - known).square().sum(dim=1)
+        )
 
 
 @dataclass(frozen=True)
