@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import PIPELINES, SCHEDULERS
 
-torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+torch.set_num_threads(1)  # what is small gains nothing from a second, and two wait for each other on a busy machine
 
 
 @pytest.fixture(scope="session")
