@@ -326,3 +326,14 @@ def test_extra_input_channels_are_kept():
         call = DenoiserCall((seen, torch.tensor(10)), {"encoder_hidden_states": text}, output)
         replay = Replay.of(unet, [call], SchedulerStep(received, 10.0, sample, sample, None), None)
         assert relative(replay(sample.repeat(2, 1, 1, 1)), received.expand(2, -1, -1, -1)) < 1e-5
+
+
+def test_halves_are_what_guidance_mixes(trace):
+    """u + w (c − u) of the two halves is the prediction; what each reads is half of what the denoiser read."""
+    step = trace[1]
+    u, c = (step.half(copy)(step.sample) for copy in (0, 1))
+    torch.testing.assert_close(u + step.replay.weight * (c - u), step.model_output, atol=1e-5, rtol=1e-5)
+    contexts = [step.replay.half(copy).context for copy in (0, 1)]
+    assert torch.equal(torch.cat(contexts), step.replay.context)
+    direct = trace.model.denoiser(step.sample, step.timestep, encoder_hidden_states=contexts[1]).sample
+    torch.testing.assert_close(c, direct, atol=1e-5, rtol=1e-5)

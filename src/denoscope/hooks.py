@@ -324,10 +324,12 @@ class _Listening(TorchFunctionMode):
 
     def _softmax(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Older processors take the softmax themselves, of (batch · heads, queries, keys); it is used as it is told."""
-        if self._is_wanted():
-            heads = getattr(self.running[-1].module, "heads", 1)
-            self._tell(probabilities if probabilities.ndim == 4 else probabilities.unflatten(0, (-1, heads)))
-        return probabilities
+        if not self._is_wanted():
+            return probabilities
+        heads = getattr(self.running[-1].module, "heads", 1)
+        told = probabilities if probabilities.ndim == 4 else probabilities.unflatten(0, (-1, heads))
+        self._tell(told)
+        return told.view_as(probabilities) if self.through else probabilities
 
     def _is_wanted(self) -> bool:
         now = self.running[-1]
@@ -436,17 +438,29 @@ class Replay:
         first, second = output[:n], output[n:]
         return first + self.weight * (second - first)
 
+    @property
+    def context(self) -> torch.Tensor | None:
+        """What cross-attention reads, (copies · pictures, tokens, features), where the denoiser was given such."""
+        given = self.kwargs.get("encoder_hidden_states", self.args[2] if len(self.args) > 2 else None)
+        return given if isinstance(given, torch.Tensor) else None
+
+    def half(self, copy: int) -> "Replay":
+        """One of the copies alone: what the denoiser itself says of it, before any guidance."""
+        args, kwargs = self._only(range(copy * self.batch, (copy + 1) * self.batch))
+        return Replay(self.denoiser, args, kwargs, self.batch, 1, self.scale, 1.0, self.extra)
+
     def picture(self, index: int, earlier: "Replay | None" = None) -> "Replay":
         """The same step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
         rows = [copy * self.batch + index for copy in range(self.copies)]
-
-        def own(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[rows] if self._is_batched(tensor) else tensor
-
         known = (earlier.args, earlier.kwargs) if earlier else None
-        args, kwargs = shared_tensors(map_tensors(own, (self.args, self.kwargs)), known)
+        args, kwargs = shared_tensors(self._only(rows), known)
         extra = None if self.extra is None else self.extra[index : index + 1]
         return Replay(self.denoiser, args, kwargs, 1, self.copies, self.scale, self.weight, extra)
+
+    def _only(self, rows: Sequence[int]) -> tuple[tuple, dict[str, Any]]:
+        """The conditioning of some rows of the denoiser's batch."""
+        own = lambda tensor: tensor[list(rows)] if self._is_batched(tensor) else tensor  # noqa: E731
+        return map_tensors(own, (self.args, self.kwargs))
 
     def _is_batched(self, tensor: torch.Tensor) -> bool:
         return tensor.ndim > 0 and len(tensor) == self.copies * self.batch

@@ -24,6 +24,7 @@ from .traces import Trace, record
 BUNDLED = ("shapes",)
 DENOISERS = ("unet", "transformer")
 AUTOENCODERS = ("vae", "vqvae")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
 PRECISIONS = ("float32", "float16", "bfloat16")
 HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 LARGEST_SEED = 2**64 - 1
@@ -477,6 +478,25 @@ class Model:
         if not self.takes_text:
             raise ModelError(f"{type(self.pipeline).__name__} takes no prompt, so it has no tokens.")
         return self.pipeline.tokenizer
+
+    @property
+    def text_encoders(self) -> list[torch.nn.Module]:
+        """What reads the prompt; some pipelines have two."""
+        return [e for part in TEXT_ENCODERS if (e := getattr(self.pipeline, part, None)) is not None]
+
+    def embedding(self, prompt: str, length: int, clip_skip: int | None = None) -> torch.Tensor:
+        """What the pipeline makes of a prompt for its denoiser, (1, tokens, features), with its graph.
+
+        `length` is that of the padded prompt, for pipelines that do not say how they encode.
+        """
+        encode: Any = getattr(self.pipeline, "encode_prompt", None)
+        if encode is None:
+            padded = dict(padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            ids = self._tokenizer()(prompt, **padded).input_ids
+            return self.text_encoders[0](ids.to(self.pipeline.device))[0]
+        skip = {} if clip_skip is None else {"clip_skip": clip_skip}
+        call = dict(device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+        return encode(prompt=prompt, **call, **skip)[0]
 
     @property
     def autoencoder(self) -> Any:

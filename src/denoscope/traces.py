@@ -59,6 +59,15 @@ class Step:
         self._check()
         return self._finite(self._replay()(samples))
 
+    def half(self, copy: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What the denoiser alone says in one of its guidance halves, before they are mixed, as a function of samples.
+
+        `copy` is 0 or 1; without guidance there is only 0. Checked as `predict` is, when it is asked for.
+        """
+        self._check()
+        replay = self._replay().half(copy)
+        return lambda samples: self._finite(replay(samples))
+
     def predict_original(self, samples: torch.Tensor) -> torch.Tensor:
         """The predicted clean samples, (n, channels, h, w)."""
         return self.level.original(samples, self.predict(samples))
