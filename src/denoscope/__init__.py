@@ -18,6 +18,7 @@ _HOMES = {
     "IntegratedGradients": "attributors.gradients",
     "GradientShap": "attributors.gradients",
     "Occlusion": "attributors.occlusion",
+    "Relevance": "attributors.relevance",
     "ClassScore": "targets",
     "Classifier": "classifiers",
     "load_classifier": "classifiers",
@@ -44,6 +45,7 @@ __all__ = [
     "IntegratedGradients",
     "Model",
     "Occlusion",
+    "Relevance",
     "Step",
     "Trace",
     "blend",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .attributors.base import list_methods, register
     from .attributors.gradients import GradientShap, IntegratedGradients
     from .attributors.occlusion import Occlusion
+    from .attributors.relevance import Relevance
     from .attributors.rise import DFRise
     from .classifiers import Classifier, load_classifier
     from .errors import DenoscopeError, InputError

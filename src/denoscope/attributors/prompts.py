@@ -73,12 +73,12 @@ class Prompt:
         return f'"{phrase}" is not in the prompt "{self.text}". {did_you_mean(phrase, self.labels)}'
 
 
-def read(tokenizer: Any, text: str) -> Prompt:
-    """The prompt as a pipeline's tokenizer gives it to the model: padded to its length, and cut there.
+def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
+    """The prompt as a pipeline gives it to the model: padded to a length, the tokenizer's own if not given, or cut.
 
     Raises `ModelError` for a tokenizer that cannot say which characters a token stands for.
     """
-    length = int(tokenizer.model_max_length)
+    length = int(tokenizer.model_max_length) if length is None else length
     tokens = _encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
     whole = _encoded(tokenizer, text, truncation=False, verbose=False)
     kept = {i for i, special in enumerate(tokens["special_tokens_mask"]) if not special}
