@@ -35,6 +35,7 @@ ROOMS = (
     "page",
     "maps",
     "curves",
+    "concepts",
     "doubts",
     "sheets",
     "report",
@@ -55,6 +56,7 @@ FRONT = {"cli", "__main__"}
 
 LIGHT = {
     "comparison",
+    "concepts",
     "curves",
     "doubts",
     "explanations",

@@ -149,11 +149,13 @@ class Explanation:
 
     def _figures(self) -> Iterator[tuple[str, Any]]:
         """File names and pictures, one at a time."""
-        from . import figures, sheets
+        from . import concepts, figures, sheets
 
         trace, methods, likelihood, timing = self.trace, self.methods(), self.likelihood, self.timing
         if likelihood is None or timing is None:
             yield from ((name, figures.plot_method(trace, method)) for name, method in methods.items())
+            worded = {name: method for name, method in methods.items() if concepts.has_words(method)}
+            yield from ((f"{name}_curves", concepts.plot_curves(method).figure) for name, method in worded.items())
         else:
             yield from sheets.drawn(trace, methods, likelihood, timing, self.run["label"])
 

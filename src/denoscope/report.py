@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .concepts import word_charts
 from .curves import likelihoods, recognition
 from .doubts import warnings
 from .figures import ALPHA, clean_pictures, explained_steps, is_noised, layers, overlay, unit_of
@@ -71,6 +72,7 @@ def render(explanation: Explained) -> str:
         clipped=clipped_share(),
         chart=_chart(trace, shown),
         recognition=recognition(explanation),
+        words=word_charts(trace, {each.name: each.method for each in shown}),
         measures=list(_measures(trace, shown)),
         warnings=warnings(explanation, shown),
         facts=facts({name: value for name, value in run.items() if name not in TOLD_ELSEWHERE}),
