@@ -6,13 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from small import PIPELINES, SCHEDULERS, refusal
+from small import PIPELINES, SCHEDULERS, conditional_unet, refusal, tokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import denoscope
 from denoscope import Relevance
 from denoscope.attributors.relevance import (
+    Told,
     grid_of,
     head_mean,
     normalised,
@@ -237,6 +239,37 @@ def test_words_that_were_cut_off_are_left_out(model):
         warnings.simplefilter("ignore", TruncatedPromptWarning)
         trace = model.trace("red " * 29 + "circle above", seed=1, num_inference_steps=1)
     assert list(Relevance()(trace).token.values)[-2:] == ["red (29)", "circle"]
+
+
+def two_encoders() -> StableDiffusionXLPipeline:
+    base, words = PIPELINES["stable-diffusion"](), tokenizer()
+    settings = copy.deepcopy(base.text_encoder.config)
+    settings.hidden_size = settings.projection_dim = 16
+    unet = conditional_unet(
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 16,
+    )
+    encoders = CLIPTextModel(settings).eval(), CLIPTextModelWithProjection(settings).eval()
+    return StableDiffusionXLPipeline(base.vae, *encoders, words, words, unet, base.scheduler)
+
+
+def test_two_text_encoders_are_averaged():
+    """SDXL reads the states before the last layer, which therefore counts for nothing."""
+    pipeline = two_encoders()
+    pipeline.set_progress_bar_config(disable=True)
+    trace = denoscope.load(pipeline).trace(PROMPT, seed=0, num_inference_steps=1, height=32, width=32)
+    ids = pipeline.tokenizer(PROMPT, padding="max_length", max_length=32, return_tensors="pt").input_ids
+    R = []
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        slow = copy.deepcopy(encoder)
+        slow.set_attn_implementation("eager")
+        out = slow(ids, output_attentions=True, output_hidden_states=True)
+        (gradient,) = torch.autograd.grad(out.hidden_states[-2].sum(), out.attentions[:1])
+        R.append(slow_head_mean(out.attentions[0], gradient))
+    told = Told.of(trace, conditional=True, reduced=False)
+    np.testing.assert_allclose(told.excess, (R[0] + R[1]) / 2, rtol=1e-3, atol=1e-7)
+    assert (Relevance()(trace).relevance > 0).all()
 
 
 # Identities

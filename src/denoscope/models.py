@@ -494,9 +494,11 @@ class Model:
             padded = dict(padding="max_length", max_length=length, truncation=True, return_tensors="pt")
             ids = self._tokenizer()(prompt, **padded).input_ids
             return self.text_encoders[0](ids.to(self.pipeline.device))[0]
-        skip = {} if clip_skip is None else {"clip_skip": clip_skip}
         call = dict(device=self.pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False)
-        return encode(prompt=prompt, **call, **skip)[0]
+        call |= {} if clip_skip is None else {"clip_skip": clip_skip}
+        asked = inspect.signature(encode).parameters.values()
+        unsaid = {p.name: None for p in asked if p.default is p.empty and p.name not in call}  # a second prompt
+        return encode(**{**unsaid, **call, "prompt": prompt})[0]
 
     @property
     def autoencoder(self) -> Any:
