@@ -14,7 +14,9 @@ _HOMES = {
     "Model": "models",
     "Trace": "traces",
     "Step": "traces",
+    "DFCam": "attributors.cam",
     "DFRise": "attributors.rise",
+    "Lime": "attributors.lime",
     "IntegratedGradients": "attributors.gradients",
     "GradientShap": "attributors.gradients",
     "Occlusion": "attributors.occlusion",
@@ -37,12 +39,14 @@ _HOMES = {
 __all__ = [
     "ClassScore",
     "Classifier",
+    "DFCam",
     "DFRise",
     "DenoscopeError",
     "Explanation",
     "GradientShap",
     "InputError",
     "IntegratedGradients",
+    "Lime",
     "Model",
     "Occlusion",
     "Relevance",
@@ -61,7 +65,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .attributors.base import list_methods, register
+    from .attributors.cam import DFCam
     from .attributors.gradients import GradientShap, IntegratedGradients
+    from .attributors.lime import Lime
     from .attributors.occlusion import Occlusion
     from .attributors.relevance import Relevance
     from .attributors.rise import DFRise

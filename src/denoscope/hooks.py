@@ -418,6 +418,11 @@ class Replay:
         weight = _slope(second - first, step.model_output - first)
         return cls(denoiser, args, kwargs, batch, copies, scale, weight, extra)
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How much each copy counts in the guided prediction, Σ share · copy: (1 − w, w), or (1,) without guidance."""
+        return (1.0,) if self.copies == 1 else (1 - self.weight, self.weight)
+
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         """The guided prediction for samples (n, channels, h, w); n is the recorded batch, or any if that is 1."""
         n = len(samples)

@@ -8,7 +8,7 @@ import operator
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import resources
@@ -259,6 +259,58 @@ def _generator(seed: Any) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(operator.index(seed))
 
 
+def layers_of(denoiser: torch.nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The dotted paths of the modules that patterns name, of those that can be called; raises as `matching` does."""
+    runs = lambda module: type(module).forward is not torch.nn.Module.forward  # noqa: E731  (a ModuleList does not)
+    paths = [path for path, module in denoiser.named_modules() if path and runs(module)]
+    return matching(paths, patterns, f"this {type(denoiser).__name__}")
+
+
+def matching(paths: Iterable[str], patterns: Sequence[str], owner: str) -> tuple[str, ...]:
+    """Those of the dotted paths that one of the patterns names, in their own order.
+
+    >>> matching(["conv_in", "down.0.attn", "down.1.attn", "mid.attn"], ["**.attn", "!mid.*"], "this model")
+    ('down.0.attn', 'down.1.attn')
+
+    A pattern is a path with wildcards: `*` any part of the path between dots, `**` any number of parts, `{a,b}` one or
+    the other; behind `!` it takes away. Raises `InputError`, with the nearest paths, for one that names nothing.
+    """
+    paths = list(paths)
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    unwanted = [_glob(pattern[1:]) for pattern in patterns if pattern.startswith("!")]
+    for pattern in wanted:
+        if not any(map(_glob(pattern).fullmatch, paths)):
+            raise InputError(_no_layer(pattern, paths, owner))
+    named = [path for path in paths if any(_glob(pattern).fullmatch(path) for pattern in wanted)]
+    found = tuple(path for path in named if not any(pattern.fullmatch(path) for pattern in unwanted))
+    if not found:
+        given = ", ".join(patterns) or "none"
+        raise InputError(f"The layer patterns given name no layer of {owner}: {given}. Give at least one that does.")
+    return found
+
+
+WILDCARDS = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "{": "(?:", "}": ")", ",": "|"}
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    parts = re.findall(r"\*\*\.|\*\*|[*{},]|[^*{},]+", pattern)
+    try:
+        return re.compile("".join(WILDCARDS.get(part) or re.escape(part) for part in parts))
+    except re.error:
+        raise InputError(
+            f'"{pattern}" is not a pattern of layers: its braces do not match. Write {{a,b}} for one or the other.'
+        ) from None
+
+
+def _no_layer(pattern: str, paths: Sequence[str], owner: str) -> str:
+    near = difflib.get_close_matches(pattern, paths, n=3)
+    hint = f"Near misses: {', '.join(near)}. " if near else ""
+    return (
+        f'There is no layer "{pattern}" in {owner}. {hint}Allowed are dotted paths and patterns of them, such as '
+        f'"down_blocks.*.resnets.*"; model.layers() lists all {len(paths)}.'
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A pipeline that can be recorded: `pipeline` is the diffusers object, untouched, `name` what it was loaded by."""
@@ -277,6 +329,16 @@ class Model:
     def denoiser(self) -> torch.nn.Module:
         """The U-Net or transformer whose predictions are explained."""
         return next(d for part in DENOISERS if (d := getattr(self.pipeline, part, None)) is not None)
+
+    def layers(self, *patterns: str) -> tuple[str, ...]:
+        """The denoiser's layers by their dotted paths, all of them or those that patterns name (see `matching`).
+
+        >>> load("shapes").layers("down_blocks.*.resnets.*")
+        ('down_blocks.0.resnets.0', 'down_blocks.1.resnets.0', 'down_blocks.2.resnets.0')
+
+        Raises `InputError` for a pattern that names no layer.
+        """
+        return layers_of(self.denoiser, patterns or ("**",))
 
     @property
     def takes_text(self) -> bool:

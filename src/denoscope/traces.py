@@ -109,11 +109,21 @@ class Step:
             raise self.replay
         return self.replay
 
+    def repeat(self) -> torch.Tensor:
+        """The guided prediction for the step's own sample, by exactly one denoiser call: for hooks to listen to.
+
+        Differentiable. Raises `ReplayError` when it is not what the scheduler received.
+        """
+        again = self._replay()(self.sample)
+        self._compare(again.detach())
+        return self._finite(again)
+
     @torch.no_grad()
     def _check(self) -> None:
-        if self._checked:
-            return
-        again = self._replay()(self.sample)
+        if not self._checked:
+            self._compare(self._replay()(self.sample))
+
+    def _compare(self, again: torch.Tensor) -> None:
         scale = self.model_output.abs().max().clamp(min=1e-12)
         error = float((again - self.model_output).abs().max() / scale)
         allowed = TOLERANCE.get(self.model_output.dtype, 1e-2)
@@ -124,7 +134,7 @@ class Step:
                 f"{allowed:g} is allowed. The pipeline changes the prediction in a way other than u + w (c − u) "
                 "(guidance_rescale, perturbed guidance, a random denoiser?); switch that off and record again."
             )
-        self._checked.append(True)
+        self._checked[:] = [True]
 
     def _finite(self, prediction: torch.Tensor) -> torch.Tensor:
         _refuse_non_finite(prediction, self.index, self.timestep)

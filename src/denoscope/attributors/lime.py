@@ -1,0 +1,171 @@
+"""LIME on the sample: which segments of the picture a step's next sample depends on, by a local linear model.
+
+Sources: Ribeiro, Singh, Guestrin 2016, LIME; Park, Ju, Lee 2024 (arXiv 2402.10404), which compares DF-RISE with it;
+segments by quickshift, Vedaldi and Soatto 2008.
+"""
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..traces import Step
+from .base import Advance, Attributor, Found, register
+
+EXTRA = 'pip install "denoscope[lime]"'
+PUBLISHED_GRID = 64
+"""The side of the samples for which the published kernel of quickshift, 4 cells, was chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeSums:
+    """Weighted sums over samples: all that a linear model of many outputs needs, whatever the number of samples.
+
+    With z = (1, mask), `gram` = Σ w z zᵀ, `cross` = Σ w z yᵀ, (1 + segments, outputs), and `square` = Σ w y².
+    """
+
+    gram: np.ndarray
+    cross: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def zero(cls, segments: int, outputs: int) -> "RidgeSums":
+        width = 1 + segments
+        return cls(np.zeros((width, width)), np.zeros((width, outputs)), np.zeros(outputs))
+
+    def with_samples(self, masks: np.ndarray, values: np.ndarray, weights: np.ndarray) -> "RidgeSums":
+        """With masks (n, segments), values (n, outputs) and weights (n,) added."""
+        z, w = np.insert(masks.astype(float), 0, 1, axis=1), weights[:, None]
+        return RidgeSums(
+            self.gram + z.T @ (w * z),
+            self.cross + z.T @ (w * values),
+            self.square + (w * values**2).sum(axis=0),
+        )
+
+    def coefficients(self, alpha: float) -> np.ndarray:
+        """Intercept and coefficients, (1 + segments, outputs): min Σ w ‖y − zᵀβ‖² + α ‖β‖², the intercept free."""
+        penalty = alpha * np.eye(len(self.gram))
+        penalty[0, 0] = 0
+        return np.linalg.solve(self.gram + penalty, self.cross)
+
+    def explained(self, beta: np.ndarray) -> float:
+        """R²: the share of the weighted variance, over all outputs, that the linear model explains; NaN without any."""
+        rest = self.square - 2 * (beta * self.cross).sum(axis=0) + (beta * (self.gram @ beta)).sum(axis=0)
+        total = self.square - self.cross[0] ** 2 / self.gram[0, 0]
+        return float(1 - rest.sum() / total.sum()) if total.sum() > 1e-12 * self.square.sum() else float("nan")
+
+
+@register("lime")
+@dataclass(frozen=True)
+class Lime(Attributor):
+    """LIME: switch segments of the sample off at random and fit a linear model of the next sample to what is on.
+
+    >>> maps = Lime(num_samples=1000)(trace, steps=[2, 8, 16])   # doctest: +SKIP
+
+    Segments are quickshift's (`kernel_size`, `max_dist`, `ratio`) on the decoded x_{t−1}, averaged down to the sample's
+    grid; None for the kernel is the published 4 cells of a grid of 64, scaled to other grids, at least 1. Each segment
+    is on with probability ½, off is 0. The model is a ridge regression (`alpha`) of the channel mean of x_{t−1} at
+    every position, computed by `Step.next_sample`, with weights √exp(−d² / `kernel_width`²), d the cosine distance of
+    what is on to all being on. `seed` is the masks' own stream. Masks that come several times cost one denoiser call;
+    `batch_size` changes speed and memory only.
+
+    Variables: `saliency` (step, y, x), Σ |coefficient| over the positions of x_{t−1} for the segment at each position;
+    `segment` (step, y, x), its number; `r_squared` (step), how much of what happened the linear model explains.
+    A picture that is one segment, a constant one for instance, gives a flat map and a warning. Raises `InputError` for
+    options out of range, and where scikit-image is missing.
+    """
+
+    num_samples: int = 1000
+    kernel_size: float | None = None
+    max_dist: float = 200
+    ratio: float = 0.2
+    alpha: float = 1.0
+    kernel_width: float = 0.25
+    seed: int = 0
+    batch_size: int | None = None
+
+    title = "LIME"
+    reading = (
+        "High where switching a segment of the sample off changes the next sample, anywhere in it. A segment has one "
+        "value, summed over the whole of the next sample, so large segments tend to have large ones; r_squared says "
+        "how far a sum of segments describes the step at all."
+    )
+
+    def __post_init__(self) -> None:
+        if find_spec("skimage") is None:
+            raise InputError(f"LIME needs scikit-image for its segments, and it is not installed. Install it: {EXTRA}.")
+        allowed = {
+            "num_samples": (lambda n: isinstance(n, int) and n >= 2, "a whole number of at least 2; 1000 are usual"),
+            "kernel_size": (lambda size: size is None or size >= 1, "at least 1, in cells of the sample's grid"),
+            "max_dist": (lambda distance: distance > 0, "a distance above 0; 200 is the published one"),
+            "ratio": (lambda ratio: 0 <= ratio <= 1, "a number from 0 (place alone) to 1 (colour as much)"),
+            "alpha": (lambda alpha: alpha > 0, "a number above 0; 1 is usual"),
+            "kernel_width": (lambda width: width > 0, "a cosine distance above 0; 0.25 is usual"),
+            "batch_size": (lambda size: size is None or size >= 1, "at least 1, or leave it out to have it chosen"),
+        }
+        for name, (right, text) in allowed.items():
+            if not right(given := getattr(self, name)):
+                raise InputError(f"{name} of LIME is {given!r}. Give {text}.")
+
+    def work(self, step: Step) -> int:
+        return self.num_samples
+
+    @torch.no_grad()
+    def explain(self, step: Step, advance: Advance) -> Found:
+        segments = self.segments(step)
+        masks, times = self._drawn(1 + int(segments.max()))
+        sums, weights = RidgeSums.zero(masks.shape[1], segments.size), times * proximity(masks, self.kernel_width)
+        for chunk in np.split(np.arange(len(masks)), range(self._chunk(step), len(masks), self._chunk(step))):
+            sums = sums.with_samples(masks[chunk], next_means(step, masks[chunk][:, segments]), weights[chunk])
+            advance(int(times[chunk].sum()))
+        beta = sums.coefficients(self.alpha)
+        saliency = np.abs(beta[1:]).sum(axis=1)[segments]
+        return {"saliency": saliency.astype(np.float32), "segment": segments, "r_squared": sums.explained(beta)}
+
+    def segments(self, step: Step) -> np.ndarray:
+        """The number of the segment at each position of the sample's grid, (h, w), counted from 0."""
+        from skimage.segmentation import quickshift
+
+        height, width = step.sample.shape[-2:]
+        picture = torch.nn.functional.adaptive_avg_pool2d(step.decoder.decode(step.prev_sample), (height, width))
+        colours = picture[0].movedim(0, -1).double().cpu().numpy()
+        size = self.kernel_size or max(1.0, 4 * min(height, width) / PUBLISHED_GRID)
+        found = quickshift(colours, kernel_size=size, max_dist=self.max_dist, ratio=self.ratio)
+        names, segments = np.unique(found, return_inverse=True)
+        if len(names) == 1:
+            warnings.warn(
+                f"LIME cannot tell places apart at step {step.index}: the picture is one segment there, so the map is "
+                f"flat. Its colours are too much alike for a kernel_size of {size:g} on a grid of {height} × {width}; "
+                "give a smaller one (at least 1), or explain a step where there is something to see.",
+                stacklevel=2,
+            )
+        return segments.reshape(height, width)
+
+    def _drawn(self, segments: int) -> tuple[np.ndarray, np.ndarray]:
+        """The different masks (n, segments) among the random ones, and how often each came."""
+        drawn = np.random.default_rng([self.seed, segments]).random((self.num_samples, segments)) < 0.5
+        return np.unique(drawn, axis=0, return_counts=True)
+
+    def _chunk(self, step: Step) -> int:
+        """As many samples a call as there is room for, as in DF-RISE."""
+        room = 2**14 if step.sample.device.type == "cpu" else 2**17
+        return self.batch_size or int(np.clip(room // (step.sample.shape[-2] * step.sample.shape[-1]), 1, 64))
+
+
+def proximity(masks: np.ndarray, width: float) -> np.ndarray:
+    """√exp(−d² / width²) of masks (n, segments), d = 1 − cos(mask, all on); with nothing on, d is 1.
+
+    >>> proximity(np.array([[1, 1], [1, 0], [0, 0]]), 0.25).round(3)
+    array([1.   , 0.503, 0.   ])
+    """
+    cosine = np.sqrt(masks.mean(axis=1))  # k of n on: k / (√k √n)
+    return np.sqrt(np.exp(-((1 - cosine) ** 2) / width**2))
+
+
+def next_means(step: Step, kept: np.ndarray) -> np.ndarray:
+    """The channel mean of x_{t−1}, (n, h · w), for the sample with only what `kept` (n, h, w) says."""
+    masks = torch.from_numpy(kept).to(step.sample)[:, None]
+    return step.next_sample(step.sample * masks).mean(dim=1).flatten(1).cpu().double().numpy()
