@@ -134,7 +134,8 @@ def heard_of(step: Step, patterns: Sequence[str]) -> dict[str, Heard]:
 
     with torch.enable_grad(), at_rest(denoiser), activations(denoiser, ("", *layers_of(denoiser, patterns)), keep):
         step.repeat()
-    y, halves, grid = outputs.pop("").float().sum(), step.replay.copies, step.sample.shape[-2:]
+        y = outputs.pop("").float().sum()
+    halves, grid = step.replay.copies, step.sample.shape[-2:]
     activation = {path: as_maps(path, output.detach(), halves, grid) for path, output in outputs.items()}
     gradients = torch.autograd.grad(y, list(outputs.values()), materialize_grads=True)
     shares = torch.tensor(step.replay.shares, device=y.device)[:, None, None, None]

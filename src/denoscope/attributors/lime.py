@@ -19,6 +19,9 @@ EXTRA = 'pip install "denoscope[lime]"'
 PUBLISHED_GRID = 64
 """The side of the samples for which the published kernel of quickshift, 4 cells, was chosen."""
 
+LEVEL = 1 / 255
+"""Colours less apart than this are the same: on a constant picture quickshift finds segments in rounding errors."""
+
 
 @dataclass(frozen=True, eq=False)
 class RidgeSums:
@@ -131,15 +134,18 @@ class Lime(Attributor):
 
         height, width = step.sample.shape[-2:]
         picture = torch.nn.functional.adaptive_avg_pool2d(step.decoder.decode(step.prev_sample), (height, width))
-        colours = picture[0].movedim(0, -1).double().cpu().numpy()
+        colours = picture[0].detach().movedim(0, -1).double().cpu().numpy()
         size = self.kernel_size or max(1.0, 4 * min(height, width) / PUBLISHED_GRID)
-        found = quickshift(colours, kernel_size=size, max_dist=self.max_dist, ratio=self.ratio)
+        if np.ptp(colours, axis=(0, 1)).max() < LEVEL:
+            found = np.zeros((height, width), int)
+        else:
+            found = quickshift(colours, kernel_size=size, max_dist=self.max_dist, ratio=self.ratio)
         names, segments = np.unique(found, return_inverse=True)
         if len(names) == 1:
             warnings.warn(
                 f"LIME cannot tell places apart at step {step.index}: the picture is one segment there, so the map is "
-                f"flat. Its colours are too much alike for a kernel_size of {size:g} on a grid of {height} × {width}; "
-                "give a smaller one (at least 1), or explain a step where there is something to see.",
+                f"flat. Its colours are too much alike, at a kernel_size of {size:g} on a grid of {height} × {width}. "
+                "Give a smaller one (at least 1), or explain a step where there is something to see.",
                 stacklevel=2,
             )
         return segments.reshape(height, width)
