@@ -1,4 +1,4 @@
-"""Speed and fidelity of DF-RISE on the bundled model, each as a ratio measured in one run.
+"""Speed and fidelity of DF-RISE, and the speed of DF-CAM, on the bundled model, each as a ratio measured in one run.
 
 python benchmarks/run.py                # all, about forty minutes on two cores
 python benchmarks/run.py floor trace    # some
@@ -21,7 +21,7 @@ from scenes import picture_of
 from scipy import stats
 
 import denoscope
-from denoscope import DFRise
+from denoscope import DFCam, DFRise
 from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio, plain_sum
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
 from denoscope.bundled.scenes import Scene
@@ -156,6 +156,20 @@ def floor(trace: Trace, count: int = 256) -> dict:
     return ratio_of(lambda: attributor(trace, [14]), raw)
 
 
+def cam(trace: Trace) -> dict:
+    """DF-CAM of all layers ÷ one plain guided denoiser call."""
+    step, attributor = trace[14], DFCam()
+    unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
+
+    @torch.inference_mode()
+    def plain() -> None:
+        output = unet(torch.cat([step.sample] * 2), int(step.timestep), text, return_dict=False)[0]
+        u, c = output.chunk(2)
+        u + 7.5 * (c - u)
+
+    return ratio_of(lambda: attributor(trace, [14]), plain, 15)
+
+
 def loop(trace: Trace, count: int = 96) -> dict:
     """The published way, one mask a call, ÷ ours, with the same masks; and how far the two maps are apart."""
     one, many = (DFRise(num_masks=count, masks=PixelMasks(), batch_size=size) for size in (1, None))
@@ -186,14 +200,14 @@ def peak_bytes(count: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-PARTS = {"calls": calls, "floor": floor, "loop": loop, "trace": traced, "memory": memory}
+PARTS = {"calls": calls, "floor": floor, "cam": cam, "loop": loop, "trace": traced, "memory": memory}
 
 
 def table(results: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("what", "ratio", "detail", title=f"DF-RISE on the bundled model, {torch.get_num_threads()} threads")
+    shown = Table("what", "ratio", "detail", title=f"On the bundled model, {torch.get_num_threads()} threads")
     for name, result in results.items():
         rows = {f"{name}, {k}": v for k, v in result.items()} if name == "calls" else {name: result}
         for label, row in rows.items():
