@@ -170,7 +170,9 @@ def test_a_constant_picture_gives_a_flat_map_and_a_warning():
         with pytest.warns(UserWarning, match=r"one segment there.*on a grid of 15 × 9") as warned:
             result = Lime(num_samples=20, kernel_size=kernel_size)(trace)
         assert "\n" not in str(warned[0].message) and warned[0].filename.endswith("lime.py")
-        assert np.ptp(result.saliency.values) == 0 and float(result.saliency.max()) > 0 and int(result.segment.max()) == 0
+        assert (
+            np.ptp(result.saliency.values) == 0 and float(result.saliency.max()) > 0 and int(result.segment.max()) == 0
+        )
 
 
 def test_the_kernel_follows_the_grid(monkeypatch):
