@@ -17,6 +17,8 @@ _HOMES = {
     "DFCam": "attributors.cam",
     "DFRise": "attributors.rise",
     "Lime": "attributors.lime",
+    "Words": "attributors.attention",
+    "words_at": "attributors.regions",
     "IntegratedGradients": "attributors.gradients",
     "GradientShap": "attributors.gradients",
     "Occlusion": "attributors.occlusion",
@@ -52,6 +54,7 @@ __all__ = [
     "Relevance",
     "Step",
     "Trace",
+    "Words",
     "blend",
     "ddpm",
     "frames_of",
@@ -61,14 +64,17 @@ __all__ = [
     "load_classifier",
     "load_photograph",
     "register",
+    "words_at",
 ]
 
 if TYPE_CHECKING:
+    from .attributors.attention import Words
     from .attributors.base import list_methods, register
     from .attributors.cam import DFCam
     from .attributors.gradients import GradientShap, IntegratedGradients
     from .attributors.lime import Lime
     from .attributors.occlusion import Occlusion
+    from .attributors.regions import words_at
     from .attributors.relevance import Relevance
     from .attributors.rise import DFRise
     from .classifiers import Classifier, load_classifier

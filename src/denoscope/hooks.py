@@ -91,6 +91,38 @@ def recording(
 
 
 @contextmanager
+def denoising(
+    denoiser: torch.nn.Module,
+    scheduler: Any,
+    on_call: Callable[[torch.Tensor], None],
+    on_step: Callable[[torch.Tensor], None],
+) -> Iterator[None]:
+    """Call `on_call` before every call of the denoiser and `on_step` after every `scheduler.step`, with their samples.
+
+    It may be open around a recording. Leaves denoiser and scheduler as they were.
+    """
+
+    def called(module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        given = args[:1] or [kwargs[name] for name in SAMPLE_NAMES if name in kwargs]
+        if not given:
+            raise CaptureError(f"No argument of the {type(module).__name__} is called {' or '.join(SAMPLE_NAMES)}.")
+        on_call(given[0])
+
+    def stepped(step: Callable, *args: Any, **kwargs: Any) -> Any:
+        sample = _step_arguments(*args, **kwargs)[2].detach().clone()
+        result = step(*args, **kwargs)
+        on_step(sample)
+        return result
+
+    handle = denoiser.register_forward_pre_hook(called, with_kwargs=True)
+    try:
+        with replaced_method(scheduler, "step", stepped):
+            yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def time_steps(scheduler: Any, timesteps: Sequence[int] | None) -> Iterator[None]:
     """While open, `scheduler.set_timesteps` sets these time steps, whatever number of steps it is asked for.
 
@@ -212,7 +244,8 @@ def _output_of(output: Any) -> torch.Tensor:
 class AttentionCall:
     """One attention of a layer: softmax(Q Kᵀ / √d), (batch, heads, queries, keys), each row summing to one.
 
-    `cross` says whether the keys are another sequence than the queries, a text for one.
+    `cross` says whether the keys are another sequence than the queries, a text for one. Where text and picture attend
+    to each other in one sequence, as in Stable Diffusion 3 and Flux, it is False.
     """
 
     layer: str
@@ -286,7 +319,8 @@ class _Listening(TorchFunctionMode):
 
     def enter(self, path: str, module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
         states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        self.running.append(_Running(path, module, isinstance(states, torch.Tensor)))
+        joint = getattr(module, "add_k_proj", None) is not None
+        self.running.append(_Running(path, module, isinstance(states, torch.Tensor) and not joint))
 
     def leave(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
         done = self.running.pop()
@@ -369,7 +403,7 @@ def attention_probabilities(
         scores = scores.masked_fill(ahead, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(dim=-1)
+    return torch.special.softmax(scores, dim=-1)  # under a name that nobody listens for: contexts may be nested
 
 
 @dataclass(frozen=True, eq=False)

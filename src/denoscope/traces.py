@@ -220,7 +220,7 @@ class Trace(Sequence[Step]):
         steps: list[Step] = []
         for step in self.steps:
             steps.append(step.picture(index, steps[-1] if steps else None))
-        return Trace(steps, result, {**self.call, "picture": index}, self.model)
+        return Trace(steps, result, {**self.call, "picture": self.call.get("picture", 0) + index}, self.model)
 
     def samples_decoded(self) -> np.ndarray:
         """Every step's sample as a picture: (steps, height, width, 3) in [0, 1], of the first picture."""

@@ -35,7 +35,7 @@ def register(name: str) -> Callable[[Callable[..., "Attributor"]], Callable[...,
 
 def list_methods() -> list[str]:
     """The names that `method` and `denoscope explain --methods` take."""
-    from . import cam, lime, relevance, rise  # noqa: F401  (entering a module enters its methods)
+    from . import attention, cam, lime, relevance, rise  # noqa: F401  (entering a module enters its methods)
 
     return sorted(METHODS)
 

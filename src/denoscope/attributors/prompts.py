@@ -1,14 +1,18 @@
 """Which tokens are which words: what a model reads of a prompt, by position."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from ..errors import InputError, ModelError, did_you_mean
+from ..errors import InputError, did_you_mean
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 """A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
+
+COUNTED = re.compile(r"(.+) \(([1-9]\d*)\)")
+"""A phrase, and which of its repetitions."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,20 @@ class Prompt:
     def find(self, phrase: str) -> tuple[Word, ...]:
         """The words that a phrase names: a label, or words that follow each other, in any case.
 
-        >>> prompt.find("red circle"), prompt.find("a (2)")                                     # doctest: +SKIP
+        >>> prompt.find("red circle"), prompt.find("red circle (2)"), prompt.find("a (2)")      # doctest: +SKIP
 
-        A phrase that is there more than once is its first. Raises `InputError` for one that is not there or was cut
-        off, with near misses.
+        A phrase that is there more than once is its first; others are counted. Raises `InputError` for one that is not
+        there or was cut off, with near misses.
         """
         exact = [word for word in self.words if word.label == phrase]
         if exact:
             return tuple(exact)
-        asked, words = _folded(WORD.findall(phrase)), _folded([word.text for word in self.words])
-        starts = range(len(words) - len(asked) + 1)
-        start = next((i for i in starts if asked and words[i : i + len(asked)] == asked), None)
-        if start is None:
+        text, number = counted.groups() if (counted := COUNTED.fullmatch(phrase)) else (phrase, 1)
+        asked, words = _folded(WORD.findall(text)), _folded([word.text for word in self.words])
+        starts = [i for i in range(len(words) - len(asked) + 1) if asked and words[i : i + len(asked)] == asked]
+        if len(starts) < int(number):
             raise InputError(self._absent(phrase, asked))
+        start = starts[int(number) - 1]
         return self.words[start : start + len(asked)]
 
     def positions(self, phrase: str) -> tuple[int, ...]:
@@ -74,10 +79,7 @@ class Prompt:
 
 
 def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
-    """The prompt as a pipeline gives it to the model: padded to a length, the tokenizer's own if not given, or cut.
-
-    Raises `ModelError` for a tokenizer that cannot say which characters a token stands for.
-    """
+    """The prompt as a pipeline gives it to the model: padded to a length, the tokenizer's own if not given, or cut."""
     length = int(tokenizer.model_max_length) if length is None else length
     tokens = _encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
     whole = _encoded(tokenizer, text, truncation=False, verbose=False)
@@ -89,6 +91,17 @@ def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
     labels = numbered([word for word, _ in readable])
     words = [Word(word, label, positions) for label, (word, positions) in zip(labels, readable, strict=True)]
     return Prompt(text, tuple(words), tuple(cut), _special(tokenizer, tokens), len(tokens["input_ids"]))
+
+
+def prompt_of(call: Mapping[str, Any], name: str = "prompt") -> str | None:
+    """The text that a recorded picture was made of, or away from ("negative_prompt"); of several, the picture's own."""
+    given = call.get(name)
+    if given is None and name == "prompt" and call.get("args"):
+        given = call["args"][0]
+    if given is None or isinstance(given, str):
+        return given
+    each = call.get("num_images_per_prompt") or 1
+    return str(given[min(call.get("picture", 0) // each, len(given) - 1)])
 
 
 def numbered(words: Sequence[str]) -> list[str]:
@@ -104,11 +117,26 @@ def numbered(words: Sequence[str]) -> list[str]:
 def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
     try:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
-    except NotImplementedError as error:
-        raise ModelError(
-            f"{type(tokenizer).__name__} cannot say which characters its tokens stand for, so tokens cannot be told to "
-            "words. Load the pipeline with a fast tokenizer, one of the tokenizers library."
-        ) from error
+    except NotImplementedError:  # not one of the tokenizers library
+        tokens = tokenizer(text, return_special_tokens_mask=True, **options)
+        spans = iter(_spans(tokenizer, text))
+        tokens["offset_mapping"] = [(0, 0) if special else next(spans) for special in tokens["special_tokens_mask"]]
+        return tokens
+
+
+def _spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
+    """The characters of each token, as far as the text's words tell: a text is read up to where each begins and ends.
+
+    Where what is read by then is no beginning of the whole, the tokens on both sides stand for what is around it.
+    """
+    ids = lambda part: list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids)  # noqa: E731
+    whole, found = ids(text), {0: 0, len(text): len(ids(text))}
+    for place in {edge for match in WORD.finditer(text) for edge in match.span()}:
+        read_by_then = ids(text[:place])
+        if read_by_then == whole[: len(read_by_then)]:
+            found[place] = len(read_by_then)
+    edges = sorted(found)
+    return [span for span in pairwise(edges) for _ in range(found[span[0]], found[span[1]])]
 
 
 def _pieces(tokens: Any, start: int, end: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from ..frames import Frames
 from ..hooks import AttentionCall, Replay, attending
 from ..traces import Step, Trace
 from .base import Advance, Attributor, Found, choose, register
-from .prompts import Prompt, Word, read
+from .prompts import Prompt, Word, prompt_of, read
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix by what it does to another."""
@@ -95,7 +95,7 @@ def grid_of(positions: int, height: int, width: int) -> tuple[int, int]:
     if rows * columns != positions:
         raise ModelError(
             f"An attention over {positions} positions is on no grid of a sample of {height} × {width}, halved or not, "
-            "so its relevance has no place. Only denoisers whose layers attend from grids of the sample can be read."
+            "so what it attends to has no place. Only layers that attend from grids of the sample can be read."
         )
     return rows, columns
 
@@ -175,7 +175,7 @@ class Told:
 
         Which half is the prompt's is not assumed: it is the one with the prompt's own embedding.
         """
-        context, text = _context(trace), _prompt_of(trace, "prompt")
+        context, text = _context(trace), prompt_of(trace.call)
         if text is None:
             raise InputError(
                 "The relevance of words needs the prompt that the picture was made of, and this run was made of "
@@ -184,7 +184,7 @@ class Told:
         embed = lambda text: trace.model.embedding(text, context.shape[1], trace.call.get("clip_skip"))  # noqa: E731
         half = _own_half(context, embed(text))
         if not conditional and len(context) == 2:
-            half, said = 1 - half, _prompt_of(trace, "negative_prompt") or ""
+            half, said = 1 - half, prompt_of(trace.call, "negative_prompt") or ""
         else:
             said = text
         excess = [
@@ -205,17 +205,6 @@ def _context(trace: Trace) -> torch.Tensor:
             "cross-attention. Use df-rise, or a text-to-image model such as Stable Diffusion."
         )
     return replay.context
-
-
-def _prompt_of(trace: Trace, name: str) -> str | None:
-    """The text that a picture was made of, or away from; of several, the picture's own."""
-    given = trace.call.get(name)
-    if given is None and name == "prompt" and trace.call.get("args"):
-        given = trace.call["args"][0]
-    if given is None or isinstance(given, str):
-        return given
-    each = trace.call.get("num_images_per_prompt") or 1
-    return str(given[min(trace.call.get("picture", 0) // each, len(given) - 1)])
 
 
 @torch.no_grad()
