@@ -1,11 +1,12 @@
 """Word maps against the definition computed slowly, their identities, and regions whose words are known."""
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from small import PIPELINES, refusal, stable_diffusion
-from transformers import ByT5Tokenizer
+from small import PIPELINES, SCHEDULERS, refusal, stable_diffusion, tokenizer
+from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import denoscope
 from denoscope import Words, words_at
@@ -32,6 +33,60 @@ def recorded(model):
     with Words().recording(model) as heard, Words(half="unconditional").recording(model) as negative:
         trace = model.trace(PROMPT, **call)
     return trace, heard, negative
+
+
+def pixart(components) -> diffusers.PixArtSigmaPipeline:
+    """A transformer with cross-attention: patches of 2 × 2, and padding that a mask keeps out."""
+    torch.manual_seed(0)
+    text = T5Config(vocab_size=len(components.tokenizer), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4)
+    transformer = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=32,
+        sample_size=8,
+        caption_channels=32,
+        use_additional_conditions=False,
+    )
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=components.tokenizer,
+        text_encoder=T5EncoderModel(text).eval(),
+        vae=components.vae,
+        transformer=transformer.eval(),
+        scheduler=SCHEDULERS["dpm-solver++"](),
+    )
+
+
+def stable_diffusion_3(components) -> diffusers.StableDiffusion3Pipeline:
+    """Text and picture attend to each other in one sequence."""
+    own = components.text_encoder.config.to_dict() | dict(projection_dim=32)
+    encoders = [CLIPTextModelWithProjection(CLIPTextConfig(**own)).eval() for _ in range(2)]
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        pos_embed_max_size=16,
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=components.vae,
+        text_encoder=encoders[0],
+        tokenizer=components.tokenizer,
+        text_encoder_2=encoders[1],
+        tokenizer_2=tokenizer(),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
 
 
 def cubic_rows(small: int, large: int) -> torch.Tensor:
@@ -70,7 +125,8 @@ def slowly(trace, index: int, row: int) -> torch.Tensor:
         h, w = height // 2, width // 2
         assert len(query) == h * w
         for own in np.split(np.arange(query.shape[-1]), module.heads):
-            scores = (query[:, own] @ key[:, own].T / len(own) ** 0.5).double().exp()
+            masked = 0 if (mask := kwargs.get("attention_mask")) is None else mask[row]
+            scores = (query[:, own] @ key[:, own].T / len(own) ** 0.5 + masked).double().exp()
             probabilities = scores / scores.sum(dim=1, keepdim=True)
             small = probabilities.T.reshape(-1, h, w)
             maps.append((cubic_rows(h, height) @ small @ cubic_rows(w, width).T).clamp(min=0))
@@ -230,6 +286,17 @@ def test_a_layer_is_gone_once_it_was_heard():
     found.hear("second", second)
     expected = (enlarged(first, (4, 4)) + enlarged(second, (4, 4)))[1:2, [2, 4]] / 4
     torch.testing.assert_close(found.mean(), expected)
+
+
+def test_a_transformer_with_cross_attention_has_word_maps(model):
+    pixels = denoscope.load(pixart(model.pipeline))
+    pixels.pipeline.set_progress_bar_config(disable=True)
+    call = dict(height=32, width=32, use_resolution_binning=False, clean_caption=False, num_inference_steps=2)
+    with Words().recording(pixels) as heard:
+        trace = pixels.trace("a red circle", seed=0, **call)
+    maps = Words()(trace)
+    xr.testing.assert_allclose(heard.maps(trace), maps, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(maps.saliency.sel(step=1), slowly(trace, 1, row=1)[1:4], atol=1e-5)
 
 
 # Prompts
