@@ -189,12 +189,38 @@ def test_a_figure_survives_a_map_that_shows_nothing(value: float, said: str, tmp
     assert said in figure.texts[-1].get_text()
 
 
-def test_each_word_has_its_rows():
+def words_method() -> xr.Dataset:
+    """A method with a further dimension: a bump, and another of twice its height at every step."""
     method = disc_method()[["saliency"]].expand_dims(token=["red", "disc"], axis=1)
-    method = method * xr.DataArray([1.0, 2.0], dims="token")
-    figure = figures.plot_method(disc_trace(), method)
-    assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["sample", "clean prediction", "red", "disc"]
+    return (method * xr.DataArray([1.0, 2.0], dims="token")).assign_attrs(title="Words")
+
+
+def test_each_word_has_its_column_and_each_explained_step_its_row():
+    trace, method = disc_trace(), words_method()
+    figure = figures.plot_method(trace, method)
+    assert [ax.get_ylabel().split("\n")[0] for ax in figure.axes if ax.get_ylabel()] == ["step 1", "step 3", "step 4"]
+    assert [text.get_text() for text in figure.texts][:3] == ["clean prediction", "red", "disc"]
+    pictures, limits = shown(figure.axes), figures.colour_limits(method)
+    clean, saliency = trace["pred_original_sample"].sel(step=3).values, method["saliency"].sel(step=3, token="disc")
+    assert len(pictures) == 3 * 3
+    np.testing.assert_array_equal(pictures[3], clean)
+    np.testing.assert_array_equal(pictures[5], figures.overlay(clean, saliency.values, limits))
     np.testing.assert_array_equal(figures.layers(method)[1][1]["saliency"], method["saliency"].sel(token="disc"))
+
+
+def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
+    """Below the large pictures, 128 pixels each, beside one another."""
+    trace, method = disc_trace(), words_method()
+    found = frames(figures.timeline_gif(tmp_path / "t.gif", trace, disc_method(), method))
+    expected = figures.overlay(
+        figures.enlarged(trace["pred_original_sample"].sel(step=3).values, 128),
+        method["saliency"].sel(step=3, token="disc").values,
+        figures.colour_limits(method),
+    )
+    top, left = 46 + 256 + 46, 16 + 128 + 16
+    assert len(found) == NUMBER_OF_STEPS
+    shown = found[3][top : top + 128, left : left + 128].astype(int)
+    assert np.abs(shown - expected).mean() < 6  # a frame has 256 colours
 
 
 def test_a_single_overlay_is_drawn_on_the_axes_given(picture: np.ndarray):
@@ -220,9 +246,9 @@ def test_the_time_line_shows_the_nearest_map_and_names_it(monkeypatch: pytest.Mo
     notes = []
     original = figures._frame
 
-    def noted(trace: xr.Dataset, step: int, marked: list[int], panels: list) -> Image.Image:
-        notes.append((step, panels[1][1]))
-        return original(trace, step, marked, panels)
+    def noted(trace: xr.Dataset, step: int, marked: list[int], rows: list) -> Image.Image:
+        notes.append((step, rows[0][1].note))
+        return original(trace, step, marked, rows)
 
     monkeypatch.setattr(figures, "_frame", noted)
     path = figures.timeline_gif(tmp_path / "t.gif", disc_trace(64, 48), disc_method(steps=(1, 4)))

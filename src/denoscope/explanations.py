@@ -2,7 +2,7 @@
 
     OUT/report.html         self-contained: one step control moves every panel
         image.png           the generated picture, or the photograph
-        timeline.gif        the clean prediction over time, with the first method's map
+        timeline.gif        the clean prediction over time, with the first method's map, and a map for each word
         figures/*.png       one per method
         explanation.zarr/   this tree: `xarray.open_datatree("OUT/explanation.zarr")`
         run.json            what was asked for and with which versions
@@ -144,7 +144,8 @@ class Explanation:
         Image.fromarray(figures.rgb(trace["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
-        figures.timeline_gif(folder / "timeline.gif", trace, next(iter(methods.values()), None))
+        moving = [method for i, method in enumerate(methods.values()) if i == 0 or figures.is_layered(method)]
+        figures.timeline_gif(folder / "timeline.gif", trace, *moving)
         (folder / "report.html").write_text(report.render(self), encoding="utf-8")
 
     def _figures(self) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ in the colour bar. Raw values stay raw: only the limits of the colour scale are 
 import math
 import os
 import secrets
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ SEQUENTIAL, DIVERGING, ERROR = "inferno", "RdBu_r", "Purples"
 ALPHA = 0.7
 RELIABLE = 0.8
 FIGURE_SIDE, FRAME_SIDE = 256, 512  # pixels of one picture in a figure and in the time line, at most
+SMALL_SIDE, SMALL_COLUMNS = 128, 6  # of the time line's small maps: pixels of one, and how many stand side by side
 INWARD: tuple[Literal["bottom", "center", "top"], ...] = ("bottom", "center", "top")
 INK, FAINT, RULE, ACCENT = "#1b1f24", "#68717d", "#dfe3e8", "#3a5bc7"
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -118,6 +119,11 @@ def layers(method: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
         return [("", method)]
     labels = method[further[0]].values
     return [(str(label), method.isel({further[0]: i}, drop=True)) for i, label in enumerate(labels)]
+
+
+def is_layered(method: xr.Dataset) -> bool:
+    """Whether there are maps of several entries of a further dimension, such as `token`; draws are none of these."""
+    return any(size > 1 for dim, size in method["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
 
 
 def is_noised(trace: xr.Dataset) -> bool:
@@ -233,8 +239,10 @@ def plot_method(
 ) -> Figure:
     """One column per explained step; rows: sample, clean prediction, heat map over it, standard error where known.
 
-    A method with a further dimension, such as `token`, has the last rows once for each of its entries.
+    A method with a further dimension, such as `token`, has a row per explained step and a column for each entry.
     """
+    if is_layered(method):
+        return _plot_layers(trace, method, shared_scale, cmap, alpha)
     steps = explained_steps(method)
     rows = list(_rows(trace, method, shared_scale, cmap, alpha))
     height, width = clean_pictures(trace).shape[1:3]
@@ -250,6 +258,38 @@ def plot_method(
     left = sheet.box(0, 0)[0]
     figure.text(left, 1 - 0.1 / sheet.size[1], _caption(method, steps, shared_scale), fontsize=9, color=INK, va="top")
     return figure
+
+
+def _plot_layers(
+    trace: xr.Dataset, method: xr.Dataset, shared: bool, cmap: str | Colormap | None, alpha: float
+) -> Figure:
+    """A row per explained step; columns: clean prediction, then the heat map of each entry of the further dimension."""
+    steps, names = explained_steps(method), ["clean prediction", *(label for label, _ in layers(method))]
+    height, width = clean_pictures(trace).shape[1:3]
+    side = 1.5 if len(names) <= 8 else 1.1
+    across, up = side * width / max(height, width), side * height / max(height, width)
+    sheet = _Sheet(max(1, len(steps)), len(names), across, up, margins=(0.65, 0.15, 0.95, 0.8))
+    figure = Figure(figsize=sheet.size, facecolor="white", dpi=130)
+    for number, step in enumerate(steps):
+        _draw_row(figure, sheet, number, range(len(names)), _layers_row(trace, method, step, shared, cmap, alpha))
+    for column, name in enumerate(names):
+        x, y, across, up = sheet.box(0, column)
+        name, place = shortened(name, int(15 * side)), (x + across / 2, y + up + 0.06 / sheet.size[1])
+        figure.text(*place, name, fontsize=8, color=INK, ha="center", va="bottom")
+    left = sheet.box(0, 0)[0]
+    figure.text(left, 1 - 0.1 / sheet.size[1], _caption(method, steps, shared), fontsize=9, color=INK, va="top")
+    return figure
+
+
+def _layers_row(
+    trace: xr.Dataset, method: xr.Dataset, step: int, shared: bool, cmap: str | Colormap | None, alpha: float
+) -> "_Row":
+    """One step: the clean prediction, and over it each entry's map, all on one scale."""
+    clean, limits = shrunk(clean_pictures(trace).sel(step=step).values, FIGURE_SIDE), colour_limits(method)
+    own = limits if shared else colour_limits(method.sel(step=step), signed=limits.signed)
+    maps = [layer["saliency"].sel(step=step).values for _, layer in layers(method)]
+    pictures = [clean, *(overlay(clean, saliency, own, cmap, alpha) for saliency in maps)]
+    return _Row(_heading(trace, step), dict(enumerate(pictures)), own, limits.cmap(cmap))
 
 
 class _Sheet(NamedTuple):
@@ -277,7 +317,7 @@ class _Sheet(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """One row of a method's figure: its label, (rows, columns, 3) pictures by step, and its colour scale if any."""
+    """One row of a method's figure: its label, (rows, columns, 3) pictures by column, and its colour scale if any."""
 
     label: str
     pictures: dict[int, np.ndarray]
@@ -313,12 +353,12 @@ def _error_row(layer: xr.Dataset, steps: list[int], limits: Limits) -> _Row:
     return _Row("standard error", pictures, limits, limits.cmap(ERROR))
 
 
-def _draw_row(figure: Figure, sheet: _Sheet, number: int, steps: list[int], row: _Row) -> None:
+def _draw_row(figure: Figure, sheet: _Sheet, number: int, columns: Sequence[int], row: _Row) -> None:
     axes = [bare(figure.add_axes(sheet.box(number, column))) for column in range(sheet.columns)]
-    for ax, step in zip(axes, steps, strict=False):
-        ax.imshow(row.pictures[step], interpolation="nearest", aspect="auto")
+    for ax, column in zip(axes, columns, strict=False):
+        ax.imshow(row.pictures[column], interpolation="nearest", aspect="auto")
     axes[0].set_ylabel(row.label, fontsize=8, color=INK)
-    if row.limits and steps:
+    if row.limits and columns:
         _draw_bar(figure, figure.add_axes(sheet.box(number, sheet.columns)), row.limits, row.cmap)
 
 
@@ -358,19 +398,18 @@ def _caption(method: xr.Dataset, steps: list[int], shared: bool) -> str:
 def timeline_gif(
     path: str | os.PathLike[str],
     trace: xr.Dataset,
-    method: xr.Dataset | None = None,
-    *,
+    *methods: xr.Dataset,
     cmap: str | Colormap | None = None,
     alpha: float = ALPHA,
     milliseconds: int = 320,
 ) -> Path:
-    """The clean prediction step by step, beside it the method's map, as a looping GIF at least 256 px high or wide.
+    """The clean prediction step by step, beside it the methods' maps, as a looping GIF at least 256 px high or wide.
 
-    A step that was not explained shows the map of the nearest explained step, and the frame says so.
-    The file appears whole or not at all.
+    A method with a further dimension, such as `token`, has a small map for each entry below. A step that was not
+    explained shows the map of the nearest explained step, and the frame says so. The file appears whole or not at all.
     """
     path = Path(path)
-    frames = [_compact(frame) for frame in _frames(trace, method, cmap, alpha)]
+    frames = [_compact(frame) for frame in _frames(trace, methods, cmap, alpha)]
     durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -386,23 +425,44 @@ def _compact(frame: Image.Image) -> Image.Image:
     return frame.quantize(256, dither=Image.Dither.NONE)
 
 
+class _Panel(NamedTuple):
+    """A picture of a frame of the time line, with what stands above it."""
+
+    title: str
+    note: str
+    picture: np.ndarray
+
+
 def _frames(
-    trace: xr.Dataset, method: xr.Dataset | None, cmap: str | Colormap | None, alpha: float
+    trace: xr.Dataset, methods: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
 ) -> Iterator[Image.Image]:
-    title, layer, steps = "", method, []
-    if method is not None:
-        label, layer = layers(method)[0]
-        title, steps = " · ".join(filter(None, [method.attrs.get("title", "heat map"), label])), explained_steps(layer)
-    limits = colour_limits(method) if method is not None and steps else None
+    steps = explained_steps(methods[0]) if methods else []
     for step in map(int, trace["step"].values):
-        picture = enlarged(shrunk(clean_pictures(trace).sel(step=step).values, FRAME_SIDE))
-        panels = [("clean prediction", "", picture)]
-        if layer is not None and limits:
-            nearest = min(steps, key=lambda known: abs(known - step))
-            note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
-            heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
-            panels.append((title, note, heat))
-        yield _frame(trace, step, steps, panels)
+        picture = shrunk(clean_pictures(trace).sel(step=step).values, FRAME_SIDE)
+        large, small = enlarged(picture), enlarged(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
+        first, rows = [_Panel("clean prediction", "", large)], []
+        for method in methods:
+            if is_layered(method):
+                below = list(_panels(method, step, small, cmap, alpha))
+                rows += [below[i : i + SMALL_COLUMNS] for i in range(0, len(below), SMALL_COLUMNS)]
+            else:
+                first += list(_panels(method, step, large, cmap, alpha))[:1]
+        yield _frame(trace, step, steps, [first, *rows])
+
+
+def _panels(
+    method: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
+) -> Iterator[_Panel]:
+    """The method's maps of the nearest explained step; none where no step was finished."""
+    limits, small = colour_limits(method), is_layered(method)
+    for label, layer in layers(method):
+        if not (steps := explained_steps(layer)):
+            continue
+        nearest = min(steps, key=lambda known: abs(known - step))
+        note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
+        title = label if small else " · ".join(filter(None, [method.attrs.get("title", "heat map"), label]))
+        heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
+        yield _Panel(title, note.partition(",")[0] if small else note, heat)
 
 
 def enlarged(picture: np.ndarray, side: int = 256) -> np.ndarray:
@@ -426,21 +486,23 @@ def shrunk(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _frame(trace: xr.Dataset, step: int, marked: list[int], panels: list[tuple[str, str, np.ndarray]]) -> Image.Image:
-    """One frame of the time line: titled pictures side by side, and below them where in the run this is."""
+def _frame(trace: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
+    """One frame of the time line: titled pictures in rows, and below them where in the run this is."""
     margin, head, foot = 16, 46, 50
-    height, width = panels[0][2].shape[:2]
-    column = max(width, 256)
-    frame = Image.new("RGB", (len(panels) * (column + margin) + margin, head + height + foot), "white")
-    draw = ImageDraw.Draw(frame)
-    for i, (title, note, picture) in enumerate(panels):
-        left = margin + i * (column + margin)
-        draw.text((left, 9), shortened(title, column // 8), font=_font(13), fill=INK)
-        draw.text((left, 27), note, font=_font(10), fill=FAINT)
-        frame.paste(Image.fromarray(picture), (left, head))
-    below = head + height + 10
-    draw.text((margin, below), _heading(trace, step).replace("\n", "   "), font=_font(12), fill=INK)
-    _draw_progress(draw, trace, step, marked, (margin, frame.width - margin, below + 25))
+    columns = [max(row[0].picture.shape[1], 256 if row is rows[0] else SMALL_SIDE) for row in rows]
+    heights = [head + row[0].picture.shape[0] for row in rows]
+    width = max(len(row) * (column + margin) for row, column in zip(rows, columns, strict=True))
+    frame = Image.new("RGB", (width + margin, sum(heights) + foot), "white")
+    draw, top = ImageDraw.Draw(frame), 0
+    for row, column, height in zip(rows, columns, heights, strict=True):
+        for i, panel in enumerate(row):
+            left = margin + i * (column + margin)
+            draw.text((left, top + 9), shortened(panel.title, column // 8), font=_font(13), fill=INK)
+            draw.text((left, top + 27), panel.note, font=_font(10), fill=FAINT)
+            frame.paste(Image.fromarray(panel.picture), (left, top + head))
+        top += height
+    draw.text((margin, top + 10), _heading(trace, step).replace("\n", "   "), font=_font(12), fill=INK)
+    _draw_progress(draw, trace, step, marked, (margin, frame.width - margin, top + 35))
     return frame
 
 
