@@ -136,11 +136,16 @@ def test_every_further_entry_has_its_maps():
     words["saliency"] = words["saliency"].transpose("step", "token", "y", "x")
     explanation = explained(words[["saliency"]].assign_attrs(title="Words"))
     first, second = data_of(explanation)["methods"]["bump"]["layers"]
-    np.testing.assert_allclose(np.array(second["3"]["values"]), 2 * np.array(first["3"]["values"]), rtol=1e-3)
-    assert [text for tag, text in Page(report.render(explanation)).texts if tag == "option" and text.strip()] == [
-        "red",
-        "disc",
+    first, second = (unpacked(layer["3"]["values"], [8, 8]) for layer in (first, second))
+    np.testing.assert_allclose(first, words["saliency"].sel(step=3, token="red"), atol=1e-3)
+    np.testing.assert_allclose(second, 2 * first, atol=1e-3)
+    page = Page(report.render(explanation))
+    assert [attributes["data-at"] for tag, attributes in page.tags if "Show “" in (attributes.get("title") or "")] == [
+        "0",
+        "1",
     ]
+    assert [attributes["data-layer"] for _, attributes in page.tags if "data-layer" in attributes] == ["1"]
+    assert "Words · red" in report.summary(explanation) and "Words · disc" in report.summary(explanation)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +566,7 @@ def test_a_page_without_a_classifier_says_nothing_of_likelihoods():
 
 def test_a_notebook_shows_the_maps_of_a_noised_photograph_over_the_photograph():
     explanation = recognised(attribution(draws=2))
-    ((_, first), *_) = report._thumbnails(explanation.trace, shown_methods(explanation)[0])
+    ((_, first), *_) = next(report._rows(explanation.trace, shown_methods(explanation)[0]))["maps"]
     shown = shown_methods(explanation)[0]
     expected = figures.overlay(
         explanation.trace["image"].values, shown.method["saliency"].sel(step=20).values, shown.limits

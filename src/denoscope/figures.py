@@ -460,9 +460,11 @@ def _panels(
             continue
         nearest = min(steps, key=lambda known: abs(known - step))
         note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
+        if small:
+            note = "" if nearest == step else f"of step {nearest}"
         title = label if small else " · ".join(filter(None, [method.attrs.get("title", "heat map"), label]))
         heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
-        yield _Panel(title, note.partition(",")[0] if small else note, heat)
+        yield _Panel(title, note, heat)
 
 
 def enlarged(picture: np.ndarray, side: int = 256) -> np.ndarray:

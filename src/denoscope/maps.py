@@ -14,6 +14,7 @@ from .figures import (
     colour_limits,
     error_limits,
     explained_steps,
+    is_layered,
     is_noised,
     layers,
     outlier_scale,
@@ -47,6 +48,11 @@ class Shown(NamedTuple):
     def title(self) -> str:
         return str(self.method.attrs.get("title", self.name))
 
+    @property
+    def foremost(self) -> int:
+        """The entry of a further dimension, such as a word, that has the strongest value: what is shown large first."""
+        return int(np.argmax([np.abs(layer["saliency"]).max().fillna(0.0) for _, layer in layers(self.method)]))
+
 
 def shown_methods(explanation: Explained, cells: int = CELLS) -> list[Shown]:
     """Every method as the page shows it; those of a recognition run over draws, in blocks, with clipped scales."""
@@ -65,7 +71,7 @@ def _hues(methods: Mapping[str, xr.Dataset]) -> list[str]:
 
 def _as_it_is(name: str, method: xr.Dataset, hue: str) -> Shown:
     errors = error_limits(method) if "standard_error" in method else None
-    return Shown(name, hue, method, colour_limits(method), errors)
+    return Shown(name, hue, method, colour_limits(method), errors, packed=is_layered(method))
 
 
 def shown_attribution(name: str, method: xr.Dataset, hue: str, cells: int) -> Shown:

@@ -17,7 +17,7 @@ import xarray as xr
 from .concepts import word_charts
 from .curves import likelihoods, recognition
 from .doubts import warnings
-from .figures import ALPHA, clean_pictures, explained_steps, is_noised, layers, overlay, unit_of
+from .figures import ALPHA, Limits, clean_pictures, explained_steps, is_layered, is_noised, layers, overlay, unit_of
 from .maps import Shown, raw_maps, shown_methods
 from .measures import MEASURES
 from .page import (
@@ -87,7 +87,7 @@ def render(explanation: Explained) -> str:
 def summary(explanation: Explained) -> str:
     """A few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction."""
     trace, run = explanation.trace, explanation.run
-    rows = [{"title": each.title, "maps": list(_thumbnails(trace, each))} for each in shown_methods(explanation)]
+    rows = [row for each in shown_methods(explanation) for row in _rows(trace, each)]
     return template("summary.html").render(
         title=headline(run),
         about=_about(run, trace),
@@ -210,6 +210,8 @@ def _panel(shown: Shown) -> dict[str, Any]:
         "title": shown.title,
         "reading": method.attrs.get("reading", ""),
         "layers": [label for label, _ in layers(method)],
+        "foremost": shown.foremost,
+        "small": is_layered(method),
         "gradient": gradient(limits.cmap().name),
         "has_error": shown.errors is not None,
         "signed": limits.signed,
@@ -220,13 +222,20 @@ def _panel(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _thumbnails(trace: xr.Dataset, shown: Shown, most: int = 8) -> Iterator[tuple[int, str]]:
+def _rows(trace: xr.Dataset, shown: Shown) -> Iterator[dict[str, Any]]:
+    """A row of the summary for each map that a step has."""
+    entries = layers(shown.method) if is_layered(shown.method) else [("", layers(shown.method)[0][1])]
+    for label, layer in entries:
+        title = " · ".join(filter(None, [shown.title, label]))
+        yield {"title": title, "maps": list(_thumbnails(trace, layer, shown.limits))}
+
+
+def _thumbnails(trace: xr.Dataset, layer: xr.Dataset, limits: Limits, most: int = 8) -> Iterator[tuple[int, str]]:
     """(step, overlay as a data URI) for at most so many steps, spread over all those explained."""
-    _, layer = layers(shown.method)[0]
     steps = explained_steps(layer)
     for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))}):
         beneath = trace["image"] if is_noised(trace) else trace["pred_original_sample"].sel(step=steps[i])
-        heat = overlay(beneath.values, layer["saliency"].sel(step=steps[i]).values, shown.limits)
+        heat = overlay(beneath.values, layer["saliency"].sel(step=steps[i]).values, limits)
         yield steps[i], picture_uri(heat, EXACT_SIDE)
 
 

@@ -52,8 +52,8 @@ const maps = (() => {
     return weights > 0 ? sum / weights : nearest;
   }
 
-  function paint(canvas, values, [rows, columns], [low, high], palette, smooth) {
-    const zoom = smooth ? Math.max(1, Math.round(320 / Math.max(rows, columns))) : 1;
+  function paint(canvas, values, [rows, columns], [low, high], palette, smooth, side = 320) {
+    const zoom = smooth ? Math.max(1, Math.round(side / Math.max(rows, columns))) : 1;
     canvas.width = columns * zoom;
     canvas.height = rows * zoom;
     const image = new ImageData(canvas.width, canvas.height);

@@ -3,13 +3,13 @@
   const articles = all("[data-method]");
   const explained = [...new Set(Object.values(data.methods).flatMap(method => Object.keys(method.layers[0]).map(Number)))]
     .map(index => data.steps.findIndex(step => step.index === index)).sort((a, b) => a - b);
-  const view = { place: null, shared: true, certain: false };
+  const view = { place: null, shared: true, apart: false, certain: false };
 
   const methodOf = article => data.methods[article.dataset.method];
-  const layerOf = article => methodOf(article).layers[one("select", article)?.value ?? 0];
 
-  function mapOf(article) {
-    const map = layerOf(article)[control.step.index];
+  // The map of one entry of a further dimension, such as a word; of the one shown large if none is named.
+  function mapOf(article, entry = article.dataset.layer) {
+    const map = methodOf(article).layers[entry][control.step.index];
     return map && { ...map, values: values(map.values), errors: values(map.errors) };
   }
 
@@ -19,6 +19,17 @@
     const present = values.filter(value => value !== null);
     const low = Math.min(...present), high = Math.max(...present), reach = Math.max(-low, high);
     return signed ? [-reach, reach] : [low, high];
+  }
+
+  // The ends of an entry's colours: shared by steps or not, by the entries of a further dimension or not.
+  function limitsOf(article, entry = article.dataset.layer) {
+    const method = methodOf(article), apart = view.apart && method.layers.length > 1;
+    if (view.shared && !apart) return method.limits;
+    const entries = apart ? [method.layers[entry]] : method.layers, here = control.step.index;
+    const found = entries.flatMap(maps => view.shared ? Object.values(maps) : maps[here] ?? []);
+    if (!found.length) return method.limits;
+    if (found.length === 1 && found[0].limits) return found[0].limits;
+    return scaleOf(found.flatMap(map => values(map.values)), method.signed);
   }
 
   // One hue that the page chooses for its light or dark ground, from nothing to full strength.
@@ -31,7 +42,7 @@
 
   function draw(article) {
     const method = methodOf(article), map = mapOf(article), error = one(".error", article);
-    const limits = map && !view.shared ? map.limits ?? scaleOf(map.values, method.signed) : method.limits;
+    const limits = limitsOf(article);
     const flat = limits[0] === limits[1];
     one(".heat", article).classList.toggle("covered", Boolean(map) && !flat && one("#shown").checked);
     one(".map", article).hidden = !map || !one("#shown").checked;
@@ -40,11 +51,31 @@
     one(".bar", article).classList.toggle("flat", flat);
     one(".low", article).textContent = (method.clipped ? "≤ " : "") + readable(limits[0], 3);
     one(".high", article).textContent = (method.clipped ? "≥ " : "") + readable(limits[1], 3);
-    const scale = view.shared ? `shared by all ${data.unit}s` : `this ${data.unit} only`;
+    const alone = view.apart && method.layers.length > 1 ? ", this map only" : "";
+    const scale = (view.shared ? `shared by all ${data.unit}s` : `this ${data.unit} only`) + alone;
     one(".scale", article).textContent = flat ? "flat: no colour" : scale;
+    for (const button of smalls(article)) drawSmall(article, button, method);
     offerNearest(article, map);
     listNumbers(article, method.numbers[control.step.index] ?? []);
     read(article);
+  }
+
+  const smalls = article => all(".smalls button", article);
+
+  function drawSmall(article, button, method) {
+    const entry = button.dataset.at, map = mapOf(article, entry), limits = limitsOf(article, entry);
+    const visible = Boolean(map) && one("#shown").checked, chosen = entry === article.dataset.layer;
+    button.setAttribute("aria-pressed", chosen);
+    if (chosen) one(".chosen", article).textContent = one(".label", button).textContent;
+    one(".small", button).classList.toggle("covered", visible && limits[0] !== limits[1]);
+    one(".map", button).hidden = !visible;
+    if (map) paint(one(".map", button), certain(map, method), method.shape, limits, palettes[method.colours], true, 96);
+  }
+
+  function choose(button) {
+    const article = button.closest("[data-method]");
+    article.dataset.layer = button.dataset.at;
+    draw(article);
   }
 
   function certain(map, method) {
@@ -91,12 +122,21 @@
 
   function read(article) {
     const method = methodOf(article), map = mapOf(article), readout = one(".readout", article);
+    for (const button of smalls(article)) one(".here-value", button).textContent = valueAt(article, button.dataset.at);
     if (!view.place || !map) return void (readout.textContent = "");
     const [row, column] = cellOf(method), i = row * method.shape[1] + column;
     const value = map.values[i], error = map.errors?.[i] ?? null;
     const text = value === null ? "no value" : readable(value) + (error === null ? "" : ` ± ${readable(error)}`);
     const block = method.block > 1 ? ` of ${method.block} × ${method.block} blocks` : "";
     readout.textContent = `Row ${row}, column ${column}${block}: ${text}`;
+  }
+
+  // What an entry has at the cell that is pointed at, so that entries compare.
+  function valueAt(article, entry) {
+    const map = view.place && mapOf(article, entry);
+    if (!map) return "";
+    const [row, column] = cellOf(methodOf(article)), value = map.values[row * methodOf(article).shape[1] + column];
+    return value === null ? "" : readable(value, 3);
   }
 
   function point(place, method) {
@@ -156,12 +196,13 @@
     const span = Number(thumb.dataset.span);
     control.show(Number(thumb.dataset.at) + clamp(Math.floor(placeIn(thumb, event).x * span), 0, span - 1));
   });
-  for (const select of all("select")) select.addEventListener("change", () => draw(select.closest("[data-method]")));
+  for (const button of all(".smalls button")) button.addEventListener("click", () => choose(button));
   one("#earlier")?.addEventListener("click", () => jump(-1));
   one("#later")?.addEventListener("click", () => jump(1));
   one("#shown")?.addEventListener("change", () => articles.forEach(draw));
   one("#opacity")?.addEventListener("input", event => document.documentElement.style.setProperty("--opacity", event.target.value));
   one("#shared")?.addEventListener("change", event => { view.shared = event.target.checked; articles.forEach(draw); });
+  one("#apart")?.addEventListener("change", event => { view.apart = event.target.checked; articles.forEach(draw); });
   one("#certain")?.addEventListener("change", event => { view.certain = event.target.checked; articles.forEach(draw); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => articles.forEach(draw));
   control.start();
