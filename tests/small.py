@@ -7,6 +7,7 @@ import diffusers
 import huggingface_hub.errors
 import pytest
 import torch
+import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import denoscope.models
@@ -127,6 +128,29 @@ def saved(pipeline) -> Path:
     """A folder that the pipeline was saved to."""
     folder = Path(tempfile.mkdtemp()) / "pipeline"
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def processor_named(kind: str):
+    """An image processor of transformers that needs no torchvision."""
+    pil = f"{kind}ImageProcessorPil"
+    return getattr(transformers, pil if hasattr(transformers, pil) else f"{kind}ImageProcessor")
+
+
+def saved_clip(folder: Path) -> Path:
+    """A folder with a small CLIP, and the bundled tokenizer."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    tower = dict(hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2)
+    special = dict(eos_token_id=words.eos_token_id, bos_token_id=words.bos_token_id, pad_token_id=words.pad_token_id)
+    config = transformers.CLIPConfig(
+        text_config=dict(**tower, vocab_size=len(words), max_position_embeddings=32, **special),
+        vision_config=dict(**tower, image_size=16, patch_size=8),
+        projection_dim=24,
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    processor = processor_named("CLIP")(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    transformers.CLIPProcessor(processor, words).save_pretrained(folder)
     return folder
 
 
