@@ -2,6 +2,7 @@
 
 import pytest
 from small import refusal, tokenizer
+from transformers import ByT5Tokenizer
 
 from denoscope.attributors.prompts import numbered, read
 
@@ -49,6 +50,39 @@ def test_phrases(words):
     assert prompt.positions("LEFT OF a") == (5, 6, 7)
     assert prompt.positions("blue zebra") == (8, 9, 10, 11, 12, 13)
     assert prompt.positions("<|endoftext|>") == (14,)
+
+
+def test_phrases_that_are_there_again_are_counted(words):
+    prompt = read(words, "a red circle above a red circle")
+    assert prompt.positions("red circle") == (2, 3) and prompt.positions("Red circle (2)") == (6, 7)
+    assert "is not in the prompt" in refusal(prompt.find, "red circle (3)")
+
+
+class WithoutOffsets:
+    """The bundled tokenizer as one that does not say which characters a token stands for."""
+
+    is_fast = False
+
+    def __init__(self, own):
+        self.own, self.convert_ids_to_tokens = own, own.convert_ids_to_tokens
+        self.model_max_length = own.model_max_length
+
+    def __call__(self, text, **options):
+        return self.own(text, **options)
+
+
+@pytest.mark.parametrize(
+    "text", ["a red circle", "a zebra's red-ish circle, on white!", "ü 123 a", "red " * 28 + "zebra"]
+)
+def test_offsets_can_be_done_without(words, text):
+    assert read(WithoutOffsets(words), text) == read(words, text)
+
+
+def test_a_tokenizer_of_bytes():
+    """ByT5 is none of the tokenizers library: a token for every byte, spaces too, and no start token."""
+    prompt = read(ByT5Tokenizer(), "a rød circle", 20)
+    assert prompt.positions("rød") == (2, 3, 4, 5) and prompt.positions("circle") == tuple(range(7, 13))
+    assert prompt.special == {"</s>": (13,), "<padding>": tuple(range(14, 20))}
 
 
 def test_a_phrase_that_is_not_there(words):

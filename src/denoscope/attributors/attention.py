@@ -290,7 +290,7 @@ def chosen_layers(denoiser: torch.nn.Module, patterns: Sequence[str] | None) -> 
 
     Raises `ModelError` where there are none at all, `InputError` for a pattern that names none, with near misses.
     """
-    layers, owner = tuple(attention_layers(denoiser)), f"what attends in this {type(denoiser).__name__}"
+    layers, owner = tuple(attention_layers(denoiser)), f"the attention of this {type(denoiser).__name__}"
     if not layers:
         raise ModelError(
             f"This {type(denoiser).__name__} has no attention layers, so there are no word maps. Use a text-to-image "

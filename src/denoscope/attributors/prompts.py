@@ -56,9 +56,10 @@ class Prompt:
             return tuple(exact)
         text, number = counted.groups() if (counted := COUNTED.fullmatch(phrase)) else (phrase, 1)
         asked, words = _folded(WORD.findall(text)), _folded([word.text for word in self.words])
-        starts = [i for i in range(len(words) - len(asked) + 1) if asked and words[i : i + len(asked)] == asked]
+        starts = _places(asked, words)
         if len(starts) < int(number):
-            raise InputError(self._absent(phrase, asked))
+            cut_off = len(_places(asked, [*words, *_folded(self.cut)])) >= int(number)
+            raise InputError(self._absent(phrase, cut_off))
         start = starts[int(number) - 1]
         return self.words[start : start + len(asked)]
 
@@ -68,9 +69,8 @@ class Prompt:
             return self.special[phrase]
         return tuple(position for word in self.find(phrase) for position in word.positions)
 
-    def _absent(self, phrase: str, asked: Sequence[str]) -> str:
-        whole = _folded([*(word.text for word in self.words), *self.cut])
-        if asked and any(list(whole[i : i + len(asked)]) == list(asked) for i in range(len(whole))):
+    def _absent(self, phrase: str, cut_off: bool) -> str:
+        if cut_off:
             return (
                 f'"{phrase}" was cut off: the model reads {self.length} tokens, and these words of the prompt did not '
                 f'fit: "{" ".join(self.cut[:12])}". Put what matters first, or shorten the prompt.'
@@ -115,13 +115,11 @@ def numbered(words: Sequence[str]) -> list[str]:
 
 
 def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
-    try:
+    if tokenizer.is_fast:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
-    except NotImplementedError:  # not one of the tokenizers library
-        tokens = tokenizer(text, return_special_tokens_mask=True, **options)
-        spans = iter(_spans(tokenizer, text))
-        tokens["offset_mapping"] = [(0, 0) if special else next(spans) for special in tokens["special_tokens_mask"]]
-        return tokens
+    tokens, spans = tokenizer(text, return_special_tokens_mask=True, **options), iter(_spans(tokenizer, text))
+    tokens["offset_mapping"] = [(0, 0) if special else next(spans) for special in tokens["special_tokens_mask"]]
+    return tokens
 
 
 def _spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
@@ -154,6 +152,11 @@ def _special(tokenizer: Any, tokens: Any) -> dict[str, tuple[int, ...]]:
         if special:
             found.setdefault(name if read_ else "<padding>", []).append(i)
     return {name: tuple(positions) for name, positions in found.items()}
+
+
+def _places(asked: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Where all of the words asked for stand side by side."""
+    return [i for i in range(len(words)) if asked and words[i : i + len(asked)] == asked]
 
 
 def _folded(words: Sequence[str]) -> list[str]:
