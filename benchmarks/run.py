@@ -5,6 +5,7 @@ python benchmarks/run.py floor trace    # some
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import resource
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from scenes import picture_of
 from scipy import stats
 
 import denoscope
-from denoscope import DFCam, DFRise
+from denoscope import DFCam, DFRise, Words
 from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio, plain_sum
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
 from denoscope.bundled.scenes import Scene
@@ -186,21 +188,50 @@ def traced(trace: Trace) -> dict:
 
 def memory(trace: Trace) -> dict:
     """Peak resident memory at 4,000 masks ÷ at 400, each in a process of its own."""
-    peaks = {}
-    for count in (400, 4000):
-        out = subprocess.run(
-            [sys.executable, __file__, "--peak", str(count)], capture_output=True, text=True, check=True
-        )
-        peaks[count] = int(out.stdout.split()[-1])
+    peaks = {count: peak_of("masks", count) for count in (400, 4000)}
     return {"ratio": peaks[4000] / peaks[400], "peak_bytes": peaks}
 
 
-def peak_bytes(count: int) -> int:
-    DFRise(num_masks=count)(trace_of_model(), [14])
+def words(trace: Trace) -> dict:
+    """Peak resident memory of 100 steps whose word maps are captured ÷ of 20, each in a process of its own.
+
+    No trace is kept, which would grow with its samples. Beside it the peaks of the same runs without capturing, and
+    the bytes of the maps that are kept, which are the result: one of every token at each step.
+    """
+    peaks, plain = ({steps: peak_of(what, steps) for steps in (20, 100)} for what in ("words", "plain"))
+    tokens, (height, width) = trace.model.pipeline.tokenizer.model_max_length, trace[0].sample.shape[-2:]
+    kept = {steps: 4 * steps * tokens * height * width for steps in peaks}
+    return {"ratio": peaks[100] / peaks[20], "peak_bytes": peaks, "without_capture": plain, "kept_bytes": kept}
+
+
+def peak_of(what: str, count: int) -> int:
+    """Peak resident memory, in bytes, of a process that does one of PEAKS."""
+    command = [sys.executable, __file__, "--peak", what, str(count)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def peak_bytes(what: str, count: int) -> int:
+    PEAKS[what](count)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-PARTS = {"calls": calls, "floor": floor, "cam": cam, "loop": loop, "trace": traced, "memory": memory}
+def masked(count: int) -> None:
+    DFRise(num_masks=count)(trace_of_model(), [14])
+
+
+def generated(steps: int, capture: bool) -> None:
+    """A picture of so many steps, whose word maps are captured or not, without a trace."""
+    model = denoscope.load("shapes")
+    with Words().recording(model) if capture else nullcontext():
+        model.pipeline(PROMPT, generator=torch.Generator().manual_seed(4), num_inference_steps=steps)
+
+
+PEAKS = {
+    "masks": masked,
+    "words": functools.partial(generated, capture=True),
+    "plain": functools.partial(generated, capture=False),
+}
+PARTS = {"calls": calls, "floor": floor, "cam": cam, "loop": loop, "trace": traced, "memory": memory, "words": words}
 
 
 def table(results: dict) -> None:
@@ -231,13 +262,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if unknown := set(asked.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
     torch.set_num_threads(asked.threads)
     if asked.peak:
-        print(peak_bytes(asked.peak))
+        print(peak_bytes(asked.peak[0], int(asked.peak[1])))
         return
     trace = trace_of_model()
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ import torch
 from scipy.ndimage import zoom
 from torchmetrics.functional.classification import binary_auroc
 
+from denoscope.bundled.scenes import Scene, masks, render
 from denoscope.errors import InputError
-from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
+from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid
 
 
 def test_auroc_against_torchmetrics():
@@ -38,6 +39,18 @@ def test_on_grid_against_scipy_zoom_and_keeps_planes():
 def test_centre_prior_prefers_the_centre():
     prior = centre_prior(7, 9)
     assert np.unravel_index(prior.argmax(), prior.shape) == (3, 4) and np.allclose(prior, prior[::-1, ::-1])
+
+
+def test_masks_of_things_come_in_the_scenes_order():
+    """Pictures drawn by rule, whose masks are known; the second thing may well be the larger."""
+    drawn = [Scene.random(seed, count=2) for seed in range(12)]
+    scenes = [scene for scene in drawn if len({thing.colour for thing in scene.things}) == 2]
+    assert len(scenes) > 5
+    for scene in scenes:
+        for found, true in zip(masks_of_things(render(scene), scene), masks(scene), strict=True):
+            assert (found & true).sum() > 0.75 * (found | true).sum()
+    assert masks_of_things(render(scenes[0]), scenes[1]) is None
+    assert masks_of_things(render(Scene.random(0, count=1)), scenes[0]) is None
 
 
 def test_bootstrap_covers_the_mean():

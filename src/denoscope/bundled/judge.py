@@ -65,7 +65,7 @@ def find(picture: np.ndarray) -> Finding:
 def judge(picture: np.ndarray, scene: Scene) -> Verdict:
     """Compare what a picture shows with what was asked for; things are matched to minimise the disagreements."""
     found = find(picture)
-    things = _matched(found.things, scene.things)
+    things = matched(found.things, scene.things)
     same = {
         name: tuple(thing is not None and getattr(thing, name) == getattr(asked, name) for thing, asked in things)
         for name in ("colour", "shape", "texture", "size")
@@ -136,8 +136,8 @@ def _texture(picture: np.ndarray, inside: np.ndarray) -> str:
     return "striped" if between > 0.6 * values.var() else "dotted"
 
 
-def _matched(found: tuple[Thing, ...], asked: tuple[Thing, ...]) -> list[tuple[Thing | None, Thing]]:
-    """Pair each thing asked for with a different thing found (None where there are too few)."""
+def matched(found: tuple[Thing, ...], asked: tuple[Thing, ...]) -> list[tuple[Thing | None, Thing]]:
+    """(found, asked) for each thing asked for: a different thing found, or None where there are too few."""
     padded = [*found[:3], *[None] * len(asked)]
     orders = [(i,) for i in range(len(padded))] if len(asked) == 1 else [
         (i, j) for i in range(len(padded)) for j in range(len(padded)) if i != j

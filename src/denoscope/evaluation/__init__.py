@@ -4,7 +4,7 @@ from .ablations import ablation, similarities
 from .baselines import BASELINES, centre_ranking, random_ranking, sample_magnitude
 from .faithfulness import GAMES, area, feature_distance, games
 from .intervals import Interval, bootstrap
-from .localisation import auroc, centre_prior, object_masks, on_grid
+from .localisation import auroc, centre_prior, masks_of_things, object_masks, on_grid
 
 __all__ = [
     "BASELINES",
@@ -18,6 +18,7 @@ __all__ = [
     "centre_ranking",
     "feature_distance",
     "games",
+    "masks_of_things",
     "object_masks",
     "on_grid",
     "random_ranking",

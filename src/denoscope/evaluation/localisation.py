@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import ndimage, stats
 
-from ..bundled.judge import find
-from ..bundled.scenes import coverage
+from ..bundled.judge import find, matched
+from ..bundled.scenes import Scene, coverage
 from ..errors import InputError
 
 
@@ -45,6 +45,19 @@ def object_masks(picture: np.ndarray) -> np.ndarray:
     """Masks of the things in a picture (64, 64, 3) of the bundled world, values in [0, 1]: boolean (things, 64, 64)."""
     things = find(picture).things
     return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
+
+
+def masks_of_things(picture: np.ndarray, scene: Scene) -> np.ndarray | None:
+    """Which of the things in a picture of the bundled world is which of a scene's: masks (things, 64, 64) in its order.
+
+    None where the picture has another number of things, or one of them has another colour or shape than it should.
+    """
+    found = find(picture).things
+    pairs = matched(found, scene.things)
+    right = all(t is not None and (t.colour, t.shape) == (asked.colour, asked.shape) for t, asked in pairs)
+    if len(found) != len(scene.things) or not right:
+        return None
+    return np.array([coverage(thing) >= 0.5 for thing, _ in pairs if thing is not None])
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:
