@@ -77,10 +77,10 @@ def summary(scores: list[dict[str, Any]], methods: list[str]) -> dict[str, Any]:
             values = SIGN[game] * (values - np.array([s["auc"][against][game][step] for s in scores]))
         return vars(bootstrap(values))
 
-    def table(against: str | None) -> dict[str, Any]:
-        return {m: {g: {s: interval(m, g, s, against) for s in STEPS} for g in GAMES} for m in methods}
+    def table(names: list[str], against: str | None) -> dict[str, Any]:
+        return {m: {g: {s: interval(m, g, s, against) for s in STEPS} for g in GAMES} for m in names}
 
-    return {"auc": table(None), "gain": table("random")}
+    return {"auc": table(methods, None), "gain": table([m for m in methods if m != "random"], "random")}
 
 
 def show(results: dict[str, Any]) -> None:
