@@ -1,14 +1,17 @@
 """Recording leaves everything as it was; replaying gives what the scheduler received."""
 
+import inspect
+import math
 from itertools import pairwise
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from small import PIPELINES, SCHEDULERS, conditional_unet
+from small import BETAS, PIPELINES, SCHEDULERS, conditional_unet, refusal
 
 import denoscope
+from denoscope import schedules
 from denoscope.errors import InputError, NumericsError, RecordingError, ReplayError, ScheduleError
 
 
@@ -337,3 +340,96 @@ def test_halves_are_what_guidance_mixes(trace):
     assert torch.equal(torch.cat(contexts), step.replay.context)
     direct = trace.model.denoiser(step.sample, step.timestep, encoder_hidden_states=contexts[1]).sample
     torch.testing.assert_close(c, direct, atol=1e-5, rtol=1e-5)
+
+
+SWAPS = ["ddpm", "dpm-solver++", "dpm-solver++-single", "euler", "heun", "ddim", "pndm", "unipc", "deis", "lms",
+         "euler-ancestral", "lcm", "tcd"]  # fmt: skip
+LATENTS = dict(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
+
+
+@pytest.mark.parametrize("name", SWAPS)
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # of DEIS in diffusers
+def test_a_swapped_run_is_the_run_with_that_scheduler(stable_diffusion, name):
+    """Oracle: the same pipeline given that scheduler by hand; its own is back afterwards."""
+    model, own, config = denoscope.load(stable_diffusion), stable_diffusion.scheduler, dict(stable_diffusion.config)
+    swapped = model.trace("a circle", seed=3, num_inference_steps=5, scheduler=name)
+    assert model.pipeline.scheduler is own and dict(stable_diffusion.config) == config
+    assert swapped.call["scheduler"] == name and model.scheduler_name() == "DPMSolverMultistepScheduler"
+    kind = getattr(diffusers, model.scheduler_name(name))
+    known = inspect.signature(kind).parameters
+    stable_diffusion.scheduler = kind(**{key: value for key, value in (BETAS | LATENTS).items() if key in known})
+    by_hand = model.trace("a circle", seed=3, num_inference_steps=5)
+    assert [step.timestep for step in swapped] == [step.timestep for step in by_hand]
+    assert torch.equal(swapped[-1].prev_sample, by_hand[-1].prev_sample)
+    for step in swapped:
+        assert relative(step.predict(step.sample), step.model_output) < 1e-4
+
+
+GRIDS = [(name, grid) for name in ("ddpm", "dpm-solver++", "euler") for grid in ("early", "late")]
+
+
+@pytest.mark.parametrize("name, schedule", [*GRIDS, ("dpm-solver++-single", "band:600")])
+def test_every_schedule_runs_and_replays_on_every_free_grid(stable_diffusion, name, schedule):
+    """Ground truth: the time steps are the schedule's; identity: each step replays, its noise is that of its time."""
+    stable_diffusion.scheduler = SCHEDULERS["pndm"]()
+    model = denoscope.load(stable_diffusion)
+    trace = model.trace("a circle", seed=3, num_inference_steps=6, schedule=schedule, scheduler=name)
+    expected = schedules.resolve(schedule, 6)
+    assert [step.timestep for step in trace] == expected
+    assert model.step_count(6, schedule, None, name) == len(trace)
+    products = stable_diffusion.scheduler.alphas_cumprod
+    for step in trace:
+        assert relative(step.predict(step.sample), step.model_output) < 1e-4
+        product = float(products[int(step.timestep)])
+        assert step.log_snr == pytest.approx(math.log(product / (1 - product)), abs=2e-3)
+
+
+def test_heun_calls_the_denoiser_twice_for_most_time_steps(stable_diffusion):
+    model = denoscope.load(stable_diffusion)
+    trace = model.trace("a circle", seed=3, schedule=[900, 500, 100], scheduler="heun")
+    assert [step.timestep for step in trace] == [900, 500, 500, 100, 100]
+    assert model.step_count(6, [900, 500, 100], None, "heun") == 5
+
+
+def test_the_scheduler_is_back_whatever_happens(stable_diffusion):
+    model, own = denoscope.load(stable_diffusion), stable_diffusion.scheduler
+
+    def callback(pipe, index, timestep, kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.trace("a circle", seed=0, num_inference_steps=3, scheduler="euler", callback_on_step_end=callback)
+    assert stable_diffusion.scheduler is own and "step" not in vars(own)
+
+
+def flow_matching(pipeline):
+    """The same pipeline as if its model had been trained for flow matching."""
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    "made, call, said",
+    [
+        (lambda p: p, dict(scheduler="euller"), 'Did you mean "euler"'),
+        (lambda p: p, dict(scheduler="ddim", schedule="early"), "scheduler='dpm-solver++'"),
+        (flow_matching, dict(scheduler="ddpm"), "flow matching"),
+    ],
+)
+def test_a_swap_that_cannot_be(stable_diffusion, made, call, said):
+    model = denoscope.load(made(stable_diffusion))
+    own = model.pipeline.scheduler
+    message = refusal(model.trace, "a circle", seed=0, num_inference_steps=3, kind=ScheduleError, **call)
+    assert said in message and model.pipeline.scheduler is own
+    call["schedule"] = call.get("schedule", "uniform")
+    assert refusal(model.step_count, 3, kind=ScheduleError, **call) == message
+
+
+def test_a_pipeline_that_does_not_scale_is_not_swapped_to_one_that_must():
+    """DDPMPipeline hands samples on as they are: with Euler's it would make a wrong picture and say nothing."""
+    model = denoscope.load(PIPELINES["ddpm"]())
+    assert "does not scale" in refusal(
+        model.trace, seed=0, num_inference_steps=3, scheduler="euler", kind=ScheduleError
+    )
+    trace = model.trace(seed=0, num_inference_steps=3, schedule="late", scheduler="dpm-solver++")
+    assert [step.timestep for step in trace] == schedules.late(3)

@@ -19,6 +19,8 @@ import torch
 
 from . import schedules
 from .errors import DenoscopeError, InputError, ModelError, RecordingError, did_you_mean, sentence
+from .hooks import SCHEDULERS, made_scheduler, refuse_fixed_grid, swapped_scheduler
+from .schedules import Schedule
 from .traces import Trace, record
 
 BUNDLED = ("shapes",)
@@ -350,8 +352,9 @@ class Model:
         *args: Any,
         seed: int | None = None,
         generator: Any = None,
-        schedule: str | Sequence[int] = "uniform",
+        schedule: Schedule = "uniform",
         shift: float | None = None,
+        scheduler: str | None = None,
         advance: Callable[[int], None] | None = None,
         **pipeline_kwargs: Any,
     ) -> Trace:
@@ -360,9 +363,10 @@ class Model:
         >>> trace = model.trace("a large striped red circle on a white background", seed=0)  # doctest: +SKIP
 
         `seed` is short for a CPU generator with that seed. `schedule` is "uniform" (the scheduler's own spacing),
-        "early", "late" (with `shift`, γ) or a falling list of time steps. `advance` is told of each step made. All else
-        goes to the pipeline unchanged. Raises `InputError` for what the pipeline refuses, `NumericsError` naming the
-        step of a NaN.
+        "early", "late" (with `shift`, γ), "band:600" or a falling list of time steps, such as `schedules.band(600)`.
+        `scheduler` swaps the pipeline's for this run, by a name such as "dpm-solver++". `advance` is told of each step
+        made. All else goes to the pipeline unchanged. Raises `InputError` for what the pipeline refuses,
+        `ScheduleError` for a scheduler that cannot do it, `NumericsError` naming the step of a NaN.
         """
         if seed is not None and generator is not None:
             raise InputError("Both seed and generator were given. They say the same thing: give one of them.")
@@ -372,7 +376,7 @@ class Model:
         kwargs, timesteps = self._with_schedule(schedule, shift, pipeline_kwargs)
         if generator is not None:
             kwargs["generator"] = generator
-        call = dict(args=args, seed=seed, schedule=schedule, shift=shift, **pipeline_kwargs)
+        call = dict(args=args, seed=seed, schedule=schedule, shift=shift, scheduler=scheduler, **pipeline_kwargs)
         made: list[int] = []
 
         def heard(steps: int) -> None:
@@ -381,7 +385,8 @@ class Model:
                 advance(steps)
 
         run = lambda: self._run(args, kwargs, made)  # noqa: E731
-        return record(self, self.denoiser, self.pipeline.scheduler, run, timesteps, call, heard)
+        with swapped_scheduler(self.pipeline, scheduler) as used:
+            return record(self, self.denoiser, used, run, timesteps, call, heard)
 
     @torch.no_grad()
     def _run(self, args: tuple, kwargs: dict[str, Any], made: Sequence[int]) -> Any:
@@ -412,27 +417,38 @@ class Model:
         ) from error
 
     def step_count(
-        self, steps: int, schedule: str | Sequence[int] = "uniform", shift: float | None = None
+        self,
+        steps: int,
+        schedule: Schedule = "uniform",
+        shift: float | None = None,
+        scheduler: str | None = None,
     ) -> int | None:
-        """How many steps, counted in denoiser calls, a run would have; None where only the run can tell."""
+        """How many steps, counted in denoiser calls, a run would have; None where only the run can tell.
+
+        Raises `ScheduleError` for time steps, a scheduler or both together that a run would be refused for.
+        """
         timesteps = self._timesteps(schedule, shift, steps)
+        used = made_scheduler(self.pipeline.scheduler, scheduler)
         if timesteps is not None:
-            return len(timesteps)
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+            refuse_fixed_grid(used)
         try:
-            scheduler.set_timesteps(steps)
+            used.set_timesteps(steps) if timesteps is None else used.set_timesteps(timesteps=timesteps)
         except (TypeError, ValueError, RuntimeError):  # it needs what the pipeline works out while running
             return None
-        return len(scheduler.timesteps)
+        return len(used.timesteps)
 
-    def _timesteps(self, schedule: str | Sequence[int], shift: float | None, steps: int) -> list[int] | None:
+    def scheduler_name(self, scheduler: str | None = None) -> str:
+        """The class of the scheduler that a run has: the pipeline's own, or the one that it is swapped for."""
+        return type(self.pipeline.scheduler).__name__ if scheduler is None else SCHEDULERS[scheduler]
+
+    def _timesteps(self, schedule: Schedule, shift: float | None, steps: int) -> list[int] | None:
         return schedules.resolve(schedule, steps, shift, self._training_steps())
 
     def _training_steps(self) -> int:
         return self.pipeline.scheduler.config.get("num_train_timesteps", 1000)
 
     def _with_schedule(
-        self, schedule: str | Sequence[int], shift: float | None, kwargs: dict[str, Any]
+        self, schedule: Schedule, shift: float | None, kwargs: dict[str, Any]
     ) -> tuple[dict[str, Any], list[int] | None]:
         default = self._parameters().get("num_inference_steps")
         steps = kwargs.get("num_inference_steps") or (default.default if default is not None else 50)

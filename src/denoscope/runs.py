@@ -19,6 +19,7 @@ from .attributors.base import METHODS, Advance, Attributor, choose, list_methods
 from .errors import DenoscopeError, InputError, Interrupted, sentence
 from .explanations import Explanation
 from .frames import Frames
+from .hooks import lora
 from .models import Model
 from .traces import Trace
 
@@ -42,8 +43,10 @@ class Request:
     model: str = "shapes"
     seed: int = 0
     steps: int | None = 30
-    schedule: str = "uniform"
+    schedule: schedules.Schedule = "uniform"
     shift: float | None = None
+    scheduler: str | None = None
+    lora: str | None = None
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
@@ -86,7 +89,8 @@ class Request:
             width=self.width,
         )
         said = {name: value for name, value in given.items() if value is not None}
-        return {"seed": self.seed, "schedule": self.schedule, "shift": self.shift, **said}
+        grid = {"schedule": self.schedule, "shift": self.shift, "scheduler": self.scheduler}
+        return {"seed": self.seed, **grid, **said}
 
     def command(self) -> str:
         """The command line that asks for the same again."""
@@ -105,7 +109,7 @@ def flags(asked: Mapping[str, Any]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def check_steps(at: At) -> None:
@@ -153,42 +157,59 @@ def explain(model: Model, request: Request, watch: Watch | None = None) -> Expla
 
     Raises `InputError` for what cannot be done as asked, before it is tried where that can be known.
     """
-    attributors, began = request.attributors(), time.perf_counter()
-    trace = recorded(model, request, watch)
-    shown = pictured(trace)
-    seconds = round(time.perf_counter() - began, 3)
-    outcome = attribute(trace, attributors, request.in_range(len(trace)), watch)
+    attributors = request.attributors()
+    return explained(model, request, attributors, lambda total: request.in_range(total), watch)
+
+
+def explained(
+    model: Model,
+    request: Request,
+    attributors: Mapping[str, Attributor],
+    steps: Callable[[int], Sequence[int] | Mapping[str, Sequence[int]]],
+    watch: Watch | None = None,
+    before: str = "",
+) -> Explanation:
+    """Record a run and put these methods to it, at the steps chosen when it is known how many there are."""
+    began = time.perf_counter()
+    with lora(model.pipeline, request.lora):
+        trace = recorded(model, request, watch, before)
+        shown = pictured(trace)
+        seconds = round(time.perf_counter() - began, 3)
+        outcome = attribute(trace, attributors, steps(len(trace)), watch, before)
     outcome.seconds = {"trace": seconds, **outcome.seconds}
     return Explanation.of(shown, outcome.methods, _record_of(model, request, trace, attributors, outcome))
 
 
-def recorded(model: Model, request: Request, watch: Watch | None = None) -> Trace:
+def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:
     """The trace that a request asks for; steps that it will not have are refused before it is made."""
-    expected = model.step_count(request.steps, request.schedule, request.shift) if request.steps else None
+    grid = (request.schedule, request.shift, request.scheduler)
+    expected = model.step_count(request.steps, *grid) if request.steps else None
     if expected:
         request.in_range(expected)
-    advance = watch("Generating the picture", expected or 0) if watch else None
+    advance = watch(f"{before}Generating the picture", expected or 0) if watch else None
     return model.trace(**request.call(), advance=advance)
 
 
 def attribute(
     sequence: Trace | Frames,
     attributors: Mapping[str, Attributor],
-    steps: Sequence[int],
+    steps: Sequence[int] | Mapping[str, Sequence[int]],
     watch: Watch | None = None,
     before: str = "",
 ) -> Outcome:
-    """Every method on the same steps; stops at Ctrl-C or a failure with what was finished.
+    """Every method on the same steps, or each on its own; stops at Ctrl-C or a failure with what was finished.
 
     Raises what fails before anything was. `before` goes before a bar's title.
     """
-    chosen, outcome = choose(sequence, steps), Outcome()
+    outcome = Outcome()
+    chosen = {name: steps[name] if isinstance(steps, Mapping) else steps for name in attributors}
+    known = {name: choose(sequence, indices) for name, indices in chosen.items()}
     try:
         for name, attributor in attributors.items():
             began = time.perf_counter()
-            work = sum(attributor.work(step) for step in chosen)
+            work = sum(attributor.work(step) for step in known[name])
             advance = watch(f"{before}{attributor.title}", work) if watch else None
-            outcome.methods[name] = attributor(sequence, steps, advance=advance)
+            outcome.methods[name] = attributor(sequence, chosen[name], advance=advance)
             outcome.seconds[name] = round(time.perf_counter() - began, 3)
     except Interrupted as stop:
         outcome.interruption, outcome.seconds[name] = str(stop), round(time.perf_counter() - began, 3)
@@ -245,7 +266,9 @@ def _record_of(
         "num_inference_steps": request.steps,
         "timesteps": [step.timestep for step in trace],
         "guidance_scale": model.default("guidance_scale") if request.guidance is None else request.guidance,
-        "scheduler": type(model.pipeline.scheduler).__name__,
+        "lora": request.lora,
+        "scheduler": model.scheduler_name(request.scheduler),
+        "swapped_from": None if request.scheduler is None else model.scheduler_name(),
         "pipeline": type(model.pipeline).__name__,
         "image_size": [int(side) for side in _image(trace).shape[:2]],
         "methods": {name: attributor.options() for name, attributor in attributors.items()},
