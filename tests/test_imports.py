@@ -40,9 +40,12 @@ ROOMS = (
     "sheets",
     "report",
     "comparison",
+    "juxtaposition",
+    "strips",
     "explanations",
     "runs",
     "recognition",
+    "variants",
     "cli",
     "__main__",
 )
@@ -61,11 +64,13 @@ LIGHT = {
     "doubts",
     "explanations",
     "figures",
+    "juxtaposition",
     "maps",
     "measures",
     "page",
     "report",
     "sheets",
+    "strips",
 }
 """They know arrays, not tensors."""
 

@@ -34,6 +34,9 @@ _HOMES = {
     "list_methods": "attributors.base",
     "register": "attributors.base",
     "Explanation": "explanations",
+    "Request": "runs",
+    "Comparison": "variants",
+    "compare": "variants",
     "DenoscopeError": "errors",
     "InputError": "errors",
 }
@@ -41,6 +44,7 @@ _HOMES = {
 __all__ = [
     "ClassScore",
     "Classifier",
+    "Comparison",
     "DFCam",
     "DFRise",
     "DenoscopeError",
@@ -52,10 +56,12 @@ __all__ = [
     "Model",
     "Occlusion",
     "Relevance",
+    "Request",
     "Step",
     "Trace",
     "Words",
     "blend",
+    "compare",
     "ddpm",
     "frames_of",
     "likelihood",
@@ -83,9 +89,11 @@ if TYPE_CHECKING:
     from .frames import blend, ddpm, frames_of
     from .models import Model, load
     from .photographs import load_photograph
+    from .runs import Request
     from .targets import ClassScore
     from .timing import likelihood
     from .traces import Step, Trace
+    from .variants import Comparison, compare
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,9 @@ DEMO = dict(prompt="a large dotted yellow square on a pink background", seed=8, 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 Masks = Annotated[int, typer.Option("--masks", help="Masks per step for DF-RISE.")]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")
+]
 Device = Annotated[str | None, typer.Option("--device", help="Device, such as cpu, cuda or mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
 
@@ -92,8 +95,12 @@ def explain(
     model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
     seed: Annotated[int, typer.Option(help="Seed of the picture.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    schedule: Annotated[str, typer.Option(help="uniform, early or late.")] = "uniform",
+    schedule: Annotated[
+        str, typer.Option(help="uniform, early, late, band:600, or time steps such as 999,800,600.")
+    ] = "uniform",
     shift: Annotated[float | None, typer.Option(help="Shift of an early or late schedule; 60 if left out.")] = None,
+    scheduler: Scheduler = None,
+    lora: Annotated[str | None, typer.Option(help="LoRA: a folder or hub id, safetensors.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale w; the pipeline's own if left out.")] = None,
     height: Annotated[int | None, typer.Option(help="Height of the picture in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the picture in pixels.")] = None,
@@ -109,6 +116,96 @@ def explain(
     """Generate a picture, record every step, explain the steps and write a report."""
     asked = _without(context, "out", "overwrite") | dict(at=_steps(at), methods=_names(methods))
     _explain(asked, out, overwrite)
+
+
+@app.command()
+def compare(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the pictures should show; none for models without text.")
+    ] = None,
+    schedules: Annotated[
+        str | None, typer.Option(help="What varies unless something else is named: uniform,early,late, or band:600.")
+    ] = None,
+    shifts: Annotated[str | None, typer.Option(help="Shifts of --schedule early or late, as in 10,30,60,120.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2.")] = None,
+    guidances: Annotated[str | None, typer.Option(help="Guidance scales, as in 1,3,7.5.")] = None,
+    schedulers: Annotated[str | None, typer.Option(help="Schedulers, as in dpm-solver++,ddpm,euler.")] = None,
+    models: Annotated[str | None, typer.Option(help="Models: bundled names, hub ids or folders.")] = None,
+    lora: Annotated[str | None, typer.Option(help="With and without this LoRA: a folder or hub id.")] = None,
+    model: Annotated[str | None, typer.Option(help="Bundled name, hub id or folder; shapes if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the pictures; 0 if left out.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    schedule: Annotated[str | None, typer.Option(help="Schedule of all variants; uniform if left out.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Shift of the early and late schedules; 60 if left out.")] = None,
+    scheduler: Scheduler = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale w; the pipeline's own if left out.")] = None,
+    height: Annotated[int | None, typer.Option(help="Height of the pictures in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the pictures in pixels.")] = None,
+    at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 2,8,16,28, or all.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods, separated by commas; the relevance of words if left out.")
+    ] = None,
+    masks: Masks = 500,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A text that every picture is rated by. Give at least two.")
+    ] = None,
+    classifier: Annotated[str, typer.Option(help="For --label: shapes (bundled), a hub id or folder.")] = "shapes",
+    encoder: Annotated[
+        str | None, typer.Option(help="What measures how far apart pictures are: a hub id or folder of a vision model.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Out = Path("denoscope-out"),
+    overwrite: Overwrite = False,
+) -> None:
+    """The same picture several ways, side by side: schedules, shifts, seeds, guidances, schedulers or models."""
+    asked = _without(context, "label", "classifier", "encoder", "out", "overwrite")
+    asked |= dict(at=_steps(at), methods=None if methods is None else _names(methods))
+    rating = dict(labels=tuple(label or ()), classifier=classifier, encoder=encoder)
+    _kept(lambda: _compared(asked, rating, out, overwrite))
+
+
+def _compared(asked: dict[str, Any], rating: dict[str, Any], out: Path, overwrite: bool) -> None:
+    """Check what can be checked, then record and explain every variant, save and tell."""
+    from .explanations import check_output, save_variants
+
+    check_output(out, overwrite)
+    with _quiet():
+        from . import variants
+
+        comparison = variants.Comparison.of(asked, **rating)
+        typer.echo(f"Comparing {', '.join(comparison.titles())}", err=True)
+        with _progress() as watch:
+            found = variants.compare(comparison, watch=watch)
+        typer.echo(f"Writing {out}", err=True)
+        run = variants.record(comparison, found)
+        folder = save_variants(found.explanations, run, out, overwrite)
+    _tell_compared(run, folder)
+
+
+def _tell_compared(run: dict[str, Any], folder: Path) -> None:
+    """Where each variant's steps are, what changed, and where the report is; what failed exits with status 1."""
+    from rich.console import Console
+    from rich.table import Table
+
+    bands = next(iter(run["variants"].values()))["coverage"]
+    table = Table("variant", "steps", *bands, title="Share of the steps in each band of noise")
+    for told in run["variants"].values():
+        shares = [f"{100 * share:.0f} %" for share in told["coverage"].values()]
+        table.add_row(told["title"], str(len(told["timesteps"])), *shares)
+    Console().print(table)
+    for fact in run["facts"]:
+        if fact["changed"]:
+            said = ", ".join(f"{run['variants'][name]['title']} {value}" for name, value in fact["values"].items())
+            typer.echo(f"{fact['name']}: {said}")
+    for name, why in run["failures"].items():
+        typer.echo(f"denoscope: {name}: {why}", err=True)
+    if run["interrupted"]:
+        typer.echo(f"denoscope: {run['interruption']}", err=True)
+    typer.echo(f"Report: {folder / 'report.html'}")
+    if run["interrupted"] or run["failures"]:
+        raise typer.Exit(1)
 
 
 @app.command()

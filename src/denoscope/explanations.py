@@ -7,12 +7,12 @@
         explanation.zarr/   this tree: `xarray.open_datatree("OUT/explanation.zarr")`
         run.json            what was asked for and with which versions
 
-Several photographs have such a folder each, inside one that compares them:
+Several photographs, or several variants of a run, have such a folder each, inside one that compares them:
 
-    OUT/report.html         their likelihoods side by side, and the way to each
+    OUT/report.html         photographs: their likelihoods side by side; variants: their steps; and the way to each
         comparison.png      the same as a still picture
-        cat/, tiger/, ...   one for each photograph, as above
-        run.json            what was asked for, and when each label was recognised
+        cat/, tiger/, ...   one for each photograph or variant, as above
+        run.json            what was asked for, and when each label was recognised, or how the variants differ
 
 The folder appears whole or not at all: it is written beside its place and then renamed.
 """
@@ -21,7 +21,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,7 @@ class Explanation:
         trace, methods = self.trace, self.methods()
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
-        (folder / "run.json").write_text(json.dumps(_plain(self.run), indent=2, ensure_ascii=False), encoding="utf-8")
+        (folder / "run.json").write_text(_json(self.run), encoding="utf-8")
         Image.fromarray(figures.rgb(trace["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
@@ -176,25 +176,74 @@ def save_together(
 
     Returns the absolute path. Raises what `Explanation.save` raises, and leaves nothing half-written either.
     """
+    return _save_together(explanations, run, folder, overwrite, _photographs)
+
+
+def save_variants(
+    explanations: Mapping[str, Explanation],
+    run: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    overwrite: bool = False,
+) -> Path:
+    """Write the variants of a run as `save_together` writes photographs; `run` is what `variants.record` says."""
+    return _save_together(explanations, run, folder, overwrite, _variants)
+
+
+Compared = Callable[[Mapping[str, Explanation], Mapping[str, Any]], tuple[Any, str]]
+"""The still picture and the page of several explanations."""
+
+
+def _save_together(
+    explanations: Mapping[str, Explanation],
+    run: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    overwrite: bool,
+    compared: Compared,
+) -> Path:
     place = check_output(folder, overwrite)
     with _whole(place) as temporary:
         for name, explanation in explanations.items():
             (temporary / name).mkdir()
             explanation._write(temporary / name)
-        _write_comparison(explanations, {**run, "folders": list(explanations)}, temporary)
+        whole = {**run, "folders": list(explanations)}
+        figure, page = compared(explanations, whole)
+        figure.savefig(temporary / "comparison.png")
+        (temporary / "report.html").write_text(page, encoding="utf-8")
+        (temporary / "run.json").write_text(_json(whole), encoding="utf-8")
         check_output(folder, overwrite)
     return place
 
 
-def _write_comparison(explanations: Mapping[str, Explanation], run: Mapping[str, Any], folder: Path) -> None:
+def _photographs(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> tuple[Any, str]:
     from . import comparison, sheets
 
     curves = {name: e.likelihood for name, e in explanations.items() if e.likelihood is not None}
     times = {name: e.timing for name, e in explanations.items() if e.timing is not None}
     labels = {name: str(e.run["label"]) for name, e in explanations.items()}
-    sheets.plot_comparison(curves, times, labels).savefig(folder / "comparison.png")
-    (folder / "report.html").write_text(comparison.render_comparison(explanations, run), encoding="utf-8")
-    (folder / "run.json").write_text(json.dumps(_plain(run), indent=2, ensure_ascii=False), encoding="utf-8")
+    return sheets.plot_comparison(curves, times, labels), comparison.render_comparison(explanations, run)
+
+
+def _variants(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> tuple[Any, str]:
+    from . import juxtaposition, strips
+
+    return strips.plot_variants(explanations, run), juxtaposition.render_variants(explanations, run)
+
+
+def folder_names(names: Sequence[str]) -> list[str]:
+    """A folder for each name, numbered where that is taken, as some file systems see it without case.
+
+    >>> folder_names(["cat", "Cat", "report.html"])
+    ['cat', 'Cat-2', 'report.html-2']
+    """
+    made: list[str] = []
+    taken = {name.casefold() for name in WRITTEN_TOGETHER}
+    for stem in names:
+        name, number = stem, 2
+        while name.casefold() in taken:
+            name, number = f"{stem}-{number}", number + 1
+        made.append(name)
+        taken.add(name.casefold())
+    return made
 
 
 def check_output(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
@@ -245,7 +294,7 @@ def _check_contents(place: Path, given: object, overwrite: bool) -> None:
 
 
 def _folders(record: Path) -> set[str]:
-    """The folders that a run of several photographs says it wrote."""
+    """The folders that a run of several photographs or variants says it wrote."""
     try:
         return set(json.loads(record.read_text(encoding="utf-8")).get("folders", []))
     except (ValueError, AttributeError, TypeError):  # not a record of ours
@@ -335,6 +384,10 @@ def _storable(tree: xr.DataTree) -> xr.DataTree:
     return xr.DataTree.from_dict(
         {group.path: group.to_dataset().assign_attrs(_plain(group.attrs)) for group in tree.subtree}
     )
+
+
+def _json(run: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(run), indent=2, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

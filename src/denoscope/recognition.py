@@ -27,7 +27,7 @@ from .curves import spread
 from .errors import DenoscopeError, InputError, Interrupted, did_you_mean
 from .evaluation import object_masks, on_grid
 from .evaluation.stages import stages
-from .explanations import WRITTEN_TOGETHER, Explanation
+from .explanations import Explanation, folder_names
 from .figures import rgb
 from .frames import Frames
 from .models import Model, load
@@ -228,17 +228,8 @@ def _classifier(study: Study) -> Classifier:
 
 
 def _names(photographs: Sequence[str]) -> list[str]:
-    """A folder name for each file: its stem, numbered where that is taken, as some file systems see it without case."""
-    names: list[str] = []
-    taken = {name.casefold() for name in WRITTEN_TOGETHER}
-    for path in photographs:
-        stem, number = Path(path).stem or "photograph", 2
-        name = stem
-        while name.casefold() in taken:
-            name, number = f"{stem}-{number}", number + 1
-        names.append(name)
-        taken.add(name.casefold())
-    return names
+    """A folder name for each file: its stem."""
+    return folder_names([Path(path).stem or "photograph" for path in photographs])
 
 
 def _photographed(study: Study, classifier: Classifier, i: int, name: str) -> Subject:

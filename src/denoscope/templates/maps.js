@@ -66,6 +66,21 @@ const maps = (() => {
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
+  // The map of a card of a page that compares: that of the nearest explained step, and the words below it.
+  function drawMap(card, { title, maps: carried, shape, limits, colours }, here, unit) {
+    const explained = nearest(carried, here), flat = explained === undefined || limits[0] === limits[1];
+    one(".map", card).hidden = flat;
+    one(".map", card).parentElement.classList.toggle("covered", !flat);
+    one(".caption", card).textContent = captionOf(title, explained, here, flat, unit);
+    if (!flat) paint(one(".map", card), values(carried[explained]), shape, limits, palettes[colours], true);
+  }
+
+  function captionOf(title, explained, here, flat, unit) {
+    if (explained === undefined) return `No ${unit} was explained`;
+    const where = explained === here ? `at this ${unit}` : `at ${unit} ${explained}, the nearest explained`;
+    return `${title} ${where}${flat ? "; flat: no colour" : ""}`;
+  }
+
   // One label: its likelihood in words, and as a bar from 0 to 1.
   function tell(row, likelihood) {
     one(".value", row).textContent = likelihood?.text ?? "not known";
@@ -76,5 +91,5 @@ const maps = (() => {
     one(".middle", row).style.left = `${100 * median}%`;
   }
 
-  return { data, one, all, palettes, clamp, readable, values, bytes, nearest, placeIn, paint, tell };
+  return { data, one, all, palettes, clamp, readable, values, bytes, nearest, placeIn, paint, tell, drawMap };
 })();
