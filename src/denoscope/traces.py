@@ -79,11 +79,23 @@ class Step:
         x0 (not clipped) and ε and the noise of the next step; the last step goes to x0. Stateless, deterministic and
         differentiable whatever the scheduler is, so a multistep or a random one's own `prev_sample` is another.
         """
-        prediction = self.predict(samples)
+        return self._next(samples, self.predict(samples))
+
+    def _next(self, samples: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         original = self.level.original(samples, prediction)
         if self.next_level is None:
             return original
         return self.next_level.noisy(original, self.level.noise(samples, prediction))
+
+    def with_sample(self, sample: torch.Tensor) -> "Step":
+        """This step as it would be for another sample, (pictures, channels, h, w), its conditioning kept.
+
+        Its prediction is what the denoiser says of that sample now, and `prev_sample` is `next_sample`. Differentiable:
+        what is computed of the new step is a function of the sample.
+        """
+        prediction = self.predict(sample)
+        following = self._next(sample, prediction)
+        return replace(self, sample=sample, model_output=prediction, prev_sample=following, _checked=[True])
 
     def clean(self, samples: torch.Tensor | None = None) -> torch.Tensor:
         """The predicted clean pictures, (n, 3, height, width) in [0, 1]; without samples, the recorded ones."""
@@ -221,6 +233,23 @@ class Trace(Sequence[Step]):
         for step in self.steps:
             steps.append(step.picture(index, steps[-1] if steps else None))
         return Trace(steps, result, {**self.call, "picture": self.call.get("picture", 0) + index}, self.model)
+
+    def with_steps(self, steps: Sequence[Step]) -> "Trace":
+        """The same trace with these steps in the place of those of their index."""
+        others = {step.index: step for step in steps}
+        return Trace([others.get(step.index, step) for step in self.steps], self.result, self.call, self.model)
+
+    def continued(self, index: int, samples: torch.Tensor) -> torch.Tensor:
+        """The clean samples that other samples of a step end in, (n, channels, h, w) to the same.
+
+        `next_sample` from that step to the last: stateless and deterministic, so the step's own sample does not end
+        in exactly the recorded picture unless the scheduler is DDIM. Raises `InputError` when there is no such step.
+        """
+        if not 0 <= index < len(self):
+            raise InputError(f"This trace has no step {index} to go on from: it has steps 0 to {len(self) - 1}.")
+        for step in self.steps[index:]:
+            samples = step.next_sample(samples)
+        return samples
 
     def samples_decoded(self) -> np.ndarray:
         """Every step's sample as a picture: (steps, height, width, 3) in [0, 1], of the first picture."""
