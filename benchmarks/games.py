@@ -31,19 +31,21 @@ import denoscope
 from denoscope.attributors.base import list_methods, method
 from denoscope.bundled.scenes import Scene
 from denoscope.encoders import load_encoder
-from denoscope.evaluation import BASELINES, GAMES, bootstrap, games
+from denoscope.evaluation import BASELINES, GAMES, Baseline, bootstrap, games, random_ranking
 
 STEPS = {"early": 6, "middle": 15, "late": 24}
 """Of 30."""
 METHODS = ("df-rise", "df-rise-contrast", "df-cam", "lime")
+RANKINGS = [name for name in BASELINES if name != "constant"]
+"""A constant map ranks nothing."""
 SIGN = {name: 1 if game.higher_is_better else -1 for name, game in GAMES.items()}
 
 
 def maps_of(trace: denoscope.Trace, name: str, options: dict[str, Any], seed: int) -> xr.DataArray | xr.Dataset:
     if name == "random":
-        return BASELINES[name](trace, list(STEPS.values()), seed=seed)  # type: ignore[call-arg]
-    if name in BASELINES:
-        return BASELINES[name](trace, list(STEPS.values()))
+        return random_ranking(trace, list(STEPS.values()), seed=seed)
+    if name in RANKINGS:
+        return Baseline(BASELINES[name])(trace, list(STEPS.values()))
     return method(name, **options)(trace, list(STEPS.values()))
 
 
@@ -59,7 +61,7 @@ def scores_of_scene(seed: int, count: int, options: dict[str, dict[str, Any]]) -
         return None
     trace, encoder = found[0], load_encoder()
     auc, seconds = {}, {}
-    for name in [*options, *BASELINES]:
+    for name in [*options, *RANKINGS]:
         began = time.process_time()
         maps = maps_of(trace, name, options.get(name, {}), seed)
         explained = time.process_time()
@@ -129,7 +131,7 @@ def main() -> None:
     options = options_of(asked)
     score = functools.partial(scores_of_scene, options=options)
     scores = over_scenes(score, asked.scenes, {"options": options, "steps": STEPS}, asked.out, asked.workers)
-    results = {"scenes": len(scores), **summary(scores, [*options, *BASELINES])}
+    results = {"scenes": len(scores), **summary(scores, [*options, *RANKINGS])}
     for name in results["auc"]:
         spent = np.mean([s["seconds"][name] for s in scores], axis=0)
         print(f"{name}: {spent[0]:.1f} s to explain a scene's {len(STEPS)} steps, {spent[1]:.1f} s to play")

@@ -16,6 +16,7 @@ from denoscope.attributors.estimators import kept_ratio
 from denoscope.errors import NumericsError
 from denoscope.evaluation import (
     BASELINES,
+    Baseline,
     ablation,
     area,
     centre_prior,
@@ -304,7 +305,8 @@ def test_a_trace_of_several_pictures_is_refused(components):
 
 def test_baselines_are_what_they_say(traces):
     trace = traces["latent"]
-    for baseline in BASELINES.values():
+    for map_of in BASELINES.values():
+        baseline = lambda trace, steps, map_of=map_of: Baseline(map_of)(trace, steps).saliency  # noqa: E731
         maps = baseline(trace, [1, 3])
         assert maps.dims == ("step", "y", "x") and maps.shape == (2, *trace[0].sample.shape[-2:])
         assert maps.step.values.tolist() == [1, 3] and baseline(trace, None).sizes["step"] == 4

@@ -1,27 +1,113 @@
-"""Is it true: numbers that say whether to believe an explanation."""
+"""Is it true: numbers that say whether to believe an explanation.
+
+Every number is a pure function first; `METRICS` keeps the range of its values, whether higher is better, and its
+source.
+"""
 
 from .ablations import ablation, similarities
-from .baselines import BASELINES, centre_ranking, random_ranking, sample_magnitude
+from .adversarial import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
+from .baselines import BASELINES, Baseline, centre_ranking, random_ranking, sample_magnitude
+from .conditioning import ConstantTime, ShuffledTime, told
 from .faithfulness import GAMES, area, feature_distance, games
-from .intervals import Interval, bootstrap
-from .localisation import auroc, centre_prior, masks_of_things, object_masks, on_grid
+from .frequencies import band_agreement, band_powers, coarse_to_fine, emergence
+from .intervals import Interval, bootstrap, over_scenes, paired
+from .interventions import (
+    GaussianNoise,
+    OfFeatures,
+    Probe,
+    Resampling,
+    Squares,
+    WithinMask,
+    advantage,
+    infidelities,
+    infidelity,
+    relative_infidelity,
+    resampling,
+    root_mean_square,
+)
+from .localisation import (
+    auroc,
+    average_precision,
+    best_iou,
+    centre_prior,
+    iou,
+    localisation,
+    masks_of_things,
+    mass_inside,
+    object_masks,
+    on_grid,
+    pointing,
+    spearman,
+)
+from .metrics import METRICS, Metric, metric, metrics_of
+from .sanity import fails, prompt_randomisation, random_level, stages_of, time_agreement, weight_randomisation
+from .stability import agreement, neighbour_agreement, noise_agreement, seed_agreement
 
 __all__ = [
     "BASELINES",
     "GAMES",
+    "METRICS",
+    "Attack",
+    "Baseline",
+    "ConstantTime",
+    "EuclideanBall",
+    "GaussianNoise",
     "Interval",
+    "MaximumBall",
+    "Metric",
+    "OfFeatures",
+    "Probe",
+    "Resampling",
+    "ShuffledTime",
+    "Squares",
+    "WithinMask",
     "ablation",
+    "advantage",
+    "agreement",
     "area",
+    "attacks",
     "auroc",
+    "average_precision",
+    "band_agreement",
+    "band_powers",
+    "best_iou",
     "bootstrap",
     "centre_prior",
     "centre_ranking",
+    "coarse_to_fine",
+    "contrast_map",
+    "emergence",
+    "fails",
     "feature_distance",
     "games",
+    "gradient_map",
+    "infidelities",
+    "infidelity",
+    "iou",
+    "localisation",
     "masks_of_things",
+    "mass_inside",
+    "metric",
+    "metrics_of",
+    "neighbour_agreement",
+    "noise_agreement",
     "object_masks",
     "on_grid",
+    "over_scenes",
+    "paired",
+    "pointing",
+    "prompt_randomisation",
+    "random_level",
     "random_ranking",
+    "relative_infidelity",
+    "resampling",
+    "root_mean_square",
     "sample_magnitude",
+    "seed_agreement",
     "similarities",
+    "spearman",
+    "stages_of",
+    "time_agreement",
+    "told",
+    "weight_randomisation",
 ]

@@ -1,52 +1,144 @@
-"""Rankings that know nothing of what the denoiser does, beside which a method's numbers mean something."""
+"""Maps that ask nothing of a method, beside which a method's numbers mean something.
 
-from collections.abc import Callable, Sequence
+Each is a function from a step to a map (h, w) on the sample's grid; `Baseline` makes it a method like any other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 import xarray as xr
+from torch.nn.functional import adaptive_avg_pool2d
 
-from ..attributors.base import choose
+from ..attributors.base import Advance, Attributor
+from ..targets import Score
 from ..traces import Step, Trace
-from .faithfulness import coordinates_of
 from .localisation import centre_prior
+from .stages import edge_map
+
+MapOf = Callable[[Step], np.ndarray]
+
+Function = TypeVar("Function", bound=MapOf)
+
+BASELINES: dict[str, MapOf] = {}
+
+
+def baseline(name: str) -> Callable[[Function], Function]:
+    """Decorator: make a function from a step to a map known by the name that tables have for it."""
+
+    def enter(map_of: Function) -> Function:
+        BASELINES[name] = map_of
+        return map_of
+
+    return enter
+
+
+@dataclass(frozen=True)
+class Baseline(Attributor):
+    """A baseline as a method: `Baseline(BASELINES["|x_t|"])(trace, steps)` is a dataset with `saliency`."""
+
+    map_of: MapOf
+
+    reading = "A map that asks nothing of any method: what a method's map has to be better than."
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        names = [name for name, function in BASELINES.items() if function is self.map_of]
+        return f"Baseline: {names[0] if names else getattr(self.map_of, '__name__', 'its own')}"
+
+    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray]:
+        saliency = self.map_of(step)
+        advance(1)
+        return {"saliency": saliency}
+
+
+@baseline("random")
+def random_map(step: Step, seed: int = 0) -> np.ndarray:
+    """Positions in random order; it follows from `seed` and the step's index alone."""
+    return np.random.default_rng([seed, step.index]).random(_grid(step))
+
+
+@baseline("constant")
+def constant_map(step: Step) -> np.ndarray:
+    """The same everywhere: what a metric says of it is that metric's chance level."""
+    return np.zeros(_grid(step))
+
+
+@baseline("centre prior")
+def centre_map(step: Step) -> np.ndarray:
+    """High in the middle, where things tend to be."""
+    return centre_prior(*_grid(step))
+
+
+@baseline("|x_t|")
+def magnitude_map(step: Step) -> np.ndarray:
+    """The length of the sample's channels at each position."""
+    return _length(step.sample)
+
+
+@baseline("gradient")
+def gradient_magnitude(step: Step, score: Score | None = None) -> np.ndarray:
+    """|∂y/∂x_t|, the length over channels, of a score y (n,) of samples: the sum of the clean prediction unless given.
+
+    Source: Simonyan, Vedaldi, Zisserman 2014.
+    """
+    with torch.enable_grad():
+        x = step.sample.detach().clone().requires_grad_()
+        y = step.predict_original(x) if score is None else score(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    return _length(gradient)
+
+
+@baseline("edges")
+@torch.no_grad()
+def clean_edges(step: Step) -> np.ndarray:
+    """`edge_map` of the clean prediction's picture, averaged down to the sample's grid."""
+    return _on_sample_grid(edge_map(_picture(step)), step)
+
+
+@baseline("clean colours")
+@torch.no_grad()
+def clean_colours(step: Step) -> np.ndarray:
+    """How far the colours of the clean prediction's picture are from their median, which is a plain background's."""
+    picture = _picture(step)
+    return _on_sample_grid(np.abs(picture - np.median(picture, axis=(0, 1))).sum(axis=-1), step)
+
+
+# The first of them for several steps of a trace, as an array.
 
 
 def random_ranking(trace: Trace, steps: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
-    """Positions in random order, another one at every step: (step, y, x) on the sample's grid.
-
-    A step's order follows from `seed` and the step alone, whatever other steps are asked for.
-    """
-    return _each(trace, steps, lambda step: np.random.default_rng([seed, step.index]).random(_grid(step)))
+    """`random_map` at every step: (step, y, x)."""
+    return Baseline(partial(random_map, seed=seed))(trace, steps).saliency
 
 
 def centre_ranking(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
     """`centre_prior` at every step: (step, y, x) on the sample's grid."""
-    return _each(trace, steps, lambda step: centre_prior(*_grid(step)))
+    return Baseline(centre_map)(trace, steps).saliency
 
 
 def sample_magnitude(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
     """|x_t|, the length of the sample's channels at each position: (step, y, x)."""
-    return _each(trace, steps, _magnitude)
-
-
-def _magnitude(step: Step) -> np.ndarray:
-    return torch.linalg.vector_norm(step.sample[0].double(), dim=0).cpu().numpy()
+    return Baseline(magnitude_map)(trace, steps).saliency
 
 
 def _grid(step: Step) -> tuple[int, int]:
     return step.sample.shape[-2], step.sample.shape[-1]
 
 
-def _each(trace: Trace, steps: Sequence[int] | None, map_of: Callable[[Step], np.ndarray]) -> xr.DataArray:
-    chosen: list[Step] = choose(trace, steps)
-    maps = np.stack([map_of(step) for step in chosen])
-    return xr.DataArray(maps, coordinates_of(chosen), ("step", "y", "x"), name="saliency")
+def _length(values: torch.Tensor) -> np.ndarray:
+    """Of the channels of (1, channels, h, w), as (h, w)."""
+    return torch.linalg.vector_norm(values[0].detach().double(), dim=0).cpu().numpy()
 
 
-BASELINES: dict[str, Callable[[Trace, Sequence[int] | None], xr.DataArray]] = {
-    "random": random_ranking,
-    "centre prior": centre_ranking,
-    "|x_t|": sample_magnitude,
-}
-"""By the names that tables have for them."""
+def _picture(step: Step) -> np.ndarray:
+    """The clean prediction's picture, (height, width, 3) in [0, 1]."""
+    picture = step.clean()[0].movedim(0, -1).double().cpu().numpy()
+    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+
+
+def _on_sample_grid(values: np.ndarray, step: Step) -> np.ndarray:
+    return adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(values))[None], _grid(step))[0].numpy()

@@ -1,9 +1,10 @@
-"""Means with bootstrap intervals over scenes."""
+"""Means with bootstrap intervals over scenes, and of the differences of two methods on the same scenes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 from scipy import stats
 
 from ..errors import InputError
@@ -20,6 +21,10 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def excludes(self, value: float) -> bool:
+        """Whether a value lies outside the interval."""
+        return not self.low <= value <= self.high
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0) -> Interval:
@@ -45,3 +50,48 @@ def bootstrap(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: i
     )
     low, high = result.confidence_interval
     return Interval(float(finite.mean()), float(low), float(high), len(finite))
+
+
+def paired(
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean difference first − second of two values per scene, with its interval.
+
+    >>> print(paired([0.5, 0.75, 1.0], [0.25, 0.5, 0.75]))
+    0.25 [0.25, 0.25]
+
+    Scenes are resampled with both their values, so that what makes a scene hard for both does not widen the interval.
+    Raises `InputError` where the scenes are not the same number or fewer than 2 have both values.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise InputError(
+            f"Values of shape {a.shape} and {b.shape} cannot be paired. Give one value of each per scene, the scenes "
+            "in the same order."
+        )
+    return bootstrap(a - b, level, seed)
+
+
+def over_scenes(values: xr.DataArray, dim: str = "scene", level: float = 0.95, seed: int = 0) -> xr.Dataset:
+    """`mean`, `low`, `high` and `count` over the scenes at every place of the other dims; keeps the attributes.
+
+    Where fewer than 2 scenes have a finite value, all but `count` are NaN. Raises `InputError` where there are fewer
+    than 2 scenes at all.
+    """
+    if dim not in values.dims or values.sizes[dim] < 2:
+        raise InputError(
+            f"An interval over scenes needs at least 2 of them along the dim {dim!r}; the values have dims "
+            f"{dict(values.sizes)}. Add scenes."
+        )
+
+    def summed_up(of_scenes: np.ndarray) -> tuple[float, float, float, int]:
+        count = int(np.isfinite(of_scenes).sum())
+        if count < 2:
+            return float("nan"), float("nan"), float("nan"), count
+        interval = bootstrap(of_scenes, level, seed)
+        return interval.mean, interval.low, interval.high, interval.count
+
+    names = ("mean", "low", "high", "count")
+    core: list[list[str]] = [[]] * len(names)
+    found = xr.apply_ufunc(summed_up, values, input_core_dims=[[dim]], output_core_dims=core, vectorize=True)
+    return xr.Dataset(dict(zip(names, found, strict=True)), attrs=values.attrs)

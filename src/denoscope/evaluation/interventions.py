@@ -1,0 +1,337 @@
+"""Does the model do what a map says of it? By changing the sample and looking.
+
+Sources: Yeh, Hsieh, Suggala, Inouye, Ravikumar 2019, "On the (in)fidelity and sensitivity of explanations"; resampling
+the noise of a region is an intervention of our own.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..attributors.base import Advance, choose
+from ..errors import InputError
+from ..targets import Target
+from ..traces import Step, Trace
+from .faithfulness import brought_to, coordinates_of, ranks
+from .metrics import METRICS, metric, metrics_of, with_facts, without_gaps
+
+# Infidelity: does the map foretell by how much the target changes?
+
+
+@metric("infidelity", "infidelity", (0, float("inf")), False, "Yeh et al. 2019, definition 2.1")
+def infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
+    """E[(Iᵀφ − (f(x) − f(x − I)))²] of what a map foretells, Iᵀφ (n,), and what is measured, (n,)."""
+    return float(np.mean((np.asarray(foretold) - np.asarray(measured)) ** 2))
+
+
+@metric("relative_infidelity", "infidelity", (0, 1), False, "Yeh et al. 2019, with the optimal scale")
+def relative_infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
+    """Infidelity of β φ over E[(f(x) − f(x − I))²], β the `optimal_scale`: 0 foretells all of it, 1 nothing.
+
+    NaN where nothing changes. A map that points the wrong way has 1, not the figure of its opposite.
+    """
+    foretold, measured = np.asarray(foretold), np.asarray(measured)
+    changed = float(np.mean(measured**2))
+    if changed == 0:
+        return float("nan")
+    return infidelity(optimal_scale(foretold, measured) * foretold, measured) / changed
+
+
+def optimal_scale(foretold: np.ndarray, measured: np.ndarray) -> float:
+    """β ≥ 0 that minimises E[(β Iᵀφ − (f(x) − f(x − I)))²]: E[Iᵀφ Δ] / E[(Iᵀφ)²], where that is positive."""
+    square = float(np.mean(foretold**2))
+    return max(float(np.mean(foretold * measured)) / square, 0.0) if square > 0 else 0.0
+
+
+class Perturbation(ABC):
+    """What is taken off a sample, I, and how much of each position that is: what Iᵀφ sums φ with."""
+
+    @abstractmethod
+    def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """I (n, channels, h, w) for a sample (1, channels, h, w), and weights (n, channels or 1, h, w)."""
+
+
+@dataclass(frozen=True)
+class Squares(Perturbation):
+    """A square at a random place is taken away, I = M (x − fill); a map's value is what taking a position away costs.
+
+    For maps of contributions: Integrated Gradients, occlusion, RISE. Sides are drawn evenly from 1 position to
+    `largest` of the shorter side; `fill` is what stands in their place.
+    """
+
+    largest: float = 0.5
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.largest <= 1:
+            raise InputError(f"largest is {self.largest}. Squares reach from 0 to 1 of the shorter side; 0.5 is usual.")
+
+    def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = sample.shape[-2:]
+        masks = np.zeros((count, 1, height, width), np.float32)
+        for mask in masks[:, 0]:
+            side = rng.integers(1, max(1, round(self.largest * min(height, width))) + 1)
+            top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+            mask[top : top + side, left : left + side] = 1
+        weights = torch.from_numpy(masks).to(sample)
+        return weights * (sample - self.fill), weights
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Perturbation):
+    """Noise of standard deviation `sd`; a map's value is the rate at which the target changes with the sample.
+
+    For maps of sensitivity, (channels, h, w): a gradient. One of (h, w) is taken to be the same for each channel.
+    """
+
+    sd: float = 0.1
+
+    def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = rng.standard_normal((count, *sample.shape[1:]), dtype=np.float32)
+        moved = self.sd * torch.from_numpy(noise).to(sample)
+        return moved, moved
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a target of a step was measured to do under perturbations: one probe serves every method's map.
+
+    `weights` (n, channels or 1, h, w) is what a map's prediction is summed with, `measured` (n,) is f(x) − f(x − I).
+    """
+
+    weights: np.ndarray
+    measured: np.ndarray
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        step: Step,
+        target: Target,
+        perturbation: Perturbation | None = None,
+        *,
+        count: int = 256,
+        seed: int = 0,
+        batch_size: int = 16,
+        advance: Advance | None = None,
+    ) -> "Probe":
+        """Measure the target's change under `count` perturbations, `Squares` unless given.
+
+        Raises `InputError` for a target that is a map, or fewer than 2 perturbations.
+        """
+        if count < 2:
+            raise InputError(f"An infidelity of {count} perturbations was asked for. At least 2; 256 are usual.")
+        score, rng = target.at(step), np.random.default_rng([seed, step.index])
+        taken, weights = (perturbation or Squares()).draw(step.sample, count, rng)
+        before, changes = _number(score(step.sample)), []
+        for portion in taken.split(batch_size):
+            changes.append(before - _number(score(step.sample - portion)))
+            if advance is not None:
+                advance(len(portion))
+        return cls(weights.double().cpu().numpy(), torch.cat(changes).double().cpu().numpy())
+
+    def foretold(self, attribution: np.ndarray) -> np.ndarray:
+        """Iᵀφ (n,) of a map φ, (h, w) or (channels, h, w) on the sample's grid."""
+        phi = np.asarray(attribution, dtype=np.float64)
+        phi = without_gaps(phi)[None] if phi.ndim == 2 else np.stack([without_gaps(channel) for channel in phi])
+        if phi.shape[1:] != self.weights.shape[2:]:
+            raise InputError(
+                f"The map is {phi.shape[1]} × {phi.shape[2]} and the sample {self.weights.shape[2]} × "
+                f"{self.weights.shape[3]}. Give the map on the sample's grid, as methods make it."
+            )
+        return (self.weights * phi).sum(axis=(1, 2, 3))
+
+    def infidelity(self, attribution: np.ndarray) -> dict[str, float]:
+        """`infidelity`, `relative_infidelity` and the optimal `scale` of a map."""
+        foretold = self.foretold(attribution)
+        figures = {name: METRICS[name](foretold, self.measured) for name in metrics_of("infidelity")}
+        return {**figures, "scale": optimal_scale(foretold, self.measured)}
+
+
+def _number(scores: torch.Tensor) -> torch.Tensor:
+    if scores.ndim != 1:
+        raise InputError(
+            f"The target gives {tuple(scores.shape)}, a map for each sample, and infidelity is of one number. "
+            "Choose a scalar target, such as Similarity(space='clean', scalar=True) or Closeness()."
+        )
+    return scores
+
+
+def infidelities(
+    trace: Trace, saliency: xr.DataArray, target: Target, perturbation: Perturbation | None = None, **options: Any
+) -> xr.Dataset:
+    """`Probe.infidelity` of every step's map, (step, y, x): variables with dims (step,). Options are `Probe.of`'s."""
+    steps, found = _steps_of(trace, saliency), []
+    for step in steps:
+        found.append(Probe.of(step, target, perturbation, **options).infidelity(saliency.sel(step=step.index).values))
+    coords = coordinates_of(steps)
+    columns = {name: xr.DataArray([row[name] for row in found], coords, ("step",)) for name in found[0]}
+    return xr.Dataset({n: v if n == "scale" else with_facts(v, n) for n, v in columns.items()})
+
+
+# Resampling: does the picture change more where a map says that it hangs on the noise?
+
+
+@metric("advantage", "resampling", (-1, 1), True, "an intervention of Denoscope's own")
+def advantage(chosen: np.ndarray, elsewhere: np.ndarray) -> float:
+    """(a − b) / (a + b) of the mean changes when the chosen region is resampled, a, and when another is, b.
+
+    0: the region is no better than any of its size and form. NaN where nothing changes.
+    """
+    a, b = float(np.mean(chosen)), float(np.mean(elsewhere))
+    return (a - b) / (a + b) if a + b > 0 else float("nan")
+
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From pictures (n, 3, height, width) and one picture (1, 3, height, width) to distances (n,)."""
+
+
+def root_mean_square(pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    """√ of the mean squared difference, (n,), in units of the pictures' [0, 1]."""
+    return (pictures - picture).square().mean(dim=(1, 2, 3)).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class WithinMask:
+    """`root_mean_square` inside a boolean mask (height, width) of the pictures."""
+
+    mask: np.ndarray
+
+    def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        mask = np.asarray(self.mask, bool)
+        if mask.shape != tuple(pictures.shape[-2:]) or not mask.any():
+            raise InputError(
+                f"The mask has shape {mask.shape} with {int(mask.sum())} positions, and the pictures are "
+                f"{pictures.shape[-2]} × {pictures.shape[-1]}. Give the object's mask in the pictures' size."
+            )
+        inside = torch.from_numpy(mask).to(pictures.device)
+        return (pictures - picture)[..., inside].square().mean(dim=(1, 2)).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class OfFeatures:
+    """Euclidean distance of an encoder's features (n, d), such as the bundled CLIP's."""
+
+    encoder: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        return (self.encoder(pictures) - self.encoder(picture)).square().sum(dim=1).sqrt()
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How the noise of a region is drawn anew: the highest `share` of the positions, `draws` times, from `seed`."""
+
+    share: float = 0.15
+    draws: int = 8
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"share is {self.share}. The region is a share of the positions, such as 0.15.")
+        if self.draws < 1:
+            raise InputError(f"draws is {self.draws}. The noise is drawn anew at least once; 8 times is usual.")
+
+    def samples(self, step: Step, saliency: np.ndarray) -> torch.Tensor:
+        """Samples x_t with other noise in the map's highest region, then in others like it: (2 · draws, c, h, w).
+
+        Each draw is one field of noise, seen by either region in its own place. The clean prediction stays as it is.
+        """
+        rng = np.random.default_rng([self.seed, step.index])
+        region = top_region(saliency, self.share)
+        regions = [region] * self.draws + [elsewhere(region, rng) for _ in range(self.draws)]
+        chosen = torch.from_numpy(np.stack(regions))[:, None].to(step.sample.device)
+        original = step.pred_original_sample
+        noise = step.level.noise(step.sample, step.model_output)
+        fresh = rng.standard_normal((self.draws, *noise.shape[1:]), dtype=np.float32)
+        other = torch.from_numpy(np.concatenate([fresh, fresh])).to(noise)
+        return step.level.noisy(original, torch.where(chosen, other, noise))
+
+
+def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
+    """The highest positions of a map (h, w), as a boolean mask: so many, and at least one; ties row by row.
+
+    >>> top_region(np.array([[0.1, 0.9], [0.3, 0.2]]), share=0.5)
+    array([[False,  True],
+           [ True, False]])
+    """
+    return ranks(without_gaps(saliency)) < max(1, round(share * saliency.size))
+
+
+def elsewhere(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A region of the same size and form at another place, the picture's edges joined.
+
+    One of the quarter of all shifts that overlap it least, as a large region has none without overlap.
+    """
+    spectrum = np.fft.fft2(region)
+    overlaps = np.fft.ifft2(spectrum * spectrum.conj()).real.round().astype(int)
+    limit = np.sort(overlaps, axis=None)[(region.size - 1) // 4]
+    shift = np.unravel_index(rng.choice(np.flatnonzero(overlaps <= limit)), region.shape)
+    return np.roll(region, shift, axis=(0, 1))
+
+
+def resampling(
+    trace: Trace,
+    saliency: xr.DataArray,
+    distances: Mapping[str, Distance] | None = None,
+    options: Resampling | None = None,
+    *,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """Draw the noise of the map's highest region anew at each step, go on to the end, and see how much has changed.
+
+    >>> found = resampling(trace, maps.saliency, {"object": WithinMask(mask)})       # doctest: +SKIP
+    >>> found.advantage.sel(distance="object").values                                # doctest: +SKIP
+    array([0.31, 0.22])
+
+    Against the same with regions of the same size and form elsewhere. `change` (distance, step, region, draw) is the
+    distance of the final pictures, region "top" or "elsewhere"; `advantage` (distance, step) is positive where the
+    map's region changes them more. `distances` are `root_mean_square` of the whole picture unless given. The way on is
+    deterministic (`Trace.continued`), so nothing else differs. Early steps cost most: each goes on to the last.
+    """
+    measures = distances or {"picture": root_mean_square}
+    own, steps = options or Resampling(), _steps_of(trace, saliency)
+    changes = []
+    for step in steps:
+        changes.append(_changes(trace, step, saliency.sel(step=step.index).values, measures, own, advance))
+    coords = {"distance": list(measures), **coordinates_of(steps), "region": ["top", "elsewhere"]}
+    dims = ("distance", "step", "region", "draw")
+    change = xr.DataArray(np.stack(changes, axis=1), coords, dims)
+    top, other = (change.sel(region=name, drop=True) for name in ("top", "elsewhere"))
+    found = xr.apply_ufunc(advantage, top, other, input_core_dims=[["draw"]] * 2, vectorize=True)
+    return xr.Dataset({"change": change, "advantage": with_facts(found, "advantage")})
+
+
+@torch.no_grad()
+def _changes(
+    trace: Trace,
+    step: Step,
+    saliency: np.ndarray,
+    measures: Mapping[str, Distance],
+    options: Resampling,
+    advance: Advance | None,
+) -> np.ndarray:
+    """Of every measure, (distances, 2, draws)."""
+    height, width = step.sample.shape[-2:]
+    samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, height, width))])
+    pictures = []
+    for portion in samples.split(options.batch_size):
+        pictures.append(step.decoder.decode(trace.continued(step.index, portion)))
+        if advance is not None:
+            advance(len(portion))
+    untouched, others = torch.cat(pictures).split([1, len(samples) - 1])
+    found = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
+    return np.stack(found).reshape(len(measures), 2, options.draws)
+
+
+def _steps_of(trace: Trace, saliency: xr.DataArray) -> list[Step]:
+    """The steps that maps (step, y, x) are of."""
+    if set(saliency.dims) != {"step", "y", "x"}:
+        raise InputError(f"The maps have dims {saliency.dims}. Give one map a step: dims (step, y, x).")
+    return choose(trace, saliency.step.values.tolist())

@@ -1,0 +1,189 @@
+"""Does a map depend on what it claims to explain: the network's weights, the prompt, the time step?
+
+Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim 2018, "Sanity checks for saliency maps". A map that stays as it
+is when what it explains is gone shows something else, the picture's edges or the middle of the frame.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..attributors.base import Advance, Attributor, choose
+from ..errors import InputError
+from ..hooks import called_layers, other_times, randomised
+from ..traces import Step, Trace
+from .intervals import bootstrap
+from .metrics import over_maps
+from .stability import agreement, remade
+from .stages import rank_agreement
+
+Changed = Callable[[], AbstractContextManager[None]]
+"""Opens a context in which the denoiser is another."""
+
+
+def weight_randomisation(
+    attributor: Attributor,
+    trace: Trace,
+    steps: Sequence[int] | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    seed: int = 0,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """Agreement of a method's maps with its own while the denoiser's weights are random, from the output to the input.
+
+    >>> found = weight_randomisation(DFRise(), trace, steps=[6, 15])        # doctest: +SKIP
+    >>> found.agreement.sel(stage="up_blocks.0").values                     # doctest: +SKIP
+    array([0.12, -0.05])
+
+    At each stage, named after a block of the denoiser, the weights of that block and of all that come after it are
+    random; at the last stage all are. `stages` chooses some (`stages_of` lists them). Variables: `agreement` and
+    `absolute`, of the maps' absolute values, (stage, step); `random_level` (step), the agreement that chance reaches.
+    The steps' samples stay what the trained network made them. The weights come back bit for bit.
+    """
+    chosen: list[Step] = choose(trace, steps)
+    denoiser, cascade = trace.model.denoiser, stages_of(trace, chosen[0].index)
+    names = list(cascade) if stages is None else list(stages)
+    if wrong := [name for name in names if name not in cascade]:
+        raise InputError(f'The denoiser has no stage "{wrong[0]}". Its stages, output first: {", ".join(cascade)}.')
+    changes = {name: partial(randomised, denoiser, cascade[name], seed) for name in names}
+    return _agreement_under(changes, "stage", attributor, trace, chosen, advance)
+
+
+def stages_of(trace: Trace, step: int = 0) -> dict[str, list[str]]:
+    """The stages of weight randomisation: each block's name with the layers that are random by then, output first.
+
+    The order is that in which layers run, found by running them once.
+    """
+    one = trace[step]
+    return cascade(called_layers(trace.model.denoiser, lambda: remade(trace, [one.index])))
+
+
+def cascade(layers: Sequence[str]) -> dict[str, list[str]]:
+    """From layers in the order in which they run to the layers that are random at each stage, block by block.
+
+    >>> cascade(["conv_in", "down_blocks.0.conv", "down_blocks.1.conv", "conv_out"])["down_blocks.1"]
+    ['conv_out', 'down_blocks.1.conv']
+    """
+    blocks: dict[str, list[str]] = {}
+    for layer in reversed(layers):
+        blocks.setdefault(_block_of(layer), []).append(layer)
+    names = list(blocks)
+    return {name: [layer for block in names[: i + 1] for layer in blocks[block]] for i, name in enumerate(names)}
+
+
+def _block_of(layer: str) -> str:
+    first, _, rest = layer.partition(".")
+    number = rest.partition(".")[0]
+    return f"{first}.{number}" if number.isdigit() else first
+
+
+def time_agreement(
+    attributor: Attributor,
+    trace: Trace,
+    times: Mapping[str, Callable[[float], float]],
+    steps: Sequence[int] | None = None,
+    *,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """The same when the denoiser is told other time steps: variables with dims (time, step).
+
+    `times` are functions from the time step it would have been told, such as `ConstantTime(500)`, by their names.
+    """
+    changes = {name: partial(other_times, trace.model.denoiser, change) for name, change in times.items()}
+    return _agreement_under(changes, "time", attributor, trace, choose(trace, steps), advance)
+
+
+def prompt_randomisation(
+    attributor: Attributor,
+    trace: Trace,
+    other: Trace,
+    steps: Sequence[int] | None = None,
+    *,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """The same when the samples are explained under the conditioning of another trace: variables with dims (step,).
+
+    Raises `InputError` where the other trace has other time steps or samples of another shape.
+    """
+    chosen: list[Step] = choose(trace, steps)
+    _refuse_other_run(chosen, other)
+    indices = [step.index for step in chosen]
+    own = attributor(remade(trace, indices), indices, advance=advance).saliency
+    found = _compared(own, attributor(_conditioned(chosen, other), indices, advance=advance).saliency)
+    return _with_level(found, own)
+
+
+@torch.no_grad()
+def _conditioned(chosen: Sequence[Step], other: Trace) -> Trace:
+    """The other trace, with what it says of these steps' samples."""
+    return other.with_steps([other[step.index].with_sample(step.sample) for step in chosen])
+
+
+def _refuse_other_run(chosen: Sequence[Step], other: Trace) -> None:
+    for step in chosen:
+        there = other[step.index] if step.index < len(other) else None
+        if there is None or there.timestep != step.timestep or there.sample.shape != step.sample.shape:
+            found = "no such step" if there is None else f"time step {there.timestep:g}, {tuple(there.sample.shape)}"
+            raise InputError(
+                f"Step {step.index} (time step {step.timestep:g}, {tuple(step.sample.shape)}) cannot be explained "
+                f"under the other trace's prompt, which has {found}. Record both with the same schedule and size."
+            )
+
+
+def _agreement_under(
+    changes: Mapping[str, Changed],
+    dim: str,
+    attributor: Attributor,
+    trace: Trace,
+    chosen: Sequence[Step],
+    advance: Advance | None,
+) -> xr.Dataset:
+    indices = [step.index for step in chosen]
+    own = attributor(remade(trace, indices), indices, advance=advance).saliency
+    found = []
+    for changed in changes.values():
+        with changed():
+            found.append(_compared(own, attributor(remade(trace, indices), indices, advance=advance).saliency))
+    return _with_level(xr.concat(found, dim).assign_coords({dim: list(changes)}), own)
+
+
+def _compared(own: xr.DataArray, others: xr.DataArray) -> xr.Dataset:
+    pairs = {"agreement": (own, others), "absolute": (abs(own), abs(others))}
+    return xr.Dataset({name: over_maps(agreement, *pair, name="agreement") for name, pair in pairs.items()})
+
+
+def _with_level(found: xr.Dataset, own: xr.DataArray) -> xr.Dataset:
+    return found.assign(random_level=over_maps(random_level, own, name="agreement"))
+
+
+def random_level(saliency: np.ndarray, quantile: float = 0.95) -> float:
+    """The |agreement| that a map of this smoothness reaches by chance: a quantile over its own cyclic shifts, 0 to 1.
+
+    Shifted, a map keeps how it varies and loses where; positions drawn one by one would agree far less, as
+    neighbours are alike in every map. NaN for a flat map.
+    """
+    if np.ptp(saliency) == 0:
+        return float("nan")
+    shifts = [shift for shift in np.ndindex(*saliency.shape) if any(shift)]
+    agreements = [rank_agreement(saliency, np.roll(saliency, shift, (0, 1))) for shift in _spread(shifts)]
+    return float(np.quantile(np.abs(agreements), quantile))
+
+
+def _spread(shifts: list[tuple[int, ...]], most: int = 256) -> list[tuple[int, ...]]:
+    """At most so many of the shifts, evenly spread."""
+    return [shifts[i] for i in np.unique(np.linspace(0, len(shifts) - 1, min(most, len(shifts))).round().astype(int))]
+
+
+def fails(agreements: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether a method fails a sanity check over scenes: its agreement, of either sign, is above the random level.
+
+    The mean of |agreement| − level over scenes is above 0 with its whole bootstrap interval. A scene whose map is flat
+    under the change counts as one that has fallen to the random level.
+    """
+    above = np.abs(np.nan_to_num(agreements)) - np.asarray(levels)
+    return bootstrap(above).low > 0
