@@ -1,6 +1,6 @@
 """Figure 5 of the paper on the bundled model: DF-RISE's map under each of six similarities.
 
-    python benchmarks/ablation.py                          # 50 scenes, about twelve minutes on two cores
+    python benchmarks/ablation.py                          # 50 scenes, a quarter of an hour on two cores
     python benchmarks/ablation.py --scenes 10 --masks 128
 
 Published: structure and cosine best, contrast worst. Measured here, at three steps of 30, with bootstrap intervals over
