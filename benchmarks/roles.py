@@ -5,10 +5,10 @@
 
 Captions of the shapes world say "object relation object", as the published experiment's do (100 sentences of Visual
 Genome, "subject predicate object"). The subject's words are those of the thing named first, the object's those of the
-other; articles and the background count for nobody. The total of a role is the relevance of its words, added up over
-the 30 steps of a run. Shares are of the three roles' sum. Means over captions with bootstrap intervals; the same
-caption and seed under every schedule, so differences are paired. What was measured is kept in a file: a second run goes
-on where the first stopped.
+other; articles and the background count for nobody. The total of a role is the relevance of its words, scaled to 0..1
+over the words at every step, added up over the 30 steps of a run; the shares of the raw sums stand beside. Shares are
+of the three roles' sum. Means over captions with bootstrap intervals; the same caption and seed under every schedule,
+so differences are paired. What was measured is kept in a file: a second run goes on where the first stopped.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -33,6 +34,9 @@ from denoscope.evaluation import bootstrap
 SHIFT = 60.0
 SCHEDULES = {"uniform": {}, "early": {"shift": SHIFT}, "late": {"shift": SHIFT}}
 ROLES = ("subject", "relation", "object")
+KINDS = ("relevance_scaled", "relevance")
+"""The published totals add up what is scaled to 0..1 over the words at every step; raw, some steps count more."""
+SHARE = "share, %"
 PUBLISHED = {"uniform": (2117, 423, 1800), "early": (1777, 474, 1890), "late": (2021, 424, 1754)}
 """Totals of subject, relation and object over 100 sentences (Park, Ju, Lee 2024)."""
 PATTERN = {"subject": -1, "object": 1}
@@ -55,12 +59,14 @@ def measured(seed: int, variant: str) -> dict:
     of = {}
     for schedule, options in SCHEDULES.items():
         run = dict(seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **options)
-        relevance = Relevance(variant)(model().trace(str(told), schedule=schedule, **run))["relevance"]
-        of[schedule] = {
-            role: relevance.sel(token=words).sum("token").values.round(4).tolist()
-            for role, words in roles(told).items()
-        }
+        found = Relevance(variant)(model().trace(str(told), schedule=schedule, **run))
+        of[schedule] = {kind: by_role(found[kind], told) for kind in KINDS}
     return {"seed": seed, "caption": str(told), "relevance": of, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def by_role(relevance: xr.DataArray, told: Caption) -> dict[str, list[float]]:
+    """The sum over a role's words at every step."""
+    return {r: relevance.sel(token=words).sum("token").values.round(4).tolist() for r, words in roles(told).items()}
 
 
 def measure(captions: int, variant: str, workers: int, out: Path) -> list[dict]:
@@ -83,9 +89,9 @@ def written(out: Path, variant: str, captions: list[dict], **summary: object) ->
     os.replace(partial, out)
 
 
-def totals(results: list[dict]) -> np.ndarray:
+def totals(results: list[dict], kind: str) -> np.ndarray:
     """(captions, schedules, roles)."""
-    return np.array([[[sum(r["relevance"][s][role]) for role in ROLES] for s in SCHEDULES] for r in results])
+    return np.array([[[sum(r["relevance"][s][kind][role]) for role in ROLES] for s in SCHEDULES] for r in results])
 
 
 def shares(values: np.ndarray) -> np.ndarray:
@@ -104,13 +110,13 @@ def rows(values: np.ndarray, unit: str) -> list[dict]:
 
 
 def summary_of(results: list[dict]) -> list[dict]:
-    raw = totals(results)
-    return rows(raw, "total") + rows(100 * shares(raw), "share, %")
+    scaled, raw = (totals(results, kind) for kind in KINDS)
+    return rows(scaled, "total") + rows(100 * shares(scaled), SHARE) + rows(100 * shares(raw), f"raw {SHARE}")
 
 
 def verdicts(table: list[dict]) -> dict[str, str]:
     """Whether early sampling does to the shares what was published, by the interval of the paired difference."""
-    (early,) = [r for r in table if (r["schedule"], r["unit"], r["kind"]) == ("early", "share, %", "minus uniform")]
+    (early,) = [r for r in table if (r["schedule"], r["unit"], r["kind"]) == ("early", SHARE, "minus uniform")]
     return {role: verdict(sign * early[role]["low"], sign * early[role]["high"]) for role, sign in PATTERN.items()}
 
 
