@@ -62,7 +62,7 @@ def test_a_photograph_is_followed_timed_and_attributed(brightness, bright):
         assert list(method.step.values) == [2, 6], name
         left, right = np.abs(method.saliency.values[..., :7]), np.abs(method.saliency.values[..., 9:])
         assert left.mean() > 20 * max(right.mean(), 1e-9), f"{name}: only the left half is looked at"
-        assert method.concentration.dims == ("step", "draw"), name
+        assert method.frequency.dims == ("step", "draw"), name
 
 
 def test_the_first_draws_are_the_same_however_many_there_are(brightness, bright):

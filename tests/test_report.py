@@ -485,7 +485,7 @@ def with_measures(**values: list[float]) -> xr.Dataset:
 
 
 def test_the_measures_of_the_maps_are_charts_with_their_meaning():
-    method = with_measures(concentration=[0.2, 0.4, 0.3], agreement_edges=[0.5, np.nan, 0.1])
+    method = with_measures(frequency=[0.2, 0.4, 0.3], agreement_edges=[0.5, np.nan, 0.1])
     explanation = recognised(method)
     first, second = report._measures(explanation.trace, shown_methods(explanation))
     x, y = np.array(first["lines"][0]["points"]).T
@@ -493,8 +493,8 @@ def test_the_measures_of_the_maps_are_charts_with_their_meaning():
     np.testing.assert_allclose((y[1] - y[0]) / (y[2] - y[0]), 2)
     assert len(second["lines"][0]["points"]) == 2
     said = Page(report.render(explanation)).said()
-    assert "may be only an edge detector" in said and "Mean frequency" not in said
-    assert ["Concentration", "0.4"] in data_of(explanation)["methods"]["gradients"]["numbers"]["30"]
+    assert "may be only an edge detector" in said and "Agreement with the last map" not in said
+    assert ["Mean frequency", "0.4"] in data_of(explanation)["methods"]["gradients"]["numbers"]["30"]
 
 
 def with_delta(share: float) -> xr.Dataset:

@@ -416,13 +416,13 @@ def measured(**measures: np.ndarray) -> xr.Dataset:
 
 def test_stages_have_a_panel_per_measure_and_a_line_per_method(written: list[Text]):
     rising = np.array([[0.1, 0.2, 0.6], [0.3, 0.3, 0.3], [np.nan] * 3, [0.5, np.nan, 0.7]])
-    both = {"a": measured(concentration=rising, frequency=10 * rising), "b": measured(concentration=1 - rising)}
+    both = {"a": measured(frequency=rising, agreement_edges=rising / 2), "b": measured(frequency=1 - rising)}
     figure = sheets.plot_stages(both)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Concentration", "Fineness"]
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["Fineness", "Agreement with the picture's edges"]
     first, second = figure.axes[0].lines, figure.axes[1].lines
     np.testing.assert_allclose(first[0].get_ydata(), [0.2, 0.3, np.nan, 0.6])
     np.testing.assert_allclose(first[1].get_ydata(), [0.8, 0.7, np.nan, 0.4])
-    np.testing.assert_allclose(second[0].get_ydata(), [2.0, 3.0, np.nan, 6.0])
+    np.testing.assert_allclose(second[0].get_ydata(), [0.1, 0.15, np.nan, 0.3])
     assert len(first) == 2 and len(second) == 1
     edges = figure.axes[0].collections[0].get_paths()[0].vertices
     assert (edges[edges[:, 0] == 10][:, 1].min(), edges[edges[:, 0] == 10][:, 1].max()) == (0.1, 0.6)
@@ -438,13 +438,13 @@ def test_stages_are_readable_however_many_measures_there_are(number: int, writte
 
 
 def test_a_measure_without_any_value_says_so():
-    figure = sheets.plot_stages({"a": measured(concentration=np.full((4, 3), np.nan)).isel(step=[0])})
+    figure = sheets.plot_stages({"a": measured(frequency=np.full((4, 3), np.nan)).isel(step=[0])})
     assert "no value" in texts(figure)
     FigureCanvasAgg(figure).draw()
 
 
 def test_a_generation_has_steps_and_no_bands():
-    method = measured(concentration=np.full((4, 3), 0.5)).isel(draw=0)
+    method = measured(frequency=np.full((4, 3), 0.5)).isel(draw=0)
     figure = sheets.plot_stages({"a": method})
     assert figure.axes[0].get_xlabel().startswith("step") and not figure.axes[0].collections
 
@@ -509,7 +509,7 @@ def test_all_that_the_data_allow_are_drawn_one_at_a_time(monkeypatch: pytest.Mon
         monkeypatch.setattr(sheets, name, counted(name))
     likelihood = logistic({TIGER: [50.0]})
     methods = {"first": halves([40, 60]), "second": halves([60])}
-    methods["first"]["concentration"] = (("step", "draw"), np.full((2, 2), 0.5))
+    methods["first"]["frequency"] = (("step", "draw"), np.full((2, 2), 0.5))
     pages = sheets.drawn(noised(), methods, likelihood, timed(likelihood), TIGER)
     assert next(pages)[0] == "likelihood" and made == ["plot_likelihood"]
     assert [name for name, _ in pages] == ["first", "second", "zooms", "stages"]

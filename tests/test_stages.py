@@ -13,17 +13,6 @@ def disc(radius: float, side: int = 64) -> np.ndarray:
     return np.hypot(*np.meshgrid(axis, axis)) <= radius
 
 
-def test_gini_of_even_single_and_uniform_maps():
-    assert stages.gini(np.ones((8, 8))) == pytest.approx(0)
-    single = np.zeros((8, 8))
-    single[2, 3] = 5
-    assert stages.gini(single) == pytest.approx(1 - 1 / 64)
-    ramp = np.arange(1, 101.0).reshape(10, 10)
-    pairs = np.abs(ramp.ravel()[:, None] - ramp.ravel()).sum()
-    assert stages.gini(ramp) == pytest.approx(pairs / (2 * 100**2 * ramp.mean()))
-    assert np.isnan(stages.gini(-ramp))
-
-
 def test_share_inside_counts_what_is_positive():
     mask, saliency = disc(10), np.where(disc(10), 3.0, 1.0)
     saliency[0, 0] = -100

@@ -17,12 +17,6 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "concentration": Measure(
-        "Concentration",
-        "0 is a positive part spread evenly over the picture; towards 1 it is gathered in one place.",
-        "Concentration",
-        "positive part: 0 spread evenly, 1 in one place",
-    ),
     "frequency": Measure(
         "Mean frequency",
         "Low is broad areas, high is fine lines and grain, in cycles along the picture’s longer side.",
