@@ -336,6 +336,15 @@ def test_models_without_words_are_refused(model):
     assert "frames were given" in refusal(Words(), [])
 
 
+def test_text_and_picture_in_one_sequence_have_no_word_maps(model):
+    joint = denoscope.load(stable_diffusion_3(model.pipeline))
+    joint.pipeline.set_progress_bar_config(disable=True)
+    call = dict(height=32, width=32, num_inference_steps=1, seed=0, output_type="latent")
+    assert "one sequence" in refusal(Words(), joint.trace("a red circle", **call), kind=ModelError)
+    with pytest.raises(ModelError, match="one sequence"), Words().recording(joint):
+        joint.trace("a red circle", **call)
+
+
 # Region → words
 
 
