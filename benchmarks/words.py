@@ -31,7 +31,7 @@ from denoscope import Words
 from denoscope.attributors.base import method
 from denoscope.attributors.prompts import numbered
 from denoscope.bundled.scenes import Caption, Scene, caption
-from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid
+from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid, pointing
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """By map, by measure, by step."""
@@ -48,7 +48,7 @@ def parts_of(worded: Caption, scene: Scene, thing: int) -> dict[str, list[str]]:
 def measured(saliency: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Whether a map's maximum is on the object, and the AUROC."""
     enlarged = on_grid(saliency, *mask.shape)
-    return {"pointing": float(mask.ravel()[enlarged.argmax()]), "auroc": auroc(enlarged, mask)}
+    return {"pointing": pointing(enlarged, mask), "auroc": auroc(enlarged, mask)}
 
 
 def over_steps(maps: list[np.ndarray], mask: np.ndarray) -> dict[str, dict[str, float]]:
