@@ -29,6 +29,7 @@ ROOMS = (
     "targets",
     "attributors",
     "timing",
+    "commitment",
     "evaluation",
     "figures",
     "measures",
