@@ -2,6 +2,7 @@
 
 import functools
 import math
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -231,3 +232,13 @@ def test_what_cannot_be_is_refused():
     three = MixtureWorld(torch.randn(3, 1, 4, 4), 0.1)
     assert "two equal modes" in refusal(three.agreement, 0.0)
     assert "two equal modes" in refusal(MixtureWorld(mixture().means, 0.1, (0.3, 0.7)).survival, 0.0)
+
+
+def test_the_documented_example_says_what_the_page_says():
+    text = (Path(__file__).parents[1] / "docs" / "exact-worlds.md").read_text(encoding="utf-8")
+    said: list[tuple] = []
+    exec(text.split("```python\n")[1].split("```")[0], {"print": lambda *values: said.append(values)})
+    (expected, measured), (areas,), (speciation, agreement) = said
+    assert measured == pytest.approx(expected, rel=0.03)
+    assert min(areas) >= 0.99
+    assert speciation == pytest.approx(3.95, abs=1e-3) and agreement == pytest.approx(0.775, abs=1e-3)

@@ -9,6 +9,7 @@ pipeline is called again and none has to be able to start half-way.
 """
 
 import operator
+import zlib
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ class Experiment(ABC):
     """What the experiments share: a result has `decided` (attribute, step, draw), 1, 0 or, where it is unknown, NaN.
 
     `reader` says what a picture shows and `same` whether two values of it are one; `draws` is how many samples enter at
-    each step; `seed`, `eta` and `batch_size` are those of `finish`.
+    each step; `eta` and `batch_size` are those of `finish`. Every run has random numbers of its own, made of `seed` and
+    of what the run began with, or the scenes of an interval would err together.
     """
 
     reader: Reader
@@ -127,10 +129,21 @@ class Experiment(ABC):
         if not 0 <= self.eta <= 1:
             raise InputError(f"eta is {self.eta}. It lies between 0, no noise, and 1, as much as DDPM's.")
 
-    def _ends(self, steps: Sequence[Step], entries: Sequence[Entry], advance: Advance | None) -> list[Values]:
+    def _own_seed(self, trace: Trace) -> int:
+        began = zlib.crc32(trace[0].sample.detach().float().cpu().numpy().tobytes())
+        return int(np.random.SeedSequence([self.seed, began]).generate_state(1, np.uint64)[0])
+
+    def _noise(self, trace: Trace) -> list[torch.Tensor]:
+        """One noise for each draw, (1, channels, h, w)."""
+        sample = trace[0].sample
+        return list(draw_noise(sample.shape[1:], self.draws, self._own_seed(trace)).to(sample).split(1))
+
+    def _ends(
+        self, steps: Sequence[Step], entries: Sequence[Entry], trace: Trace, advance: Advance | None
+    ) -> list[Values]:
         """What the pictures show that the entries come to."""
-        options: dict[str, Any] = dict(eta=self.eta, seed=self.seed, advance=advance)
         size = self.batch_size or _room(entries[0][1])
+        options: dict[str, Any] = dict(eta=self.eta, seed=self._own_seed(trace), advance=advance)
         samples = finish(steps, entries, batch_size=size, **options)
         return [self._read(steps[0], sample[None]) for sample in samples]
 
@@ -198,10 +211,10 @@ class UTurn(Experiment):
         """Raises `InputError` for steps that are not there, several pictures, or an `under` of another schedule."""
         chosen, process = choose(trace, steps), _same_schedule(trace, under or trace)
         clean = trace[-1].prev_sample
-        noise = draw_noise(clean.shape[1:], self.draws, self.seed).to(clean).split(1)
+        noise = self._noise(trace)
         entries = [(0, trace[0].level.noisy(0 * clean, draw)) for draw in noise]
         entries += [(step.index, step.level.noisy(clean, draw)) for step in chosen for draw in noise]
-        truth, ends = self._read(trace[0], clean), self._ends(process, entries, advance)
+        truth, ends = self._read(trace[0], clean), self._ends(process, entries, trace, advance)
         kept = np.array([[self._kept(name, truth, end) for end in ends] for name in truth])
         chance, decided = np.split(kept.reshape(len(truth), -1, self.draws), [1], axis=1)
         found = self._labelled(chosen, decided, list(truth))
@@ -243,7 +256,7 @@ class PromptSwitch(Experiment):
         _same_noise(base, other)
         entries = [(step.index, step.sample) for step in chosen for _ in range(self.draws)]
         old, new = (self._read(trace[0], trace[-1].prev_sample) for trace in (base, other))
-        ends = self._ends(process, entries, advance)
+        ends = self._ends(process, entries, base, advance)
         gone = np.array([[self._gone(name, old, new, end) for end in ends] for name in old])
         return self._labelled(chosen, gone.reshape(len(old), len(chosen), -1), list(old))
 
@@ -285,10 +298,9 @@ class Clones(Experiment):
     ) -> xr.Dataset:
         """Raises `InputError` for steps that are not there or several pictures."""
         chosen, first = choose(trace, steps), trace[0]
-        noise = draw_noise(first.sample.shape[1:], self.draws, self.seed).to(first.sample).split(1)
-        entries = [(0, first.level.noisy(0 * first.sample, draw)) for draw in noise]
+        entries = [(0, first.level.noisy(0 * first.sample, draw)) for draw in self._noise(trace)]
         entries += [(step.index, step.sample) for step in chosen for _ in range(self.draws)]
-        ends = self._ends(list(trace), entries, advance)
+        ends = self._ends(list(trace), entries, trace, advance)
         rows = [ends[i : i + self.draws] for i in range(0, len(ends), self.draws)]
         names = list(ends[0])
         agree = np.array([[[self._equal(name, *p) for p in combinations(row, 2)] for row in rows] for name in names])
