@@ -1,6 +1,6 @@
 """When is each attribute of a picture decided? U-turns and prompt switches on scenes of the bundled world.
 
-    python benchmarks/commitment.py                            # 50 scenes with one object, about fifteen minutes
+    python benchmarks/commitment.py                            # 50 scenes with one object, about ten minutes
     python benchmarks/commitment.py --scenes 4 --workers 1     # a look
 
 Uniform schedule, 30 steps, guidance 3. Three experiments for each scene:
@@ -35,7 +35,7 @@ from denoscope.commitment import PromptSwitch, UTurn, across, commitment, in_ord
 from denoscope.evaluation.attributes import reader_for, same_value
 
 FIRST_SEED = 8_000_000
-AT = tuple(range(0, STEPS, 2))
+AT = (*range(0, STEPS, 2), STEPS - 1)
 ALTERNATIVES = {"background": BACKGROUNDS, "colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES}
 EXPERIMENTS = {
     "u_turn": "U-turn without a prompt",
@@ -130,7 +130,8 @@ def summary(name: str, found: list[dict]) -> xr.Dataset:
 
 
 def interval(values: xr.DataArray) -> str:
-    low, estimate, high = (f"{v:.1f}" if np.isfinite(v) else "never" for v in values.values)
+    """Estimate and interval; ∞ for what is not decided by the last step."""
+    low, estimate, high = (f"{v:.1f}" if np.isfinite(v) else "∞" for v in values.values)
     return f"{estimate} [{low}, {high}]"
 
 
