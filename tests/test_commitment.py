@@ -151,6 +151,24 @@ def test_a_switch_at_the_first_step_is_the_other_prompt_and_none_is_the_first(st
     assert np.allclose(pictures[-1], expected, atol=1e-5)
 
 
+def test_a_switch_is_what_the_pipeline_makes_of_it(stable_diffusion):
+    """Oracle: one call of the pipeline with DDIM, whose callback exchanges the prompt's embedding in the middle."""
+    stable_diffusion.scheduler = SCHEDULERS["ddim"]()
+    base, other = (guided(stable_diffusion, prompt) for prompt in ("a red circle", "a green cross"))
+    later = torch.cat(stable_diffusion.encode_prompt("a green cross", "cpu", 1, True)[::-1])
+
+    def exchange(pipe, index, timestep, kwargs):
+        return {"prompt_embeds": later} if index == 1 else {}
+
+    options = dict(num_inference_steps=4, output_type="np", callback_on_step_end=exchange)
+    made = stable_diffusion("a red circle", generator=torch.Generator().manual_seed(1), **options).images[0]
+    pictures: list[np.ndarray] = []
+    PromptSwitch(lambda picture: {"n": pictures.append(picture)})(base, other, [2])
+    switched = pictures[2]
+    assert np.allclose(switched, made, atol=1e-4)
+    assert not np.allclose(switched, pictures[0], atol=1e-3) and not np.allclose(switched, pictures[1], atol=1e-3)
+
+
 class Painted:
     """A reader whose pictures are judged by what was noted of them: a curve that is known."""
 
