@@ -328,10 +328,13 @@ def test_scaling_words_that_are_all_the_same():
     assert scaled(np.array([1.0, 3.0, 2.0])).tolist() == [0, 1, 0.5]
 
 
-def test_totals_add_up_steps(trace):
+def test_totals_add_up_steps_that_are_scaled_each(trace):
     result = Relevance()(trace)
-    expected = [sum(float(result.relevance.sel(step=s, token=word)) for s in range(3)) for word in WORDS]
-    np.testing.assert_allclose(totals(result), expected, rtol=1e-6)
+    expected = np.zeros(len(WORDS))
+    for step in range(3):
+        raw = [float(result.relevance.sel(step=step, token=word)) for word in WORDS]
+        expected += [(value - min(raw)) / (max(raw) - min(raw)) for value in raw]
+    np.testing.assert_allclose(totals(result), expected, rtol=1e-5, atol=1e-6)
     assert list(totals(result).token.values) == WORDS
 
 

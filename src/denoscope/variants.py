@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from .attributors.base import Attributor, list_methods
+from .attributors.relevance import totals
 from .classifiers import Classifier, load_classifier
 from .concepts import has_words
 from .encoders import BUNDLED, Features, load_encoder
@@ -374,7 +375,7 @@ def _totals(explanation: Explanation) -> list[tuple[str, float]]:
     """Each word and Σ_t ρ_k(t) of its relevance, scaled at every step; a word that is there twice is told twice."""
     for method in explanation.methods().values():
         if has_words(method):
-            total = method["relevance_scaled"].sum("step")
+            total = totals(method)
             return list(zip(map(str, total["token"].values), total.values.tolist(), strict=True))
     return []
 

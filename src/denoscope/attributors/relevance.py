@@ -355,8 +355,11 @@ def _visited(attention: Attention) -> int:
 
 
 def totals(result: xr.Dataset) -> xr.DataArray:
-    """Σ_t ρ_k(t), (token): how much each word counted over the steps of a result that were explained."""
-    return result["relevance"].sum("step")
+    """Σ_t ρ_k(t), ρ scaled to 0..1 over the words at every step, (token): how much each word counted over the steps.
+
+    Raw relevance is not added up: gradients have other sizes at other steps, and the largest would decide.
+    """
+    return result["relevance_scaled"].sum("step")
 
 
 register("relevance-reference")(partial(Relevance, variant="reference"))
