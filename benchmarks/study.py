@@ -5,8 +5,11 @@
 Direct: the packages' own network as its readme loads it, one frame a call, Captum's arguments at the fastest of
 `internal_batch_size` None, 10, 25 (Integrated Gradients) and `perturbations_per_eval` 1, 4, 16, 64 (Occlusion).
 Ours: the attributors as `denoscope recognise` calls them. The two take turns, and their maps must agree to 1e-5 of the
-map's largest magnitude. A network's output changes with the number of pictures in a call by rounding, and its gradient
-by more where a unit stands at an edge of ReLU6, so for that comparison the direct calls see as many at once as ours.
+map's largest magnitude. A network's output changes by rounding with the number of pictures in a call, the layout of its
+weights and the number of threads, and its gradient by far more where a unit stands at an edge of ReLU6. So `apart`
+compares with direct calls that round as ours do: as many pictures at once, in one thread, weights in channels-last
+order. `rounding` is how far those direct calls are from the same with all threads and in the network's own layout: as
+far as direct calls are from themselves.
 """
 
 import argparse
@@ -33,7 +36,8 @@ from denoscope.photographs import load_photograph
 from denoscope.targets import ClassScore
 
 LABEL = 285  # Egyptian cat
-FIRST, COUNT = 60, 4
+FIRST, COUNT, CHECKED = 60, 4, 2
+"""Frames from here on, and of how many of them maps are compared."""
 WINDOW, STRIDES = (3, 15, 15), (3, 8, 8)
 
 Direct = Callable[[torch.Tensor, int | None], torch.Tensor]
@@ -49,9 +53,9 @@ def own_network() -> torch.nn.Module:
 class Chunked(torch.nn.Module):
     """A network that sees as many pictures at once as our attributors show it."""
 
-    def __init__(self, network: torch.nn.Module):
+    def __init__(self, network: torch.nn.Module, layout: torch.memory_format):
         super().__init__()
-        self.network = network
+        self.network = network.to(memory_format=layout)  # type: ignore[call-overload]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.network(chunk) for chunk in x.split(CHUNK["cpu"])])
@@ -92,19 +96,32 @@ def frames() -> Frames:
     return blend(classifier.prepare(load_photograph(skimage.data.cat())), **classifier.imagenet_noise())
 
 
-def compared(direct: Direct, alike: Direct, settings: tuple[int | None, ...], ours: Attributor, rounds: int) -> dict:
-    """Direct ÷ ours over COUNT frames, the seconds of both, and how far the maps are apart."""
+def apart(some: np.ndarray, others: np.ndarray) -> float:
+    """The largest difference of two frames' maps, in parts of the map's largest magnitude."""
+    return float(max(np.abs(a - b).max() / np.abs(a).max() for a, b in zip(some, others, strict=True)))
+
+
+def compared(direct: Direct, alike: list[Direct], settings: tuple[int | None, ...], ours: Attributor, n: int) -> dict:
+    """Direct ÷ ours over COUNT frames, the seconds of both in n rounds, and how far the maps are apart."""
     sequence, chosen = frames(), list(range(FIRST, FIRST + COUNT))
     pictures = [sequence[index].images for index in chosen]
     direct(pictures[0], settings[-1])
     seconds = {setting: seconds_of(lambda s=setting: direct(pictures[0], s)) for setting in settings}
     best = min(settings, key=seconds.__getitem__)
     channels = 3 if isinstance(ours, Occlusion) else 1  # Captum gives a window's fall to each of its channels
-    theirs = np.concatenate([alike(x, best).sum(dim=1).detach().numpy() / channels for x in pictures])
-    maps = ours(sequence, chosen).saliency.values[:, 0]
-    apart = max(np.abs(a - b).max() / np.abs(a).max() for a, b in zip(theirs, maps, strict=True))
-    took = ratio_of(lambda: [direct(x, best) for x in pictures], lambda: ours(sequence, chosen), rounds)
-    return {**took, "best": best, "settings_s": {str(k): v for k, v in seconds.items()}, "apart": float(apart)}
+
+    def maps_by(call: Direct, threads: int) -> np.ndarray:
+        usual = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found = [call(x, best).sum(dim=1).detach().numpy() / channels for x in pictures[:CHECKED]]
+        torch.set_num_threads(usual)
+        return np.concatenate(found)
+
+    same, plain = maps_by(alike[0], 1), maps_by(alike[1], torch.get_num_threads())
+    own = ours(sequence, chosen[:CHECKED]).saliency.values[:, 0]
+    differences = {"apart": apart(same, own), "rounding": apart(same, plain)}
+    took = ratio_of(lambda: [direct(x, best) for x in pictures], lambda: ours(sequence, chosen), n)
+    return {**took, "best": best, "settings_s": {str(k): v for k, v in seconds.items()}, **differences}
 
 
 def main() -> None:
@@ -116,17 +133,25 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     ours, results = attributors(), {}
     network = own_network()
-    alike = direct_calls(Chunked(network))
+    layouts = torch.channels_last, torch.contiguous_format
+    alike = [direct_calls(Chunked(own_network(), layout)) for layout in layouts]
     for name, (direct, settings) in direct_calls(network).items():
-        results[name] = compared(direct, alike[name][0], settings, ours[name], asked.rounds)
+        results[name] = compared(direct, [calls[name][0] for calls in alike], settings, ours[name], asked.rounds)
         print(name, json.dumps(results[name]), flush=True)
     whole = sum(r["first_s"] for r in results.values()) / sum(r["second_s"] for r in results.values())
     results["study"] = {"ratio": whole, "seconds_a_frame": sum(r["second_s"] for r in results.values()) / COUNT}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=2))
-    table = Table("method", "direct ÷ ours", title=f"{COUNT} frames, {asked.threads} threads, {asked.rounds} rounds")
+    table = Table(
+        "method",
+        "direct ÷ ours",
+        "maps apart",
+        "rounding",
+        title=f"{COUNT} frames, {asked.threads} threads, {asked.rounds} rounds",
+    )
     for name, result in results.items():
-        table.add_row(name, f"{result['ratio']:.2f}")
+        differences = [f"{result[key]:.1e}" if key in result else "" for key in ("apart", "rounding")]
+        table.add_row(name, f"{result['ratio']:.2f}", *differences)
     Console().print(table)
 
 

@@ -1,5 +1,7 @@
 """Integrated Gradients, Gradient SHAP and Occlusion: closed forms, identities, and Captum called directly."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,51 @@ def test_options_that_cannot_be(curved, make):
 def test_a_window_larger_than_the_picture(curved, sequence):
     with pytest.raises(InputError, match="larger"):
         Occlusion(ClassScore(curved, 1), (3, 17, 4))(sequence, [1])
+
+
+class Watched(torch.nn.Module):
+    """A network that notes which threads call it, and with how many of torch's own."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network, self.calls = network, set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add((threading.get_ident(), torch.get_num_threads()))
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda t: IntegratedGradients(t, 20), lambda t: GradientShap(t, 20), Occlusion], ids=["ig", "shap", "occ"]
+)
+def test_chunks_side_by_side_give_the_same_maps(curved, sequence, made):
+    watched = Watched(curved.module)
+    target = ClassScore(classifier_of(watched), 1)
+    alone = made(target)(sequence, [1, 4])
+    usual = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        watched.calls.clear()
+        together = made(target)(sequence, [1, 4])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(usual)
+    own = threading.get_ident()
+    assert {threads for ident, threads in watched.calls if ident != own} == {1}
+    assert together["saliency"].values == pytest.approx(alone["saliency"].values, abs=1e-6)
+
+
+def test_what_fails_in_a_chunk_is_raised(curved, sequence):
+    class Failing(torch.nn.Module):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("out of memory")
+            return curved.module(x)
+
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            GradientShap(ClassScore(classifier_of(Failing()), 1), 20)(sequence, [1])
+    finally:
+        torch.set_num_threads(usual)

@@ -2,9 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,35 @@ TOGETHER = 4
 """Pictures that are attributed in one go; so many frames share the calls of the score."""
 
 
+Result = TypeVar("Result")
+
+
+def threads_for(step: Step | Frame) -> int:
+    """How many chunks of samples are computed side by side: as many as torch has threads, for frames on a CPU.
+
+    One thread a chunk uses a processor better than all threads on one chunk after the other. Through a denoiser it is
+    one: what listens to its calls expects one at a time.
+    """
+    alone = not isinstance(step, Frame) or step.images.device.type != "cpu"
+    return 1 if alone else torch.get_num_threads()
+
+
+def side_by_side(
+    work: Callable[[torch.Tensor], Result], samples: torch.Tensor, size: int, threads: int, advance: Advance
+) -> Iterator[Result]:
+    """work(chunk) of every chunk of `size` samples, in their order, `threads` at once with one torch thread each."""
+    chunks = samples.split(size)
+    if threads == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            yield work(chunk)
+            advance(len(chunk))
+        return
+    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+        for chunk, found in zip(chunks, pool.map(work, chunks), strict=True):
+            yield found
+            advance(len(chunk))
+
+
 def black_and_itself(samples: torch.Tensor) -> torch.Tensor:
     """The study's baselines of Gradient SHAP: zero and the sample itself, (2 n, channels, h, w)."""
     return torch.cat([0 * samples, samples])
@@ -36,31 +67,34 @@ class ChunkedScore(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, samples: torch.Tensor, score: Score, size: int, advance: Advance) -> torch.Tensor:
-        scores, gradients = [], []
-        for chunk in samples.detach().split(size):
+    def forward(
+        ctx: Any, samples: torch.Tensor, score: Score, size: int, threads: int, advance: Advance
+    ) -> torch.Tensor:
+        def both(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.enable_grad():
                 x = chunk.clone().requires_grad_()
                 y = score(x)
-                gradients += torch.autograd.grad(y.sum(), x)
-            scores.append(y.detach())
-            advance(len(chunk))
+                (gradient,) = torch.autograd.grad(y.sum(), x)
+            return y.detach(), gradient
+
+        found = list(side_by_side(both, samples.detach(), size, threads, advance))
+        scores, gradients = zip(*found, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradients,) = ctx.saved_tensors
-        return outer[0].reshape(-1, *[1] * (gradients.ndim - 1)) * gradients, None, None, None
+        return outer[0].reshape(-1, *[1] * (gradients.ndim - 1)) * gradients, None, None, None, None
 
 
-def chunked(score: Score, size: int, advance: Advance) -> Score:
-    """The same score for any number of samples, `size` at a time; differentiable."""
+def chunked(score: Score, size: int, threads: int, advance: Advance) -> Score:
+    """The same score for any number of samples, `size` at a time in each of so many threads; differentiable."""
 
     def of(samples: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and samples.requires_grad:
-            return ChunkedScore.apply(samples, score, size, advance)
-        return torch.cat([score(chunk) for chunk in samples.split(size)])
+            return ChunkedScore.apply(samples, score, size, threads, advance)
+        return torch.cat(list(side_by_side(torch.no_grad()(score), samples, size, threads, lambda done: None)))
 
     return of
 
@@ -104,7 +138,7 @@ class _Gradients(PictureAttributor):
     def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
         samples = samples_of(step)
         size = self.internal_batch_size or CHUNK.get(samples.device.type, 32)
-        score = chunked(self.target.at(step), size, advance)
+        score = chunked(self.target.at(step), size, threads_for(step), advance)
         attributions, *delta = self.attributed(score, samples)
         found: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
         if delta:
