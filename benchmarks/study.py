@@ -40,6 +40,8 @@ FIRST, COUNT, CHECKED = 60, 4, 2
 """Frames from here on, and of how many of them maps are compared."""
 WINDOW, STRIDES = (3, 15, 15), (3, 8, 8)
 
+METHODS = ("integrated gradients", "gradient shap", "occlusion")
+
 Direct = Callable[[torch.Tensor, int | None], torch.Tensor]
 
 
@@ -128,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("out/bench-study.json"))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -135,7 +138,8 @@ def main() -> None:
     network = own_network()
     layouts = torch.channels_last, torch.contiguous_format
     alike = [direct_calls(Chunked(own_network(), layout)) for layout in layouts]
-    for name, (direct, settings) in direct_calls(network).items():
+    for name in asked.methods.split(","):
+        direct, settings = direct_calls(network)[name]
         results[name] = compared(direct, [calls[name][0] for calls in alike], settings, ours[name], asked.rounds)
         print(name, json.dumps(results[name]), flush=True)
     whole = sum(r["first_s"] for r in results.values()) / sum(r["second_s"] for r in results.values())

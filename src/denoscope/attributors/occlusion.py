@@ -3,14 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..frames import Frame
-from ..targets import Score, Target
+from ..targets import Target
 from ..traces import Step
 from .base import Advance
 from .gradients import CHUNK, PictureAttributor, by_position, samples_of, side_by_side, threads_for
@@ -58,43 +57,28 @@ class Occlusion(PictureAttributor):
         return window, self.strides or (shape[1], *[math.ceil(side / 2) for side in window[1:]])
 
     def work(self, step: Step | Frame) -> int:
-        return self._evaluations(samples_of(step).shape)
-
-    def _evaluations(self, shape: torch.Size) -> int:
-        """How often the score is asked for samples of a shape (n, channels, h, w)."""
+        shape = samples_of(step).shape
         window, strides = self.windows(shape)
         places = [1 + math.ceil((s - w) / d) for s, w, d in zip(shape[1:], window, strides, strict=True)]
         return shape[0] * (1 + math.prod(places))
 
-    def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
-        samples, score, threads = samples_of(step), torch.no_grad()(self.target.at(step)), threads_for(step)
-        window, _ = self.windows(samples.shape)
-        if 1 < threads <= len(samples):
-            alone = partial(self._attributed, score=score, threads=1, advance=lambda done: None)
-            portions = side_by_side(
-                alone, samples, 1, threads, lambda done: advance(self._evaluations(samples[:1].shape))
-            )
-            attributions = torch.cat(list(portions))
-        else:
-            attributions = self._attributed(samples, score, threads, advance)
-        return {"saliency": by_position(attributions, step) / window[0]}
-
     @torch.no_grad()
-    def _attributed(self, samples: torch.Tensor, score: Score, threads: int, advance: Advance) -> torch.Tensor:
-        """Captum's attributions of samples, whose windows are covered chunk by chunk in so many threads."""
+    def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
         from captum import attr
 
+        samples, score, threads = samples_of(step), self.target.at(step), threads_for(step)
         window, strides = self.windows(samples.shape)
         own = max(1, CHUNK.get(samples.device.type, 32) // len(samples))
         size = len(samples) * (self.perturbations_per_eval or own)
 
         def counted(covered: torch.Tensor) -> torch.Tensor:
-            return torch.cat(list(side_by_side(score, covered, size, threads, advance)))
+            return torch.cat(list(side_by_side(torch.no_grad()(score), covered, size, threads, advance)))
 
-        return attr.Occlusion(counted).attribute(
+        attributions = attr.Occlusion(counted).attribute(
             samples,
             sliding_window_shapes=window,
             strides=strides,
             baselines=self.baselines,
-            perturbations_per_eval=self.perturbations_per_eval or own * (threads if threads == 1 else 8 * threads),
+            perturbations_per_eval=self.perturbations_per_eval or own * (1 if threads == 1 else 4 * threads),
         )
+        return {"saliency": by_position(attributions, step) / window[0]}
