@@ -47,6 +47,9 @@ ROOMS = (
     "runs",
     "recognition",
     "variants",
+    "ledgers",
+    "leaderboard",
+    "trials",
     "cli",
     "__main__",
 )
@@ -66,6 +69,8 @@ LIGHT = {
     "explanations",
     "figures",
     "juxtaposition",
+    "leaderboard",
+    "ledgers",
     "maps",
     "measures",
     "page",

@@ -316,6 +316,95 @@ def _on_two_lines(cell: str) -> str:
     return cell.replace(" [", "\n").replace(", ", "–").rstrip("]")
 
 
+@app.command()
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
+    scenes: Annotated[int, typer.Option(help="Pictures to measure.")] = 50,
+    prompts: Annotated[
+        str | None, typer.Option(help="For other models: a file, a prompt a line, or NAME, PROMPT and PHRASE by tabs.")
+    ] = None,
+    masks: Annotated[
+        str | None, typer.Option(help="Folder of pictures, bright where the object is, named after the prompts' lines.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods, separated by commas; all if left out.")] = None,
+    checks: Annotated[
+        str | None, typer.Option(help="localisation,games,infidelity,resampling,stability,sanity; all if left out.")
+    ] = None,
+    at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale w; 3 for shapes, else the pipeline's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures of --prompts.")] = 0,
+    num_masks: Annotated[int, typer.Option(help="Masks per step of DF-RISE, samples of LIME.")] = 256,
+    encoder: Annotated[
+        str | None, typer.Option(help="What measures the games of other models: a hub id or folder of a vision model.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Pictures side by side; one a processor if left out.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; work in it is continued.")] = Path(
+        "denoscope-evaluation"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew what is in that folder.")] = False,
+) -> None:
+    """Which explanation is true? Every method on many pictures, against what is known: a leaderboard."""
+    asked = _without(context, "workers", "out", "overwrite")
+    asked |= dict(
+        at=_steps(at),
+        methods=None if methods is None else _names(methods),
+        checks=_names(checks) if checks is not None else None,
+    )
+    said = {name: value for name, value in asked.items() if value is not None}
+    try:
+        _evaluated(said, workers, out, overwrite)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted: the pictures finished are kept in {out}. The same command goes on.") from None
+
+
+def _evaluated(asked: dict[str, Any], workers: int | None, out: Path, overwrite: bool) -> None:
+    """Check what can be checked, then measure what is not there yet, save and tell."""
+    from .ledgers import Ledger
+
+    with _quiet():
+        from . import trials
+
+        if asked.get("at") == "all":
+            asked["at"] = tuple(range(asked["steps"]))
+        evaluation = trials.Evaluation(**asked)
+        evaluation.subjects()
+        ledger = Ledger.opened(out, evaluation.settings(), overwrite)
+        with _progress() as watch:
+            count = trials.workers_for(evaluation.device) if workers is None else workers
+            found = trials.evaluate(evaluation, ledger, workers=count, watch=watch)
+        typer.echo(f"Writing {out}", err=True)
+        scores, table = trials.summary(trials.collected(evaluation, ledger, found))
+        run = trials.record(evaluation, found)
+        trials.save(ledger, scores, table, run)
+    _tell_evaluated(table, run, ledger.folder)
+
+
+def _tell_evaluated(table: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
+    """The short leaderboard, and where the report is; what failed exits with status 1."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from .leaderboard import short_rows
+
+    head, rows = short_rows(table)
+    steps = ", ".join(map(str, table["steps"]))
+    shown = Table(*head, title=f"{table['scenes']} pictures, steps {steps}", box=box.SIMPLE_HEAD, show_lines=True)
+    for row in rows:
+        shown.add_row(*row)
+    shown.caption = "mean and 95 % interval over pictures, a line a step; baselines in brackets"
+    Console().print(shown)
+    for what, failure in run["failures"].items():
+        typer.echo(f"denoscope: {what} failed {failure['times']} times: {failure['first']}", err=True)
+    typer.echo(f"Report: {folder / 'report.html'}")
+    if run["failures"]:
+        raise typer.Exit(1)
+
+
 def _without(context: typer.Context, *names: str) -> dict[str, Any]:
     """What a command was given, by the names of its parameters, but for some."""
     return {name: value for name, value in context.params.items() if name not in names}

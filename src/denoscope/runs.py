@@ -77,7 +77,7 @@ class Request:
     def attributors(self) -> dict[str, Attributor]:
         """The methods with their options, by the name of their group in the result."""
         options = {"num_masks": self.masks, "until": self.until}
-        return {name.replace("-", "_"): method(name, **_fitting(name, options)) for name in self.methods}
+        return {name.replace("-", "_"): method(name, **fitting(name, options)) for name in self.methods}
 
     def call(self) -> dict[str, Any]:
         """Keyword arguments of `Model.trace`."""
@@ -137,7 +137,7 @@ def shown_steps(at: At, total: int, chosen: Sequence[int]) -> Sequence[int]:
     return at
 
 
-def _fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that a method has."""
     known = inspect.signature(METHODS[name]).parameters if name in list_methods() else options
     return {option: value for option, value in options.items() if option in known}
@@ -284,12 +284,12 @@ def stamp(outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "interrupted": outcome.interruption is not None,
         "interruption": outcome.interruption,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version_of(name) for name in PACKAGES}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,0 +1,545 @@
+"""The trust bench: every method on many pictures, against what is known of them; a trial is one picture.
+
+On the bundled world the pictures are drawn from scenes, whose objects the judge finds; of any other model they are made
+of the user's prompts, with masks that the user gives. What is found of a picture is kept in a `Ledger` as soon as it is
+there, so that work can be stopped and goes on where it was; `collected` brings all trials together.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from .attributors.base import Advance, Attributor, list_methods, method
+from .attributors.gradients import GradientShap, IntegratedGradients
+from .attributors.occlusion import Occlusion
+from .classifiers import load_classifier
+from .encoders import load_encoder
+from .errors import DenoscopeError, InputError, did_you_mean, one_line
+from .evaluation import (
+    BASELINES,
+    GAMES,
+    Baseline,
+    Probe,
+    Resampling,
+    WithinMask,
+    fails,
+    games,
+    localisation,
+    noise_agreement,
+    over_scenes,
+    prompt_randomisation,
+    resampling,
+    root_mean_square,
+    seed_agreement,
+    stages_of,
+    weight_randomisation,
+)
+from .evaluation.interventions import Distance
+from .evaluation.subjects import NotAsTold, Subject, bundled_subject, subjects_of
+from .leaderboard import FAILED, PASSED, UNSURE, render_leaderboard, table_of, with_intervals
+from .ledgers import Ledger, write_whole
+from .models import BUNDLED, Model, load
+from .runs import PACKAGES, Watch, fitting, flags, version_of
+from .targets import ClassScore, Closeness
+from .traces import Trace
+
+OF_CLASS = ("integrated-gradients", "gradient-shap", "occlusion")
+"""Methods that explain a class, through the denoiser."""
+OF_WORDS = ("words", "relevance", "relevance-reference")
+"""Methods with a map for every word; what is judged is the mean of a phrase's."""
+PLACES = {"early": 0.2, "middle": 0.5, "late": 0.8}
+"""Where in a run the steps are that are explained unless others are named."""
+CHECKS = ("localisation", "games", "infidelity", "resampling", "stability", "sanity")
+SPARE = 3
+"""Scenes at hand for each that is wanted, as the model does not always draw what it is told."""
+
+Values = dict[str, list[float]]
+"""By measure, a value for each step."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `denoscope evaluate` was asked for; None means what suits the model.
+
+    `checks` at one step alone, the middle one: stability and sanity, which explain a picture many times over.
+    """
+
+    model: str = "shapes"
+    scenes: int = 50
+    prompts: str | None = None
+    masks: str | None = None
+    methods: tuple[str, ...] | None = None
+    checks: tuple[str, ...] = CHECKS
+    at: tuple[int, ...] | None = None
+    steps: int = 30
+    guidance: float | None = None
+    seed: int = 0
+    num_masks: int = 256
+    encoder: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("methods", known_methods()), ("checks", CHECKS)):
+            given = getattr(self, name)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise InputError(f"The {name} given are: {', '.join(given) or 'none'}. Give at least one, each once.")
+            if wrong := [word for word in given or () if word not in known]:
+                raise InputError(f'There is no {name[:-1]} "{wrong[0]}". {did_you_mean(wrong[0], known)}')
+        if self.scenes < 2:
+            raise InputError(
+                f"{self.scenes} scenes were asked for. An interval over scenes needs at least 2; 50 are usual."
+            )
+        if self.bundled and (self.prompts or self.masks):
+            raise InputError(
+                f'The model "{self.model}" is evaluated on its own scenes, whose masks are known. --prompts and '
+                "--masks are for other models: leave them out, or name one with --model."
+            )
+        if not self.bundled and self.prompts is None:
+            raise InputError(
+                f'What "{self.model}" should draw is not known. Give --prompts FILE, a prompt a line, and --masks '
+                "FOLDER with masks named after the lines, or evaluate the bundled model, shapes."
+            )
+        shown = self.shown
+        if not shown or len(set(shown)) < len(shown) or not all(0 <= step < self.steps for step in shown):
+            raise InputError(
+                f"The steps {', '.join(map(str, shown)) or '(none)'} cannot be explained: a run has "
+                f"{self.steps} steps, 0 (the noisiest) to {self.steps - 1}. Name some of these, each once."
+            )
+
+    @property
+    def bundled(self) -> bool:
+        return self.model in BUNDLED
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The steps that are explained."""
+        chosen = self.at or tuple(dict.fromkeys(round(place * self.steps) for place in PLACES.values()))
+        return tuple(sorted(chosen))
+
+    @property
+    def middle(self) -> int:
+        """The step at which stability and sanity are checked."""
+        return self.shown[len(self.shown) // 2]
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The methods, without the baselines, which are always there."""
+        return known_methods() if self.methods is None else self.methods
+
+    @property
+    def scale(self) -> float | None:
+        """The guidance scale; the bundled model's examples have 3."""
+        return 3.0 if self.guidance is None and self.bundled else self.guidance
+
+    def subjects(self) -> list[Subject]:
+        """The pictures there may be; of scenes more than are wanted."""
+        if self.bundled:
+            return [bundled_subject(number) for number in range(SPARE * self.scenes)]
+        found = subjects_of(self.prompts or "", self.masks, self.seed)[: self.scenes]
+        if len(found) < 2:
+            raise InputError(f'"{self.prompts}" has {len(found)} prompt. An interval needs at least 2 pictures.')
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """What results of one table must have in common: all but how many there are and where they are computed."""
+        left_out = ("scenes", "device")
+        kept = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return {
+            **kept,
+            "methods": self.chosen,
+            "at": self.shown,
+            "guidance": self.scale,
+            "denoscope": version_of("denoscope"),
+        }
+
+    def command(self) -> str:
+        """The command line that asks for the same again."""
+        usual = {name: field.default for name, field in self.__dataclass_fields__.items()}
+        said = {name: value for name, value in vars(self).items() if value != usual[name]}
+        return shlex.join(["denoscope", "evaluate", *flags(said)])
+
+
+def known_methods() -> tuple[str, ...]:
+    """The methods that can be evaluated: the registered ones, and those that explain a class."""
+    return (*list_methods(), *OF_CLASS)
+
+
+# Methods as they are put to a picture.
+
+
+@dataclass(frozen=True)
+class OfPhrase(Attributor):
+    """A method with a map for every word as one with a single map: the mean over a phrase's words, or over all."""
+
+    inner: Attributor
+    phrase: tuple[str, ...] | None
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return self.inner.title
+
+    def explain(self, step: Any, advance: Advance) -> Any:
+        raise InputError("A step does not know the words of its prompt, its trace does. Call this with the trace.")
+
+    def __call__(self, sequence: Any, steps: Sequence[int] | None = None, **options: Any) -> xr.Dataset:
+        found = self.inner(sequence, steps, **options)
+        saliency = found.saliency if self.phrase is None else found.saliency.sel(token=list(self.phrase))
+        return xr.Dataset({"saliency": saliency.mean("token")}, attrs=found.attrs)
+
+
+def attributor_of(name: str, evaluation: Evaluation, subject: Subject) -> Attributor:
+    """A method or a baseline by its name, set for a picture; raises `InputError` where it does not apply."""
+    if name in BASELINES:
+        return Baseline(BASELINES[name])
+    if name in OF_CLASS:
+        return _of_class(name, subject)
+    options = {"num_masks": evaluation.num_masks, "num_samples": evaluation.num_masks}
+    made = method(name, **fitting(name, options))
+    return OfPhrase(made, subject.phrase) if name in OF_WORDS else made
+
+
+def _of_class(name: str, subject: Subject) -> Attributor:
+    if subject.label is None:
+        raise InputError(f"{name} explains a class, and which one the picture is of is not known.")
+    target = ClassScore(_classifier(subject.labels), subject.label)
+    made: dict[str, Callable[[], Attributor]] = {
+        "integrated-gradients": lambda: IntegratedGradients(target, n_steps=20),
+        "gradient-shap": lambda: GradientShap(target, n_samples=50),
+        "occlusion": lambda: Occlusion(target),
+    }
+    return made[name]()
+
+
+@functools.lru_cache(maxsize=8)
+def _classifier(labels: tuple[str, ...]) -> Any:
+    return load_classifier("shapes", list(labels))
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(name: str) -> Any:
+    return load_encoder(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _model(name: str, device: str | None, dtype: str | None) -> Model:
+    loaded = load(name, device=device, dtype=dtype)
+    loaded.pipeline.set_progress_bar_config(disable=True)
+    return loaded
+
+
+# One trial.
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded picture with what is known of it, and what all methods are measured with."""
+
+    evaluation: Evaluation
+    subject: Subject
+    trace: Trace
+    masks: np.ndarray | None
+    encoder: Callable[[torch.Tensor], torch.Tensor] | None
+    probes: dict[int, Probe]
+    other: Trace | None
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, subject: Subject) -> "Case":
+        trace = _traced(evaluation, subject.prompt, subject.seed)
+        masks = subject.masks(np.asarray(trace.image, dtype=np.float64))
+        name = evaluation.encoder or ("shapes" if evaluation.bundled else None)
+        probing = evaluation.shown if "infidelity" in evaluation.checks else ()
+        probes = {step: Probe.of(trace[step], Closeness(), count=128) for step in probing}
+        other = _traced(evaluation, subject.other, subject.seed) if "sanity" in evaluation.checks else None
+        return cls(evaluation, subject, trace, masks, _encoder(name) if name else None, probes, other)
+
+    def mask_for(self, name: str) -> np.ndarray | None:
+        """Where a method's map should be high: all things, or the one of the class."""
+        if self.masks is None:
+            return None
+        return np.asarray(self.masks[0] if name in OF_CLASS else self.masks.any(axis=0))
+
+
+def _traced(evaluation: Evaluation, prompt: str, seed: int) -> Trace:
+    model = _model(evaluation.model, evaluation.device, evaluation.dtype)
+    options: dict[str, Any] = {} if evaluation.scale is None else {"guidance_scale": evaluation.scale}
+    return model.trace(prompt, seed=seed, num_inference_steps=evaluation.steps, output_type="np", **options)
+
+
+def trial(evaluation: Evaluation, subject: Subject) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Everything that is measured of one picture, and the maps by their methods' names, (step, y, x).
+
+    What fails is told in `failures`, by method and check, and the rest goes on; `passed_over` is why there is no
+    picture to measure anything of.
+    """
+    try:
+        case = Case.of(evaluation, subject)
+    except NotAsTold as why:
+        return {"subject": asdict(subject), "passed_over": str(why)}, {}
+    scores: dict[str, Values] = {}
+    maps: dict[str, np.ndarray] = {}
+    failures: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for name in (*evaluation.chosen, *BASELINES):
+        began = time.process_time()
+        try:
+            attributor = attributor_of(name, evaluation, subject)
+            saliency = attributor(case.trace, evaluation.shown).saliency
+        except (DenoscopeError, RuntimeError) as error:
+            failures[name] = one_line(error, 600)
+            continue
+        seconds[name] = time.process_time() - began
+        maps[name], scores[name] = saliency.values.astype(np.float32), {}
+        for check in evaluation.checks:
+            try:
+                scores[name] |= MEASURED[check](case, name, attributor, saliency)
+            except (DenoscopeError, RuntimeError) as error:
+                failures[f"{name}, {check}"] = one_line(error, 600)
+    found = {"subject": asdict(subject), "scores": scores, "failures": failures, "seconds": seconds}
+    return found, {**maps, "mask": np.zeros(0, bool) if case.masks is None else case.masks}
+
+
+def _by_step(values: xr.DataArray) -> list[float]:
+    return [float(value) for value in values.values]
+
+
+def _localised(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    mask = case.mask_for(name)
+    if mask is None:
+        return {}
+    return {str(measure): _by_step(values) for measure, values in localisation(saliency, mask).items()}
+
+
+def _played(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    if case.encoder is None:
+        return {}
+    found = games(case.trace, saliency, case.encoder)
+    return {game: _by_step(found.auc.sel(game=game)) for game in GAMES}
+
+
+def _foretold(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    found = [case.probes[step].infidelity(saliency.sel(step=step).values) for step in case.evaluation.shown]
+    return {"relative_infidelity": [row["relative_infidelity"] for row in found]}
+
+
+def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    mask = case.mask_for(name)
+    distances: dict[str, Distance] = {"resampling, picture": root_mean_square}
+    if mask is not None:
+        distances["resampling, object"] = WithinMask(mask)
+    found = resampling(case.trace, saliency, distances, Resampling(draws=4)).advantage
+    return {measure: _by_step(found.sel(distance=measure)) for measure in distances}
+
+
+def _stable(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    at = [case.evaluation.middle]
+    found = {"noise agreement": noise_agreement(attributor, case.trace, at, draws=1).mean("draw")}
+    if any(name == "seed" for name in getattr(attributor, "__dataclass_fields__", ())):
+        found["seed agreement"] = seed_agreement(attributor, case.trace, at, seeds=(0, 1)).mean("pair")
+    return {measure: _only_at(case, values) for measure, values in found.items()}
+
+
+def _sane(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    at = [case.evaluation.middle]
+    stages = list(stages_of(case.trace, at[0]))
+    chosen = list(dict.fromkeys([stages[0], stages[len(stages) // 2], stages[-1]]))
+    found = weight_randomisation(attributor, case.trace, at, stages=chosen, seed=case.subject.seed)
+    told = dict(zip(("output", "half", "all"), chosen, strict=False))
+    values = {f"weights, {part}": found.agreement.sel(stage=stage) for part, stage in told.items()}
+    values["chance"] = found.random_level
+    if name not in OF_WORDS and case.other is not None:
+        values["another prompt"] = prompt_randomisation(attributor, case.trace, case.other, at).agreement
+    return {measure: _only_at(case, one) for measure, one in values.items()}
+
+
+def _only_at(case: Case, values: xr.DataArray) -> list[float]:
+    """The value of the middle step, and none at the others."""
+    return [
+        float(values.sel(step=step)) if step == case.evaluation.middle else float("nan")
+        for step in case.evaluation.shown
+    ]
+
+
+MEASURED: dict[str, Callable[[Case, str, Attributor, xr.DataArray], Values]] = {
+    "localisation": _localised,
+    "games": _played,
+    "infidelity": _foretold,
+    "resampling": _resampled,
+    "stability": _stable,
+    "sanity": _sane,
+}
+
+
+# All of them.
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A trial as a process of its own does it: unless it is there already, measured and written."""
+
+    evaluation: Evaluation
+    ledger: Ledger
+
+    def __call__(self, subject: Subject) -> dict[str, Any]:
+        known = self.ledger.read(subject.name)
+        if known is not None:
+            return known
+        found, maps = trial(self.evaluation, subject)
+        self.ledger.write(subject.name, found, maps)
+        return found
+
+
+def evaluate(
+    evaluation: Evaluation, ledger: Ledger, *, workers: int = 1, watch: Watch | None = None
+) -> list[dict[str, Any]]:
+    """Trials until enough pictures were measured, in the subjects' order; those in the ledger are not done again.
+
+    With several `workers` pictures are measured side by side, in processes of one thread each. Raises `InputError`
+    where fewer than two pictures could be measured.
+    """
+    subjects, done = evaluation.subjects(), []
+    advance = watch("Pictures", min(evaluation.scenes, len(subjects))) if watch else None
+    with closing(_found(_Work(evaluation, ledger), subjects, workers)) as made:
+        for found in islice((each for each in made if "passed_over" not in each), evaluation.scenes):
+            done.append(found)
+            if advance:
+                advance(1)
+    if len(done) < 2:
+        raise InputError(
+            f"Of {len(subjects)} pictures {len(done)} could be measured, and an interval needs at least 2."
+        )
+    return done
+
+
+def _found(work: _Work, subjects: Sequence[Subject], workers: int) -> Generator[dict[str, Any], None, None]:
+    if workers < 2:
+        yield from map(work, subjects)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
+        yield from pool.imap(work, subjects)
+
+
+def _one_thread() -> None:
+    """Processes share the processor, so each has one thread; Ctrl-C is the parent's affair."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def workers_for(device: str | None) -> int:
+    """As many as there are processors, or one where a device does the work."""
+    return len(os.sched_getaffinity(0)) if device in (None, "cpu") and not torch.cuda.is_available() else 1
+
+
+def collected(evaluation: Evaluation, ledger: Ledger, trials: Sequence[Mapping[str, Any]]) -> xr.Dataset:
+    """All trials: `score` (measure, scene, attributor, step), NaN where something does not apply or failed.
+
+    Beside what was measured stand the gains in the games over the random map of the same scene, above 0 being better.
+    """
+    methods = [*evaluation.chosen, *BASELINES]
+    measures = list(dict.fromkeys(m for t in trials for of in t["scores"].values() for m in of))
+    score = np.full((len(measures), len(trials), len(methods), len(evaluation.shown)), np.nan)
+    for j, found in enumerate(trials):
+        for name, of in found["scores"].items():
+            for measure, values in of.items():
+                score[measures.index(measure), j, methods.index(name)] = values
+    coords = {
+        "measure": measures,
+        "scene": [found["subject"]["name"] for found in trials],
+        "attributor": methods,
+        "step": list(evaluation.shown),
+    }
+    scores = xr.DataArray(score, coords, ("measure", "scene", "attributor", "step"))
+    gains = [_gain(scores, game) for game in GAMES if game in measures]
+    baseline = xr.DataArray([name in BASELINES for name in methods], {"attributor": methods}, ("attributor",))
+    told = xr.Dataset({"score": xr.concat([scores, *gains], "measure"), "baseline": baseline})
+    return told.assign(_maps(ledger, told))
+
+
+def _gain(scores: xr.DataArray, game: str) -> xr.DataArray:
+    """How much better than the random map in a game, so that more is better."""
+    of = scores.sel(measure=game)
+    sign = 1 if GAMES[game].higher_is_better else -1
+    return (sign * (of - of.sel(attributor="random", drop=True))).assign_coords(measure=f"{game} gain")
+
+
+def _maps(ledger: Ledger, found: xr.Dataset) -> dict[str, Any]:
+    """Every map there is, (scene, attributor, step, y, x), NaN where a method failed."""
+    kept = [ledger.arrays(name) for name in found.scene.values.tolist()]
+    shapes = {maps[name].shape for maps in kept for name in found.attributor.values.tolist() if name in maps}
+    if len(shapes) != 1:  # pictures of several sizes
+        return {}
+    nothing = np.full(shapes.pop(), np.nan, np.float32)
+    values = [[maps.get(name, nothing) for name in found.attributor.values.tolist()] for maps in kept]
+    return {"saliency": (("scene", "attributor", "step", "y", "x"), np.array(values))}
+
+
+def record(evaluation: Evaluation, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What was asked, what failed and how often, the seconds of each method, and the versions."""
+    failures: dict[str, list[str]] = {}
+    for found in trials:
+        for what, why in found["failures"].items():
+            failures.setdefault(what, []).append(why)
+    seconds: dict[str, list[float]] = {}
+    for found in trials:
+        for name, spent in found["seconds"].items():
+            seconds.setdefault(name, []).append(spent)
+    return {
+        "command": evaluation.command(),
+        **{name: value for name, value in evaluation.settings().items() if name != "denoscope"},
+        "scenes": len(trials),
+        "failures": {what: {"times": len(whys), "first": whys[0]} for what, whys in failures.items()},
+        "seconds": {name: float(np.median(spent)) for name, spent in seconds.items()},
+        "versions": {name: version_of(name) for name in PACKAGES},
+    }
+
+
+def verdicts(scores: xr.Dataset) -> dict[str, str]:
+    """Whether each method passes the weight randomisation: its own map is gone when all weights are random.
+
+    See `evaluation.fails`. A method that could not be checked in at least two scenes has no verdict.
+    """
+    if "weights, all" not in scores["measure"].values:
+        return {}
+    found = {}
+    for name in scores["attributor"].values.tolist():
+        agreement, level = (
+            scores["score"].sel(attributor=name, measure=measure).mean("step", skipna=True).values
+            for measure in ("weights, all", "chance")
+        )
+        known = np.isfinite(level)
+        enough = known.sum() >= 2
+        found[name] = (FAILED if fails(agreement[known], level[known]) else PASSED) if enough else UNSURE
+    return found
+
+
+def summary(scores: xr.Dataset) -> tuple[xr.Dataset, dict[str, Any]]:
+    """The scores with their intervals, and the leaderboard as plain values."""
+    told = with_intervals(scores, over_scenes(scores["score"]))
+    return told, table_of(told, verdicts(scores))
+
+
+def save(ledger: Ledger, scores: xr.Dataset, table: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    """evaluation.zarr, leaderboard.json, report.html and run.json in the ledger's folder, each whole or not at all."""
+    place, beside = ledger.folder / "evaluation.zarr", ledger.folder / ".evaluation.zarr"
+    shutil.rmtree(beside, ignore_errors=True)
+    scores.to_zarr(beside, mode="w", consolidated=False, zarr_format=3)
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(beside, place)
+    write_whole(ledger.folder / "leaderboard.json", json.dumps(table, indent=1).encode())
+    write_whole(ledger.folder / "report.html", render_leaderboard(table, run).encode())
+    write_whole(ledger.folder / "run.json", json.dumps(run, indent=1).encode())

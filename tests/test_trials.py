@@ -1,0 +1,312 @@
+"""The trust bench measures what its functions measure, goes on where it was stopped, and tells what failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import refusal
+
+from denoscope import DFCam, cli, trials
+from denoscope.errors import InputError, RecordingError
+from denoscope.evaluation import BASELINES, localisation, noise_agreement
+from denoscope.evaluation.subjects import bundled_subject, read_mask, subjects_of
+from denoscope.ledgers import Ledger
+from denoscope.trials import CHECKS, Case, Evaluation, OfPhrase, attributor_of, collected, evaluate, record, summary
+
+FAST = dict(steps=6, at=(2, 4), methods=("df-cam", "words"), checks=("localisation", "sanity"))
+FLAGS = "--steps 6 --at 2,4 --methods df-cam,words --checks localisation,sanity --workers 1".split()
+
+
+@pytest.fixture(autouse=True)
+def drawn_anyhow(monkeypatch):
+    """Six steps draw no clear picture, so every picture counts, and the things are where the scene says."""
+    from denoscope.bundled.scenes import masks
+    from denoscope.evaluation import subjects
+
+    monkeypatch.setattr(subjects, "masks_of_things", lambda picture, scene: masks(scene))
+
+
+@pytest.fixture
+def folder(tmp_path, stable_diffusion):
+    """A saved small pipeline, prompts, and a mask for the first two of three."""
+    (tmp_path / "prompts.txt").write_text(
+        "first\ta red circle on a white background\tred circle\nsecond\ta blue cross\nthird\ta cross\n"
+    )
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 4:16] = 255
+    (tmp_path / "masks").mkdir()
+    for name in ("first", "second"):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    stable_diffusion.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def own(folder, **settings) -> Evaluation:
+    asked = dict(model=str(folder / "model"), prompts=str(folder / "prompts.txt"), masks=str(folder / "masks"), steps=4)
+    return Evaluation(**{**asked, "methods": ("df-cam", "words"), "at": (1, 2), **settings})
+
+
+def run(evaluation: Evaluation, folder, **options) -> dict:
+    ledger = Ledger.opened(folder, evaluation.settings())
+    found = evaluate(evaluation, ledger, **options)
+    return summary(collected(evaluation, ledger, found))[1] | {"record": record(evaluation, found)}
+
+
+# What is asked.
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ({"methods": ("df-rize",)}, 'Did you mean "df-rise"'),
+        ({"methods": ("words", "words")}, "each once"),
+        ({"checks": ("sanety",)}, 'Did you mean "sanity"'),
+        ({"scenes": 1}, "at least 2"),
+        ({"prompts": "p.txt"}, "for other models"),
+        ({"model": "someone/model"}, "--prompts FILE"),
+        ({"at": (30,)}, "0 (the noisiest) to 29"),
+        ({"at": (3, 3)}, "each once"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(asked, said):
+    assert said in refusal(Evaluation, **asked)
+
+
+def test_the_steps_are_early_middle_and_late():
+    assert Evaluation().shown == (6, 15, 24) and Evaluation().middle == 15
+
+
+def test_how_many_scenes_is_no_setting_of_the_results():
+    assert Evaluation(scenes=3).settings() == Evaluation(scenes=50).settings()
+    assert Evaluation(num_masks=3).settings() != Evaluation().settings()
+
+
+def test_the_command_asks_for_the_same_again():
+    asked = Evaluation(scenes=3, at=(1, 2), methods=("words",), num_masks=8)
+    assert asked.command() == "denoscope evaluate --scenes 3 --methods words --at 1,2 --num-masks 8"
+
+
+# What a trial is about.
+
+
+def test_a_bundled_subject_names_its_things():
+    one, two = bundled_subject(0), bundled_subject(1)
+    assert (one.scene, two.scene) == (1, 2) and one.seed + 1 == two.seed
+    assert set(two.phrase) <= set(trials_words(two.prompt)) and two.label in two.labels
+
+
+def trials_words(prompt: str) -> list[str]:
+    from denoscope.attributors.prompts import numbered
+
+    return numbered(prompt.split())
+
+
+def test_lines_are_prompts_with_names_and_phrases(folder):
+    first, second, third = subjects_of(folder / "prompts.txt", folder / "masks", seed=5)
+    assert (first.name, first.phrase, first.seed) == ("first", ("red", "circle"), 5)
+    assert second.phrase is None and second.mask.endswith("second.png") and third.mask is None
+    (folder / "plain.txt").write_text("a red circle\n\na cross\n")
+    assert [s.name for s in subjects_of(folder / "plain.txt", None)] == ["0001", "0002"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("", "empty"), ("a\tx\na\ty", "twice"), ("../a\tx", "Line 1"), ("a\ta red cross\tblue", '"blue" is not in')],
+)
+def test_bad_lines_are_refused(folder, text, said):
+    (folder / "prompts.txt").write_text(text)
+    assert said in refusal(subjects_of, folder / "prompts.txt", None)
+
+
+def test_masks_that_belong_to_no_line_are_refused(folder):
+    (folder / "prompts.txt").write_text("a cross\na circle")
+    assert "0001.png" in refusal(subjects_of, folder / "prompts.txt", folder / "masks")
+    assert "no folder" in refusal(subjects_of, folder / "prompts.txt", folder / "nowhere")
+
+
+def test_a_mask_of_another_size_or_without_an_object_is_refused(folder):
+    assert read_mask(folder / "masks" / "first.png", (32, 32)).sum() == 144
+    assert "32 × 32 and its picture 64 × 64" in refusal(read_mask, folder / "masks" / "first.png", (64, 64))
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "masks" / "first.png")
+    assert "is empty" in refusal(read_mask, folder / "masks" / "first.png", (32, 32))
+    Image.fromarray(np.full((32, 32), 255, np.uint8)).save(folder / "masks" / "first.png")
+    assert "bright everywhere" in refusal(read_mask, folder / "masks" / "first.png", (32, 32))
+
+
+# What is measured.
+
+
+def test_a_trial_has_the_figures_of_the_functions_themselves():
+    evaluation = Evaluation(**{**FAST, "checks": ("localisation", "stability")})
+    found, maps = trials.trial(evaluation, bundled_subject(0))
+    case = Case.of(evaluation, bundled_subject(0))
+    saliency = DFCam()(case.trace, [2, 4]).saliency
+    expected = localisation(saliency, case.masks.any(axis=0))
+    assert found["failures"] == {} and set(found["scores"]) == {"df-cam", "words", *BASELINES}
+    assert found["scores"]["df-cam"]["auroc"] == pytest.approx(expected.auroc.values.tolist())
+    noise = noise_agreement(DFCam(), case.trace, [4], draws=1).item()
+    assert found["scores"]["df-cam"]["noise agreement"] == pytest.approx([float("nan"), noise], nan_ok=True)
+    np.testing.assert_allclose(maps["df-cam"], saliency.values, rtol=1e-5)
+
+
+def test_a_phrase_s_map_is_the_mean_of_its_words(trace):
+    inner = attributor_of("words", Evaluation(), bundled_subject(0)).inner
+    whole = inner(trace, [1]).saliency
+    phrase = OfPhrase(inner, ("red", "circle"))(trace, [1]).saliency
+    np.testing.assert_allclose(
+        phrase.values, (whole.sel(token="red") + whole.sel(token="circle")).values / 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(OfPhrase(inner, None)(trace, [1]).saliency, whole.mean("token"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_every_check_runs_on_every_method_of_the_bundled_model():
+    """With as few masks and steps as there can be: what is told of each is tested where it is made."""
+    evaluation = Evaluation(steps=3, at=(1,), num_masks=8)
+    found, _ = trials.trial(evaluation, bundled_subject(1))
+    assert found["failures"] == {}
+    assert set(found["scores"]) == {*trials.known_methods(), *BASELINES}
+    expected = {"auroc", "deletion", "relative_infidelity", "resampling, object", "noise agreement", "weights, all"}
+    assert all(expected <= set(values) for values in found["scores"].values())
+    assert "seed agreement" in found["scores"]["df-rise"] and "seed agreement" not in found["scores"]["df-cam"]
+    assert len(expected) == len(CHECKS)
+
+
+def test_a_picture_that_is_not_as_told_is_passed_over(monkeypatch, tmp_path):
+    from denoscope.evaluation import subjects
+
+    odd = lambda picture, scene: None if scene.seed % 2 else picture[None, ..., 0] > 0.5  # noqa: E731
+    monkeypatch.setattr(subjects, "masks_of_things", odd)
+    evaluation = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
+    ledger = Ledger.opened(tmp_path / "out", evaluation.settings())
+    names = [found["subject"]["name"] for found in evaluate(evaluation, ledger)]
+    assert len(names) == 2 and all(int(name) % 2 == 0 for name in names)
+    assert "passed_over" in ledger.read(bundled_subject(1).name)
+
+
+def test_a_model_of_ones_own_is_measured_by_ones_own_masks(folder):
+    table = run(own(folder, scenes=3), folder / "out")
+    assert table["scenes"] == 3 and table["record"]["failures"] == {}
+    assert table["measures"]["auroc"]["words"]["1"]["count"] == 2  # the third has no mask
+    assert table["measures"]["weights, all"]["words"]["2"]["count"] == 3
+    assert "deletion" not in table["measures"]  # no encoder was named
+
+
+def test_a_class_that_is_not_known_is_told_and_the_rest_goes_on(folder):
+    table = run(own(folder, methods=("occlusion", "df-cam"), checks=("localisation",)), folder / "out")
+    assert table["record"]["failures"]["occlusion"]["times"] == 3
+    assert table["measures"]["auroc"]["df-cam"]["1"]["count"] == 2
+
+
+def test_a_mask_that_does_not_fit_is_told_and_stops_nothing_that_was_finished(folder):
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "masks" / "second.png")
+    evaluation = own(folder, scenes=3)
+    with pytest.raises(InputError, match="5 × 5"):
+        run(evaluation, folder / "out")
+    assert Ledger.opened(folder / "out", evaluation.settings()).read("first") is not None
+
+
+def test_a_method_that_fails_on_one_picture_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
+    right = trials.attributor_of
+
+    def sometimes(name, evaluation, subject):
+        if name == "words" and subject.scene == 2:
+            raise RecordingError("The words were lost.")
+        return right(name, evaluation, subject)
+
+    monkeypatch.setattr(trials, "attributor_of", sometimes)
+    table = run(Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=4), tmp_path / "out")
+    assert table["record"]["failures"] == {"words": {"times": 2, "first": "The words were lost."}}
+    assert table["measures"]["auroc"]["words"]["2"]["count"] == 2
+    assert table["measures"]["auroc"]["df-cam"]["2"]["count"] == 4
+
+
+# Stopped and taken up again.
+
+
+def test_what_is_finished_is_not_done_again_and_the_table_is_the_same(monkeypatch, tmp_path):
+    evaluation = Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=3)
+    whole = run(evaluation, tmp_path / "out")
+    (tmp_path / "out" / "trials" / f"{bundled_subject(1).name}.json").unlink()
+    done, right = [], trials.trial
+    monkeypatch.setattr(trials, "trial", lambda e, subject: (done.append(subject.name), right(e, subject))[1])
+    again = run(evaluation, tmp_path / "out")
+    assert done == [bundled_subject(1).name]
+    assert json.dumps(again["measures"]) == json.dumps(whole["measures"])
+
+
+def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):
+    few = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
+    run(few, tmp_path / "out")
+    done, right = [], trials.trial
+    monkeypatch.setattr(trials, "trial", lambda e, subject: (done.append(subject.name), right(e, subject))[1])
+    more = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=3)
+    assert run(more, tmp_path / "out")["scenes"] == 3 and len(done) == 1
+
+
+def command(folder, out, *more) -> list[str]:
+    asked = [
+        "--model",
+        str(folder / "model"),
+        "--prompts",
+        str(folder / "prompts.txt"),
+        "--masks",
+        str(folder / "masks"),
+    ]
+    settings = [
+        "--steps",
+        "4",
+        "--at",
+        "1,2",
+        "--methods",
+        "df-cam,words,df-rise",
+        "--num-masks",
+        "8",
+        "--workers",
+        "1",
+    ]
+    return [sys.executable, "-m", "denoscope", "evaluate", *asked, *settings, *more, "--out", str(out)]
+
+
+def test_killed_in_the_middle_and_called_again_it_gives_the_identical_table(folder):
+    out, whole = folder / "killed", folder / "whole"
+    (folder / "prompts.txt").write_text("".join(f"first{i}\ta red circle\n" for i in range(6)))
+    for i in range(6):
+        (folder / "masks" / f"first{i}.png").write_bytes((folder / "masks" / "second.png").read_bytes())
+    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (out / "trials" / "first0.json").exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = len(list((out / "trials").glob("*.json")))
+    assert 1 <= finished < 6 and not (out / "leaderboard.json").exists()
+    for place in (out, whole):
+        ran = subprocess.run(command(folder, place), capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+    assert (out / "leaderboard.json").read_bytes() == (whole / "leaderboard.json").read_bytes()
+    other = subprocess.run(command(folder, out, "--seed", "1"), capture_output=True, text=True, timeout=300)
+    assert other.returncode == 2 and "seed was 0 and is now 1" in other.stderr
+
+
+def test_the_command_writes_table_page_and_arrays(monkeypatch, capsys, tmp_path):
+    import xarray as xr
+
+    asked = ["denoscope", "evaluate", "--scenes", "2", *FLAGS, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    told = capsys.readouterr()
+    assert left.value.code == 0, told.err
+    assert "df-cam" in told.out and "report.html" in told.out
+    found = xr.open_zarr(tmp_path / "out" / "evaluation.zarr", consolidated=False)
+    assert found.score.dims == ("measure", "scene", "attributor", "step") and found.saliency.shape[0] == 2
+    table = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
+    assert table["sanity"]["centre prior"] == "FAILS"
+    assert "Which explanation is true?" in (tmp_path / "out" / "report.html").read_text()
