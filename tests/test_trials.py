@@ -155,6 +155,13 @@ def test_a_trial_has_the_figures_of_the_functions_themselves():
     np.testing.assert_allclose(maps["df-cam"], saliency.values, rtol=1e-5)
 
 
+def test_every_picture_has_a_random_map_of_its_own(trace):
+    first, second = (attributor_of("random", Evaluation(), bundled_subject(n))(trace, [1]).saliency for n in (0, 1))
+    assert (first.values != second.values).any()
+    again = attributor_of("random", Evaluation(), bundled_subject(0))(trace, [1]).saliency
+    np.testing.assert_array_equal(first, again)
+
+
 def test_a_phrase_s_map_is_the_mean_of_its_words(trace):
     inner = attributor_of("words", Evaluation(), bundled_subject(0)).inner
     whole = inner(trace, [1]).saliency

@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -47,6 +48,7 @@ from .evaluation import (
     stages_of,
     weight_randomisation,
 )
+from .evaluation.baselines import random_map
 from .evaluation.interventions import Distance
 from .evaluation.subjects import NotAsTold, Subject, bundled_subject, subjects_of
 from .leaderboard import FAILED, PASSED, UNSURE, render_leaderboard, table_of, with_intervals
@@ -203,6 +205,8 @@ class OfPhrase(Attributor):
 
 def attributor_of(name: str, evaluation: Evaluation, subject: Subject) -> Attributor:
     """A method or a baseline by its name, set for a picture; raises `InputError` where it does not apply."""
+    if name == "random":  # another one for every picture, or all scenes would have one and the same
+        return Baseline(functools.partial(random_map, seed=zlib.crc32(subject.name.encode())))
     if name in BASELINES:
         return Baseline(BASELINES[name])
     if name in OF_CLASS:
