@@ -1,7 +1,7 @@
 """What a reader must know before reading a map: what is missing, flat, unreliable, or says less than it seems to."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +10,32 @@ import xarray as xr
 from .curves import crossings, explained_label, interval, likely
 from .figures import RELIABLE, explained_steps, is_flat, readable, unit_of
 from .maps import Shown, shown_methods
-from .page import Explained, is_series
+from .page import Explained, in_words, is_series
 
 AGAIN = "Run the command below again for the rest."
 EDGES, DELTA = 0.6, 0.1
 """From where on a map may be an edge detector's, and how much of a score Integrated Gradients may miss."""
+FAILED = {
+    "no pattern": "Some maps have no clear pattern.",
+    "words elsewhere": "Some words’ maps are not where the words’ things are.",
+    "variants alike": "Some variants cannot be told apart.",
+}
+"""What is said above all else where a signature of failure is there; of the others each method has a warning."""
+SIGNS = {
+    "no pattern": "Maps without a pattern",
+    "not reproducible": "Maps that do not come out the same again",
+    "words elsewhere": "Words’ maps away from what the words name",
+    "variants alike": "Variants that cannot be told apart",
+}
+VERDICTS = {True: "found", False: "not found", None: "not known"}
+NUMBERS = {
+    "neighbours": "Moran’s I: agreement of cells that share an edge",
+    "shuffled": "Moran’s I that shuffled positions seldom exceed",
+    "reliability": "Reliability: rank correlation of maps from two halves of the masks",
+    "auroc": "AUROC with the place of what the word names",
+    "apart": "How far apart",
+}
+COLUMNS = {"ssim": "structural similarity of the pictures", "words": "largest difference of a word’s share, 0 to 1"}
 
 
 class Warn(NamedTuple):
@@ -38,7 +59,44 @@ def warnings(explanation: Explained, shown: Sequence[Shown] | None = None) -> li
         found += _doubts(each.title, each.method, unit)
         found += _incomplete(each.title, raw[each.name], unit)
         found += _only_edges(each.title, each.method, unit)
-    return found
+    return [*found, *failures(explanation.run)]
+
+
+# The signatures of failure that a run was diagnosed with
+
+
+def failures(run: Mapping[str, Any]) -> Iterator[Warn]:
+    """A warning for each signature that is there and that no other warning tells of; none for a run without any."""
+    for each in run.get("diagnosis") or []:
+        if each["present"] and each["name"] in FAILED:
+            yield Warn(FAILED[each["name"]], each["text"])
+
+
+def signatures(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """For a page: every signature's name, verdict, text and tables of numbers; none for a run without a diagnosis."""
+    return [
+        {**each, "title": SIGNS.get(each["name"], in_words(each["name"])), "verdict": VERDICTS[each["present"]],
+         "tables": [_tabled(name, table) for name, table in each["numbers"].items() if table]}
+        for each in run.get("diagnosis") or []
+    ]  # fmt: skip
+
+
+def _tabled(name: str, table: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Rows and columns in words; a row that lacks a column has nothing there."""
+    columns = sorted(dict.fromkeys(column for row in table.values() for column in row), key=_in_order)
+    rows = {row: ["" if column not in values else _cell(values[column]) for column in columns]
+            for row, values in table.items()}  # fmt: skip
+    return {"title": NUMBERS.get(name, in_words(name)), "columns": [COLUMNS.get(c, c) for c in columns], "rows": rows}
+
+
+def _in_order(column: str) -> tuple[int, str]:
+    """Steps by their number."""
+    number = column.rpartition(" ")[2]
+    return (int(number) if number.isdecimal() else 0, column)
+
+
+def _cell(value: float | None) -> str:
+    return readable(float("nan") if value is None else value, 3)
 
 
 def _unrecognised(explanation: Explained) -> Iterator[Warn]:

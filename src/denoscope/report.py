@@ -16,7 +16,7 @@ import xarray as xr
 
 from .concepts import word_charts
 from .curves import likelihoods, recognition
-from .doubts import warnings
+from .doubts import signatures, warnings
 from .figures import ALPHA, Limits, clean_pictures, explained_steps, is_layered, is_noised, layers, overlay, unit_of
 from .maps import Shown, raw_maps, shown_methods
 from .measures import MEASURES
@@ -48,7 +48,7 @@ THUMBNAILS, STRIP_WIDTH = 25, 1400
 FULL_FRAMES = 100
 """Up to so many noised frames are carried at full size."""
 TOLD_ELSEWHERE = {
-    "command", "methods", "versions", "seconds", "steps", "timesteps", "interrupted", "prompt", "created"
+    "command", "methods", "versions", "seconds", "steps", "timesteps", "interrupted", "prompt", "created", "diagnosis"
 }  # fmt: skip
 SHOWN_WITH_THE_MAP = {"title", "reading"}
 
@@ -75,6 +75,7 @@ def render(explanation: Explained) -> str:
         words=word_charts(trace, {each.name: each.method for each in shown}),
         measures=list(_measures(trace, shown)),
         warnings=warnings(explanation, shown),
+        signatures=signatures(run),
         facts=facts({name: value for name, value in run.items() if name not in TOLD_ELSEWHERE}),
         seconds=facts({titles.get(name, name): value for name, value in (run.get("seconds") or {}).items()}),
         versions=facts(run.get("versions") or {}),

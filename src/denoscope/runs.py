@@ -16,8 +16,11 @@ import xarray as xr
 
 from . import schedules
 from .attributors.base import METHODS, Advance, Attributor, choose, list_methods, method
+from .encoders import BUNDLED
 from .errors import DenoscopeError, InputError, Interrupted, sentence
+from .evaluation.diagnosis import diagnose
 from .explanations import Explanation
+from .figures import RELIABLE
 from .frames import Frames
 from .hooks import lora
 from .models import Model
@@ -177,7 +180,10 @@ def explained(
         seconds = round(time.perf_counter() - began, 3)
         outcome = attribute(trace, attributors, steps(len(trace)), watch, before)
     outcome.seconds = {"trace": seconds, **outcome.seconds}
-    return Explanation.of(shown, outcome.methods, _record_of(model, request, trace, attributors, outcome))
+    record = _record_of(model, request, trace, attributors, outcome)
+    picture = shown["image"].values if model.name == BUNDLED else None
+    signatures = diagnose(outcome.methods, RELIABLE, request.prompt, picture)
+    return Explanation.of(shown, outcome.methods, {**record, "diagnosis": [each.plain() for each in signatures]})
 
 
 def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:

@@ -21,10 +21,12 @@ from .classifiers import Classifier, load_classifier
 from .concepts import has_words
 from .encoders import BUNDLED, Features, load_encoder
 from .errors import DenoscopeError, InputError, did_you_mean
+from .evaluation.diagnosis import indistinguishable
 from .evaluation.distances import distances
 from .evaluation.scenery import Fact, facts, readable_scene
 from .explanations import Explanation, folder_names
 from .hooks import refuse_no_lora
+from .juxtaposition import ALIKE
 from .models import Model, load
 from .runs import Outcome, Request, Watch, explained, flags, shown_steps, stamp
 from .schedules import coverage, takes_shift
@@ -343,12 +345,16 @@ def record(comparison: Comparison, found: Compared) -> dict[str, Any]:
     """The command, the exact grid of every variant, how their pictures differ, what failed."""
     titles = dict(zip(comparison.variants(), comparison.titles(), strict=True))
     seconds = {name: sum(explanation.run["seconds"].values()) for name, explanation in found.explanations.items()}
+    told = {name: {"title": titles[name], **_told(each)} for name, each in found.explanations.items()}
+    pairs = [] if found.distances is None else _pairs(found.distances)
+    alike = indistinguishable(pairs, {name: each["relevance"] for name, each in told.items()}, ALIKE)
     return {
         "command": comparison.command(),
         "prompt": comparison.request.prompt,
         "along": comparison.along,
-        "variants": {name: {"title": titles[name], **_told(each)} for name, each in found.explanations.items()},
-        "distances": [] if found.distances is None else _pairs(found.distances),
+        "variants": told,
+        "distances": pairs,
+        "diagnosis": [alike.plain()],
         "facts": [{"name": fact.name, "values": fact.values, "changed": fact.changed} for fact in found.facts],
         "ratings": found.ratings,
         "failures": {titles[name]: why for name, why in found.failures.items()},

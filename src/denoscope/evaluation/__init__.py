@@ -8,6 +8,7 @@ from .ablations import ablation, similarities
 from .adversarial import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
 from .baselines import BASELINES, Baseline, centre_ranking, random_ranking, sample_magnitude
 from .conditioning import ConstantTime, ShuffledTime, told
+from .diagnosis import Signature, diagnose, indistinguishable, morans_i, shuffled_level
 from .faithfulness import GAMES, area, feature_distance, games
 from .frequencies import band_agreement, band_powers, coarse_to_fine, emergence
 from .intervals import Interval, bootstrap, over_scenes, paired
@@ -59,6 +60,7 @@ __all__ = [
     "Probe",
     "Resampling",
     "ShuffledTime",
+    "Signature",
     "Squares",
     "WithinMask",
     "ablation",
@@ -76,11 +78,13 @@ __all__ = [
     "centre_ranking",
     "coarse_to_fine",
     "contrast_map",
+    "diagnose",
     "emergence",
     "fails",
     "feature_distance",
     "games",
     "gradient_map",
+    "indistinguishable",
     "infidelities",
     "infidelity",
     "iou",
@@ -89,6 +93,7 @@ __all__ = [
     "mass_inside",
     "metric",
     "metrics_of",
+    "morans_i",
     "neighbour_agreement",
     "noise_agreement",
     "object_masks",
@@ -104,6 +109,7 @@ __all__ = [
     "root_mean_square",
     "sample_magnitude",
     "seed_agreement",
+    "shuffled_level",
     "similarities",
     "spearman",
     "stages_of",
