@@ -369,3 +369,13 @@ def test_variants_that_are_the_same_are_named_on_their_page(small):
     assert "Some variants cannot be told apart." in Page(render_variants(found.explanations, run)).said()
     del run["diagnosis"]
     assert "cannot be told apart" not in Page(render_variants(found.explanations, run)).said()
+
+
+def test_ctrl_c_while_it_is_diagnosed_loses_no_map(small, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "diagnose", stopped)
+    made = runs.explain(small, runs.Request("a red circle", "small", steps=4, masks=8, methods=("df-cam",)))
+    assert made.run["interrupted"] and "diagnosis" not in made.run and "df_cam" in made.methods()
+    assert "the diagnosis was not" in made.run["interruption"] and made.save(tmp_path / "out").is_dir()

@@ -182,8 +182,14 @@ def explained(
     outcome.seconds = {"trace": seconds, **outcome.seconds}
     record = _record_of(model, request, trace, attributors, outcome)
     picture = shown["image"].values if model.name == BUNDLED else None
-    signatures = diagnose(outcome.methods, RELIABLE, request.prompt, picture)
-    return Explanation.of(shown, outcome.methods, {**record, "diagnosis": [each.plain() for each in signatures]})
+    try:
+        record["diagnosis"] = [each.plain() for each in diagnose(outcome.methods, RELIABLE, request.prompt, picture)]
+    except KeyboardInterrupt:
+        record |= {
+            "interrupted": True,
+            "interruption": "Interrupted: the methods were finished, the diagnosis was not.",
+        }
+    return Explanation.of(shown, outcome.methods, record)
 
 
 def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:
