@@ -248,6 +248,26 @@ def test_what_is_finished_is_not_done_again_and_the_table_is_the_same(monkeypatc
     assert json.dumps(again["measures"]) == json.dumps(whole["measures"])
 
 
+def test_a_prompt_that_has_changed_is_measured_anew(monkeypatch, folder):
+    evaluation = own(folder, methods=("df-cam",), checks=("localisation",), scenes=2)
+    run(evaluation, folder / "out")
+    (folder / "prompts.txt").write_text("first\ta red circle\nsecond\ta green cross\n")
+    table = run(evaluation, folder / "out")
+    kept = Ledger.opened(folder / "out", evaluation.settings()).read("second")
+    assert kept["subject"]["prompt"] == "a green cross" and table["scenes"] == 2
+
+
+def test_a_gain_is_above_zero_where_a_map_beats_the_random_one_in_either_game(monkeypatch, tmp_path):
+    monkeypatch.setattr(trials, "_maps", lambda *_: {})
+    areas = {"df-cam": {"deletion": [0.75], "insertion": [0.25]}, "random": {"deletion": [0.5], "insertion": [0.5]}}
+    made = [{"subject": {"name": name}, "scores": areas} for name in "ab"]
+    evaluation = Evaluation(methods=("df-cam",), at=(3,))
+    score = collected(evaluation, Ledger(tmp_path), made).score.sel(step=3, scene="a")
+    for game in ("deletion", "insertion"):
+        assert score.sel(attributor="df-cam", measure=f"{game} gain").item() == pytest.approx(0.25)
+        assert score.sel(attributor="random", measure=f"{game} gain").item() == 0
+
+
 def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):
     few = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
     run(few, tmp_path / "out")

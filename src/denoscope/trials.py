@@ -399,8 +399,8 @@ class _Work:
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         known = self.ledger.read(subject.name)
-        if known is not None:
-            return known
+        if known is not None and known["subject"] == json.loads(json.dumps(asdict(subject))):
+            return known  # of this very picture: a file of prompts may have changed since
         found, maps = trial(self.evaluation, subject)
         self.ledger.write(subject.name, found, maps)
         return found
