@@ -122,9 +122,10 @@ def shuffled_level(
 def no_pattern(methods: Mapping[str, xr.Dataset]) -> Signature:
     """Whether some map's neighbouring cells agree no more than shuffled ones, from results by their titles.
 
-    Present means that a map is no better than random. Absent means little: a map that was enlarged from a coarser grid
-    or made of large smooth masks (word maps of small layers, relevance, DF-RISE) agrees with itself from cell to cell
-    whatever it holds, noise too. So absent says that the map has a pattern, not that the model has one there.
+    Present means that a map shows no region; one that is reliable has values that are no chance all the same.
+    Absent means little: a map that was enlarged from a coarser grid or made of large smooth masks (word maps of
+    small layers, relevance, DF-RISE) agrees with itself from cell to cell whatever it holds, noise too. So absent
+    says that the map has a pattern, not that the model has one there.
     """
     neighbours: Table = {}
     shuffled: Table = {}
@@ -141,14 +142,15 @@ def no_pattern(methods: Mapping[str, xr.Dataset]) -> Signature:
     told = sum(map(len, neighbours.values())) - len(flat)
     if without:
         text = (
-            f"Maps no better than random: {len(without)} of {told}. Their cells that share an edge agree (Moran’s I) "
-            f"no more than with positions shuffled: {_named(without)}."
+            f"Maps without a pattern from cell to cell: {len(without)} of {told}. Their cells that share an edge "
+            f"agree (Moran’s I) no more than with positions shuffled: {_named(without)}. "
+            "Where such a map comes out the same again (reliability), its values are no chance, but show no region."
         )
     elif told:
         text = (
-            f"Maps no better than random: none of {told}. Cells that share an edge agree (Moran’s I) more than with "
-            "positions shuffled. Maps that were enlarged from a coarser grid, or made of smooth masks, do so whatever "
-            "they hold."
+            f"Maps without a pattern from cell to cell: none of {told}. Cells that share an edge agree (Moran’s I) "
+            "more than with positions shuffled. Maps that were enlarged from a coarser grid, "
+            "or made of smooth masks, do so whatever they hold."
         )
     else:
         text = "Not known: there is no map with different values."
