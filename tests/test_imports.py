@@ -24,6 +24,7 @@ ROOMS = (
     "frames",
     "preprocessing",
     "repositories",
+    "incremental",
     "classifiers",
     "encoders",
     "targets",

@@ -32,6 +32,13 @@ class Target(ABC):
     def at(self, step: Any) -> Score:
         """The scoring function for one step."""
 
+    def near(self, step: Any) -> Score | None:
+        """The same scores, sooner, of samples that are in turn like the step's own but for a place in each.
+
+        Without gradients. None where the target knows no sooner way.
+        """
+        return None
+
     def __call__(self, step: Step, samples: torch.Tensor) -> torch.Tensor:
         return self.at(step)(samples)
 
@@ -242,3 +249,9 @@ class ClassScore(Target):
         if step.space == "image":
             return lambda samples: classifier(classifier.normalise(samples))[:, index]
         return lambda samples: classifier(samples)[:, index]
+
+    def near(self, step: Step | Frame) -> Score | None:
+        if isinstance(step, Step) or step.space == "image":
+            return None
+        logits, index = self.classifier.near(step.images), self.classifier.index(self.label)
+        return logits and (lambda samples: logits(samples)[:, index])

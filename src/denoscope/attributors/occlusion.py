@@ -16,6 +16,10 @@ from .gradients import CHUNK, PictureAttributor, by_position, samples_of, side_b
 
 WINDOWS_A_SIDE = 15
 """How many windows fit beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
+NEAR = 16
+"""Covered samples at once through a score that computes only what a window changes."""
+EVALUATED = 32
+"""Covered samples that Captum makes at once where chunks of them are computed side by side."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,13 @@ class Occlusion(PictureAttributor):
         window = self.sliding_window_shapes or (shape[1], *sides)
         if any(part > whole for part, whole in zip(window, shape[1:], strict=True)):
             raise InputError(f"The window {window} is larger than the samples, {tuple(shape[1:])}. Give a smaller one.")
-        return window, self.strides or (shape[1], *[math.ceil(side / 2) for side in window[1:]])
+        strides = self.strides or (shape[1], *[math.ceil(side / 2) for side in window[1:]])
+        if any(far > side for far, side in zip(strides, window, strict=True)):
+            raise InputError(
+                f"The strides {strides} are larger than the window {window}, so parts would never be covered. Give "
+                "strides of at most the window's size."
+            )
+        return window, strides
 
     def work(self, step: Step | Frame) -> int:
         shape = samples_of(step).shape
@@ -66,10 +76,13 @@ class Occlusion(PictureAttributor):
     def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
         from captum import attr
 
-        samples, score, threads = samples_of(step), self.target.at(step), threads_for(step)
+        samples, threads = samples_of(step), threads_for(step)
         window, strides = self.windows(samples.shape)
-        own = max(1, CHUNK.get(samples.device.type, 32) // len(samples))
+        near = self.target.near(step)
+        score, chunk = (near, NEAR) if near else (self.target.at(step), CHUNK.get(samples.device.type, 32))
+        own = max(1, chunk // len(samples))
         size = len(samples) * (self.perturbations_per_eval or own)
+        together = max(own, (1 if threads == 1 else EVALUATED) // len(samples))
 
         def counted(covered: torch.Tensor) -> torch.Tensor:
             return torch.cat(list(side_by_side(torch.no_grad()(score), covered, size, threads, advance)))
@@ -79,6 +92,6 @@ class Occlusion(PictureAttributor):
             sliding_window_shapes=window,
             strides=strides,
             baselines=self.baselines,
-            perturbations_per_eval=self.perturbations_per_eval or own * (1 if threads == 1 else 4 * threads),
+            perturbations_per_eval=self.perturbations_per_eval or together,
         )
         return {"saliency": by_position(attributions, step) / window[0]}
