@@ -1,8 +1,8 @@
 """Deletion and insertion on the bundled model: do the maps rank positions by what the next step depends on?
 
-    python benchmarks/games.py                                     # 50 scenes, a quarter of an hour on two cores
+    python benchmarks/games.py                                     # 50 scenes, half an hour to an hour on two cores
     python benchmarks/games.py --scenes 10 --methods df-rise,lime
-    python benchmarks/games.py --masks 500 --lime-samples 1000     # as published, half an hour
+    python benchmarks/games.py --masks 500 --lime-samples 1000     # as published, twice that
 
 Means over scenes, of one small object and of two in turn, with bootstrap intervals, at three steps of 30. The curves
 are distances of CLIP features to the result of the untouched step: of DELETION a HIGHER area is better, of INSERTION a
@@ -54,14 +54,16 @@ def by_step(auc: xr.DataArray) -> dict[str, dict[str, float]]:
     return {game: dict(zip(STEPS, auc.sel(game=game).values.tolist(), strict=True)) for game in GAMES}
 
 
-def scores_of_scene(seed: int, count: int, options: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def scores_of_scene(
+    seed: int, count: int, options: dict[str, dict[str, Any]], baselines: list[str]
+) -> dict[str, Any] | None:
     """Make a scene's picture and play with every map; None where the picture does not show `count` things."""
     found = drawn(Scene.random(seed, count=count, size="small" if count == 1 else None))
     if found is None:
         return None
     trace, encoder = found[0], load_encoder()
     auc, seconds = {}, {}
-    for name in [*options, *RANKINGS]:
+    for name in [*options, *baselines]:
         began = time.process_time()
         maps = maps_of(trace, name, options.get(name, {}), seed)
         explained = time.process_time()
@@ -120,7 +122,8 @@ def options_of(asked: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=50)
-    parser.add_argument("--methods", default=",".join(METHODS), help="baselines are always there")
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
+    parser.add_argument("--baselines", default=",".join(RANKINGS), help="random among them: gains are over it")
     parser.add_argument("--masks", type=int, default=256, help="masks per step for DF-RISE's contrast form")
     parser.add_argument("--published-masks", type=int, default=64, help="masks per step for DF-RISE's paper form")
     parser.add_argument("--lime-samples", type=int, default=500)
@@ -129,9 +132,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     options = options_of(asked)
-    score = functools.partial(scores_of_scene, options=options)
-    scores = over_scenes(score, asked.scenes, {"options": options, "steps": STEPS}, asked.out, asked.workers)
-    results = {"scenes": len(scores), **summary(scores, [*options, *RANKINGS])}
+    baselines = asked.baselines.split(",")
+    if "random" not in baselines or set(baselines) - set(RANKINGS):
+        parser.error(f"--baselines {asked.baselines}: random and any of {', '.join(RANKINGS)}")
+    score = functools.partial(scores_of_scene, options=options, baselines=baselines)
+    settings = {"options": options, "baselines": baselines, "steps": STEPS}
+    scores = over_scenes(score, asked.scenes, settings, asked.out, asked.workers)
+    results = {"scenes": len(scores), **summary(scores, [*options, *baselines])}
     for name in results["auc"]:
         spent = np.mean([s["seconds"][name] for s in scores], axis=0)
         print(f"{name}: {spent[0]:.1f} s to explain a scene's {len(STEPS)} steps, {spent[1]:.1f} s to play")

@@ -13,11 +13,14 @@ shuffled; the scheduler is not misled. Means over scenes with bootstrap interval
 """
 
 import argparse
+import functools
 import json
+import multiprocessing
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -69,6 +72,7 @@ def order_of(trace: denoscope.Trace) -> dict[str, float]:
 
 def scores_of(seed: int, masks: int) -> dict[str, dict[str, float]]:
     """Everything measured of one scene, by what the denoiser was told."""
+    torch.set_num_threads(1)
     scene = Scene.random(seed, count=2)
     trace = picture_of(scene)
     changes = changes_for(trace, seed)
@@ -108,10 +112,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=16)
     parser.add_argument("--masks", type=int, default=64, help="masks per map")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("out/time_conditioning.json"))
     asked = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + asked.scenes)
-    found = [scores_of(seed, asked.masks) for seed in track(seeds, description="scenes")]
+    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
+        made = pool.imap(functools.partial(scores_of, masks=asked.masks), seeds)
+        found = list(track(made, description="scenes", total=asked.scenes))
     table = {c: {m: summary([scene[c][m] for scene in found]) for m in found[0][c]} for c in found[0]}
     results = {"scenes": len(found), "masks": asked.masks, "table": table}
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -344,7 +344,7 @@ def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataA
     distances: dict[str, Distance] = {"resampling, picture": root_mean_square}
     if mask is not None:
         distances["resampling, object"] = WithinMask(mask)
-    found = resampling(case.trace, saliency, distances, Resampling(draws=4)).advantage
+    found = resampling(case.trace, saliency, distances, Resampling(draws=1)).advantage
     return {measure: _by_step(found.sel(distance=measure)) for measure in distances}
 
 
