@@ -3,9 +3,9 @@
     python benchmarks/adversarial.py                 # 12 scenes
     python benchmarks/adversarial.py --scenes 4 --iterations 10
 
-Two attacks by projected gradient inside a small L∞ ball: one that keeps the clean prediction and moves the map, one that
-keeps the map and moves the clean prediction; beside them a random change of the same size. Of DF-RISE's contrast form
-with fixed masks, and of the gradient's magnitude. `map agreement` is the rank correlation with the unchanged map,
+Two attacks by projected gradient inside a small L∞ ball: one keeps the clean prediction and moves the map, one keeps
+the map and moves the clean prediction; beside them a random change of the same size. Of DF-RISE's contrast form with
+fixed masks, and of the gradient's magnitude. `map agreement` is the rank correlation with the unchanged map,
 `AUROC` how well the changed map still finds the true objects, changes are root mean squares in units of the unchanged
 one's spread. Means over scenes, of one small object and of two in turn, with bootstrap intervals. Every scene is a line
 in --out, and a second call goes on where the first was stopped.
