@@ -68,6 +68,11 @@ def test_a_map_that_turns_round_with_the_weights_fails_too(known):
     assert verdicts(known)["good"] == FAILED
 
 
+def test_a_few_scenes_that_disagree_tell_nothing(known):
+    known["score"].loc[{"measure": "weights, all", "attributor": "good"}] = np.array([0.0, 0.9] * 3)[:, None]
+    assert verdicts(known)["good"] == UNSURE
+
+
 def test_without_a_sanity_check_there_is_no_verdict():
     assert verdicts(scores({"auroc": {"good": np.ones(6)}})) == {}
 

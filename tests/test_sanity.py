@@ -15,12 +15,12 @@ from denoscope.evaluation import (
     Baseline,
     ConstantTime,
     ShuffledTime,
+    above_chance,
     agreement,
     band_agreement,
     band_powers,
     coarse_to_fine,
     emergence,
-    fails,
     prompt_randomisation,
     random_level,
     stages_of,
@@ -133,9 +133,11 @@ def test_a_map_that_ignores_the_network_fails_the_check(trace):
     found = weight_randomisation(BLIND, trace, [0, 2], stages=["conv_out", "mid_block"])
     assert (found.agreement > 1 - 1e-9).all() and (found.absolute > 1 - 1e-9).all() and found.sizes["stage"] == 2
     scenes = np.linspace(0.9, 1.0, 5)
-    assert fails(scenes, np.full(5, 0.4)) and fails(-scenes, np.full(5, 0.4))
-    assert not fails(np.array([0.1, -0.3, 0.2, np.nan]), np.full(4, 0.4))
-    assert "at least 2" in refusal(fails, [1.0], [0.4])
+    level = np.full(5, 0.4)
+    assert above_chance(scenes, level).low > 0 and above_chance(-scenes, level).low > 0
+    assert above_chance(np.array([0.1, -0.3, 0.2, np.nan]), level[:4]).high < 0
+    assert above_chance(np.array([0.9, 0.1, 0.9, -0.1]), level[:4]).low < 0 < above_chance(scenes, level).high
+    assert "at least 2" in refusal(above_chance, [1.0], [0.4])
     assert 'no stage "conv"' in refusal(weight_randomisation, BLIND, trace, [0], stages=["conv"])
 
 

@@ -36,7 +36,7 @@ from .evaluation import (
     Probe,
     Resampling,
     WithinMask,
-    fails,
+    above_chance,
     games,
     localisation,
     noise_agreement,
@@ -515,7 +515,8 @@ def record(evaluation: Evaluation, trials: Sequence[Mapping[str, Any]]) -> dict[
 def verdicts(scores: xr.Dataset) -> dict[str, str]:
     """Whether each method passes the weight randomisation: its own map is gone when all weights are random.
 
-    See `evaluation.fails`. A method that could not be checked in at least two scenes has no verdict.
+    See `evaluation.above_chance`. Of a method that could not be checked in at least two scenes, or whose interval holds
+    the random level, it cannot be told.
     """
     if "weights, all" not in scores["measure"].values:
         return {}
@@ -526,8 +527,10 @@ def verdicts(scores: xr.Dataset) -> dict[str, str]:
             for measure in ("weights, all", "chance")
         )
         known = np.isfinite(level)
-        enough = known.sum() >= 2
-        found[name] = (FAILED if fails(agreement[known], level[known]) else PASSED) if enough else UNSURE
+        found[name] = UNSURE
+        if known.sum() >= 2:
+            above = above_chance(agreement[known], level[known])
+            found[name] = FAILED if above.low > 0 else PASSED if above.high < 0 else UNSURE
     return found
 
 

@@ -41,7 +41,7 @@ from .localisation import (
     spearman,
 )
 from .metrics import METRICS, Metric, metric, metrics_of
-from .sanity import fails, prompt_randomisation, random_level, stages_of, time_agreement, weight_randomisation
+from .sanity import above_chance, prompt_randomisation, random_level, stages_of, time_agreement, weight_randomisation
 from .stability import agreement, neighbour_agreement, noise_agreement, seed_agreement
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "Squares",
     "WithinMask",
     "ablation",
+    "above_chance",
     "advantage",
     "agreement",
     "area",
@@ -80,7 +81,6 @@ __all__ = [
     "contrast_map",
     "diagnose",
     "emergence",
-    "fails",
     "feature_distance",
     "games",
     "gradient_map",

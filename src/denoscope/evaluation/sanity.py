@@ -16,7 +16,7 @@ from ..attributors.base import Advance, Attributor, choose
 from ..errors import InputError
 from ..hooks import called_layers, other_times, randomised
 from ..traces import Step, Trace
-from .intervals import bootstrap
+from .intervals import Interval, bootstrap
 from .metrics import over_maps
 from .stability import agreement, remade
 from .stages import rank_agreement
@@ -179,11 +179,10 @@ def _spread(shifts: list[tuple[int, ...]], most: int = 256) -> list[tuple[int, .
     return [shifts[i] for i in np.unique(np.linspace(0, len(shifts) - 1, min(most, len(shifts))).round().astype(int))]
 
 
-def fails(agreements: np.ndarray, levels: np.ndarray) -> bool:
-    """Whether a method fails a sanity check over scenes: its agreement, of either sign, is above the random level.
+def above_chance(agreements: np.ndarray, levels: np.ndarray) -> Interval:
+    """How far a method's agreement, of either sign, is above the random level: |agreement| − level over scenes.
 
-    The mean of |agreement| − level over scenes is above 0 with its whole bootstrap interval. A scene whose map is flat
-    under the change counts as one that has fallen to the random level.
+    All of the interval below 0: the method passes its sanity check. All of it above: it fails. Else the scenes do not
+    tell. A scene whose map is flat under the change counts as one that has fallen to no agreement at all.
     """
-    above = np.abs(np.nan_to_num(agreements)) - np.asarray(levels)
-    return bootstrap(above).low > 0
+    return bootstrap(np.abs(np.nan_to_num(agreements)) - np.asarray(levels))
