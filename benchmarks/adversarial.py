@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from games import told
 from resumed import over_scenes
 from rich.console import Console
 from rich.table import Table
@@ -85,8 +86,7 @@ def show(results: dict[str, Any]) -> None:
     shown = Table("map", "change of x_t", *MEASURES.values(), title=title)
     for name, rows in results["table"].items():
         for attack, row in rows.items():
-            cells = ("{mean:.2f} [{low:.2f}, {high:.2f}]".format(**row[measure]) for measure in MEASURES)
-            shown.add_row(name, attack, *cells)
+            shown.add_row(name, attack, *(told(row[measure]) for measure in MEASURES))
     Console(width=150).print(shown)
 
 
