@@ -5,10 +5,12 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from linear import linear_model, linear_trace
 from small import refusal
 
 import denoscope
+from denoscope import DFCam, DFRise
 from denoscope.errors import CaptureError, NumericsError
 from denoscope.evaluation import (
     BASELINES,
@@ -21,6 +23,7 @@ from denoscope.evaluation import (
     band_powers,
     coarse_to_fine,
     emergence,
+    noise_agreement,
     prompt_randomisation,
     random_level,
     stages_of,
@@ -139,6 +142,24 @@ def test_a_map_that_ignores_the_network_fails_the_check(trace):
     assert above_chance(np.array([0.9, 0.1, 0.9, -0.1]), level[:4]).low < 0 < above_chance(scenes, level).high
     assert "at least 2" in refusal(above_chance, [1.0], [0.4])
     assert 'no stage "conv"' in refusal(weight_randomisation, BLIND, trace, [0], stages=["conv"])
+
+
+@pytest.mark.parametrize("attributor", [DFRise(num_masks=8, variant="contrast"), DFCam()], ids=["df-rise", "df-cam"])
+def test_maps_that_are_there_already_are_not_made_again(trace, monkeypatch, attributor):
+    known, calls, inner = attributor(trace).saliency, [], type(attributor).explain
+    monkeypatch.setattr(type(attributor), "explain", lambda *a: calls.append(a) or inner(*a))
+    checks = {
+        weight_randomisation: {"stages": ["conv_out"]},
+        prompt_randomisation: {"other": trace},
+        noise_agreement: {"draws": 1},
+    }
+    for check, options in checks.items():
+        made = check(attributor, trace, steps=[1, 2], **options)
+        with_known = check(attributor, trace, steps=[1, 2], **options, own=known)
+        xr.testing.assert_allclose(made, with_known, atol=1e-6)
+        assert len(calls) == 6, check  # two steps: own and changed, then changed alone
+        calls.clear()
+        assert "step 2 is asked for" in refusal(check, attributor, trace, steps=[2], **options, own=known.sel(step=[1]))
 
 
 def test_a_map_that_fails_under_random_weights_leaves_them_as_they_were(trace):

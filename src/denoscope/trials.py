@@ -350,7 +350,7 @@ def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataA
 
 def _stable(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
     at = [case.evaluation.middle]
-    found = {"noise agreement": noise_agreement(attributor, case.trace, at, draws=1).mean("draw")}
+    found = {"noise agreement": noise_agreement(attributor, case.trace, at, draws=1, own=saliency).mean("draw")}
     if any(name == "seed" for name in getattr(attributor, "__dataclass_fields__", ())):
         found["seed agreement"] = seed_agreement(attributor, case.trace, at, seeds=(0, 1)).mean("pair")
     return {measure: _only_at(case, values) for measure, values in found.items()}
@@ -360,12 +360,12 @@ def _sane(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray)
     at = [case.evaluation.middle]
     stages = list(stages_of(case.trace, at[0]))
     chosen = list(dict.fromkeys([stages[0], stages[len(stages) // 2], stages[-1]]))
-    found = weight_randomisation(attributor, case.trace, at, stages=chosen, seed=case.subject.seed)
+    found = weight_randomisation(attributor, case.trace, at, stages=chosen, seed=case.subject.seed, own=saliency)
     told = dict(zip(("output", "half", "all"), chosen, strict=False))
     values = {f"weights, {part}": found.agreement.sel(stage=stage) for part, stage in told.items()}
     values["chance"] = found.random_level
     if name not in OF_WORDS and case.other is not None:
-        values["another prompt"] = prompt_randomisation(attributor, case.trace, case.other, at).agreement
+        values["another prompt"] = prompt_randomisation(attributor, case.trace, case.other, at, own=saliency).agreement
     return {measure: _only_at(case, one) for measure, one in values.items()}
 
 

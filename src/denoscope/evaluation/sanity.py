@@ -18,7 +18,7 @@ from ..hooks import called_layers, other_times, randomised
 from ..traces import Step, Trace
 from .intervals import Interval, bootstrap
 from .metrics import over_maps
-from .stability import agreement, remade
+from .stability import agreement, own_maps, remade
 from .stages import rank_agreement
 
 Changed = Callable[[], AbstractContextManager[None]]
@@ -32,6 +32,7 @@ def weight_randomisation(
     *,
     stages: Sequence[str] | None = None,
     seed: int = 0,
+    own: xr.DataArray | None = None,
     advance: Advance | None = None,
 ) -> xr.Dataset:
     """Agreement of a method's maps with its own while the denoiser's weights are random, from the output to the input.
@@ -41,7 +42,8 @@ def weight_randomisation(
     array([0.12, -0.05])
 
     At each stage, named after a block of the denoiser, the weights of that block and of all that come after it are
-    random; at the last stage all are. `stages` chooses some (`stages_of` lists them). Variables: `agreement` and
+    random; at the last stage all are. `stages` chooses some (`stages_of` lists them). `own` are the method's maps of
+    these steps where they are there already; without them they are made. Variables: `agreement` and
     `absolute`, of the maps' absolute values, (stage, step); `random_level` (step), the agreement that chance reaches.
     The steps' samples stay what the trained network made them. The weights come back bit for bit.
     """
@@ -51,7 +53,7 @@ def weight_randomisation(
     if wrong := [name for name in names if name not in cascade]:
         raise InputError(f'The denoiser has no stage "{wrong[0]}". Its stages, output first: {", ".join(cascade)}.')
     changes = {name: partial(randomised, denoiser, cascade[name], seed) for name in names}
-    return _agreement_under(changes, "stage", attributor, trace, chosen, advance)
+    return _agreement_under(changes, "stage", attributor, trace, chosen, own, advance)
 
 
 def stages_of(trace: Trace, step: int = 0) -> dict[str, list[str]]:
@@ -95,7 +97,7 @@ def time_agreement(
     `times` are functions from the time step it would have been told, such as `ConstantTime(500)`, by their names.
     """
     changes = {name: partial(other_times, trace.model.denoiser, change) for name, change in times.items()}
-    return _agreement_under(changes, "time", attributor, trace, choose(trace, steps), advance)
+    return _agreement_under(changes, "time", attributor, trace, choose(trace, steps), None, advance)
 
 
 def prompt_randomisation(
@@ -104,16 +106,18 @@ def prompt_randomisation(
     other: Trace,
     steps: Sequence[int] | None = None,
     *,
+    own: xr.DataArray | None = None,
     advance: Advance | None = None,
 ) -> xr.Dataset:
     """The same when the samples are explained under the conditioning of another trace: variables with dims (step,).
 
-    Raises `InputError` where the other trace has other time steps or samples of another shape.
+    `own` as for `weight_randomisation`. Raises `InputError` where the other trace has other time steps or samples of
+    another shape.
     """
     chosen: list[Step] = choose(trace, steps)
     _refuse_other_run(chosen, other)
     indices = [step.index for step in chosen]
-    own = attributor(remade(trace, indices), indices, advance=advance).saliency
+    own = own_maps(attributor, trace, indices, own, advance)
     found = _compared(own, attributor(_conditioned(chosen, other), indices, advance=advance).saliency)
     return _with_level(found, own)
 
@@ -141,10 +145,11 @@ def _agreement_under(
     attributor: Attributor,
     trace: Trace,
     chosen: Sequence[Step],
+    own: xr.DataArray | None,
     advance: Advance | None,
 ) -> xr.Dataset:
     indices = [step.index for step in chosen]
-    own = attributor(remade(trace, indices), indices, advance=advance).saliency
+    own = own_maps(attributor, trace, indices, own, advance)
     found = []
     for changed in changes.values():
         with changed():

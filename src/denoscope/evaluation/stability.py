@@ -75,23 +75,24 @@ def noise_agreement(
     amount: float = 0.02,
     draws: int = 3,
     seed: int = 0,
+    own: xr.DataArray | None = None,
     advance: Advance | None = None,
 ) -> xr.DataArray:
     """Agreement of a method's map with that of a sample with a little noise added: (step, draw).
 
     `amount` is the noise's standard deviation as a share of the sample's own. What the denoiser predicts of the noisy
-    sample is what is explained, so this is the map's and the model's stability together. Raises `InputError` for no
-    noise or no draws.
+    sample is what is explained, so this is the map's and the model's stability together. `own` are the method's maps of
+    these steps where they are there already; without them they are made. Raises `InputError` for no noise or no draws.
     """
     if not amount > 0 or draws < 1:
         raise InputError(f"amount is {amount} and draws {draws}. Give an amount above 0, such as 0.02, and 1 or more.")
     chosen: list[Step] = choose(trace, steps)
     indices = [step.index for step in chosen]
-    own = attributor(remade(trace, indices), indices, advance=advance).saliency
+    unchanged = own_maps(attributor, trace, indices, own, advance)
 
     def agreed(draw: int) -> xr.DataArray:
         noisy = trace.with_steps([with_noise(step, amount, [seed, draw]) for step in chosen])
-        return over_maps(agreement, own, attributor(noisy, indices, advance=advance).saliency, name="agreement")
+        return over_maps(agreement, unchanged, attributor(noisy, indices, advance=advance).saliency, name="agreement")
 
     return xr.concat([agreed(draw) for draw in range(draws)], "draw").transpose("step", "draw")
 
@@ -111,3 +112,21 @@ def remade(trace: Trace, steps: Sequence[int] | None = None) -> Trace:
     With it a method explains the network as it is and not the recording. `prev_sample` becomes the stateless one.
     """
     return trace.with_steps([step.with_sample(step.sample) for step in choose(trace, steps)])
+
+
+def own_maps(
+    attributor: Attributor,
+    trace: Trace,
+    steps: list[int],
+    known: xr.DataArray | None = None,
+    advance: Advance | None = None,
+) -> xr.DataArray:
+    """A method's maps of these steps of the network as it is: the known ones where they are given, else made."""
+    if known is None:
+        return attributor(remade(trace, steps), steps, advance=advance).saliency
+    if missing := [step for step in steps if step not in known.step.values]:
+        raise InputError(
+            f"The maps given as the method's own are of the steps {known.step.values.tolist()}, and step {missing[0]} "
+            "is asked for. Give maps of all steps, or none, and they are made."
+        )
+    return known.sel(step=steps)
