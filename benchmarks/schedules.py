@@ -4,10 +4,10 @@
     python benchmarks/schedules.py --scenes 10 --shift 30
 
 Mean structural similarity of the final pictures, 64 × 64, of every two schedules; from 0.99 on Denoscope's comparisons
-say that two pictures look the same. Beside them two yardsticks: the uniform schedule with one step fewer, what any other discretised
-path does to the picture, and another seed, which is another picture. Then, under each schedule, which facts of the
-scene the judge finds. Means over scenes with bootstrap intervals; differences are paired. Every scene is a line in
---out, and a second call goes on where the first was stopped.
+say that two pictures look the same. Beside them two yardsticks: the uniform schedule with one step fewer, which is what
+any other way of parting the time does to the picture, and another seed, which is another picture. Then, under each
+schedule, which facts of the scene the judge finds. Means over scenes with bootstrap intervals; differences are paired.
+Every scene is a line in --out, and a second call goes on where the first was stopped.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from denoscope import cli
 from denoscope.attributors.base import METHODS, Attributor
 from denoscope.attributors.rise import DFRise
 from denoscope.targets import Closeness, Target
+from denoscope.trials import known_methods
 
 PROMPT = "a red circle"
 SHORT = ("--steps", "4", "--masks", "8", "--at", "0,2")
@@ -154,6 +155,10 @@ def test_steps_are_checked_before_the_picture_is_made(run, folders, monkeypatch)
 def test_usage(run, words):
     message = paragraph(run(*words), 2)
     assert " ".join(words) in message and "--help" in message
+
+
+def test_the_help_names_every_method():
+    assert f"{cli.METHODS}, {cli.OF_CLASS}".split(", ") == list(known_methods())
 
 
 def test_nothing_asked_is_help(run):

@@ -14,10 +14,10 @@ from small import refusal
 
 from denoscope import DFCam, cli, trials
 from denoscope.errors import InputError, RecordingError
-from denoscope.evaluation import BASELINES, localisation, noise_agreement
+from denoscope.evaluation import BASELINES, Attack, localisation, neighbour_agreement, noise_agreement
 from denoscope.evaluation.subjects import bundled_subject, read_mask, subjects_of
 from denoscope.ledgers import Ledger
-from denoscope.trials import CHECKS, Case, Evaluation, OfPhrase, attributor_of, collected, evaluate, record, summary
+from denoscope.trials import USUAL, Case, Evaluation, OfPhrase, attributor_of, collected, evaluate, record, summary
 
 FAST = dict(steps=6, at=(2, 4), methods=("df-cam", "words"), checks=("localisation", "sanity"))
 FLAGS = "--steps 6 --at 2,4 --methods df-cam,words --checks localisation,sanity --workers 1".split()
@@ -150,6 +150,8 @@ def test_a_trial_has_the_figures_of_the_functions_themselves():
     expected = localisation(saliency, case.masks.any(axis=0))
     assert found["failures"] == {} and set(found["scores"]) == {"df-cam", "words", *BASELINES}
     assert found["scores"]["df-cam"]["auroc"] == pytest.approx(expected.auroc.values.tolist())
+    beside = neighbour_agreement(DFCam()(case.trace, [3, 4]).saliency).item()
+    assert found["scores"]["df-cam"]["neighbour agreement"] == pytest.approx([float("nan"), beside], nan_ok=True)
     noise = noise_agreement(DFCam(), case.trace, [4], draws=1).item()
     assert found["scores"]["df-cam"]["noise agreement"] == pytest.approx([float("nan"), noise], nan_ok=True)
     np.testing.assert_allclose(maps["df-cam"], saliency.values, rtol=1e-5)
@@ -172,6 +174,25 @@ def test_a_phrase_s_map_is_the_mean_of_its_words(trace):
     np.testing.assert_allclose(OfPhrase(inner, None)(trace, [1]).saliency, whole.mean("token"), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "methods, attacked",
+    [
+        pytest.param(("df-cam",), {"gradient"}, id="gradient"),
+        pytest.param(("df-rise-contrast",), {"df-rise-contrast", "gradient"}, id="contrast", marks=pytest.mark.slow),
+    ],
+)
+def test_attacks_are_of_the_maps_that_can_be_differentiated(monkeypatch, methods, attacked):
+    monkeypatch.setattr(trials, "Attack", lambda ball, iterations, seed: Attack(ball, 4, seed=seed))
+    asked = dict(methods=methods, checks=("attacks",), steps=3, at=(0, 1), num_masks=64)
+    found, _ = trials.trial(Evaluation(**asked), bundled_subject(0))
+    assert found["failures"] == {}
+    measured = {name: values for name, values in found["scores"].items() if values}
+    assert set(measured) == attacked
+    for values in measured.values():
+        assert np.isnan(values["attack, map"][0]) and values["attack, map"][1] < values["attack, random"][1] < 1
+        assert values["attack, picture"][1] > 0
+
+
 @pytest.mark.slow
 def test_every_check_runs_on_every_method_of_the_bundled_model():
     """With as few masks and steps as there can be: what is told of each is tested where it is made."""
@@ -182,7 +203,7 @@ def test_every_check_runs_on_every_method_of_the_bundled_model():
     expected = {"auroc", "deletion", "relative_infidelity", "resampling, object", "noise agreement", "weights, all"}
     assert all(expected <= set(values) for values in found["scores"].values())
     assert "seed agreement" in found["scores"]["df-rise"] and "seed agreement" not in found["scores"]["df-cam"]
-    assert len(expected) == len(CHECKS)
+    assert len(expected) == len(USUAL)
 
 
 def test_a_picture_that_is_not_as_told_is_passed_over(monkeypatch, tmp_path):
@@ -211,12 +232,18 @@ def test_a_class_that_is_not_known_is_told_and_the_rest_goes_on(folder):
     assert table["measures"]["auroc"]["df-cam"]["1"]["count"] == 2
 
 
-def test_a_mask_that_does_not_fit_is_told_and_stops_nothing_that_was_finished(folder):
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "masks" / "second.png")
-    evaluation = own(folder, scenes=3)
-    with pytest.raises(InputError, match="5 × 5"):
-        run(evaluation, folder / "out")
-    assert Ledger.opened(folder / "out", evaluation.settings()).read("first") is not None
+def test_masks_of_another_size_than_the_picture_are_told_at_the_first(folder):
+    for name in ("first", "second"):
+        Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save(folder / "masks" / f"{name}.png")
+    with pytest.raises(InputError, match="5 × 5 and its picture"):
+        run(own(folder, scenes=3), folder / "out")
+
+
+def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(folder):
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 255).save(folder / "masks" / "second.png")
+    assert "is 5 × 5 and" in refusal(own(folder).subjects)
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(folder / "masks" / "second.png")
+    assert "second.png" in refusal(own(folder).subjects) and "is empty" in refusal(own(folder).subjects)
 
 
 def test_a_method_that_fails_on_one_picture_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):

@@ -25,6 +25,11 @@ DEMO = dict(prompt="a large dotted yellow square on a pink background", seed=8, 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 Masks = Annotated[int, typer.Option("--masks", help="Masks per step for DF-RISE.")]
+METHODS = (
+    "df-cam, df-cam-reference, df-rise, df-rise-contrast, df-rise-reference, "
+    "lime, relevance, relevance-reference, words"
+)
+OF_CLASS = "integrated-gradients, gradient-shap, occlusion"
 Scheduler = Annotated[
     str | None, typer.Option("--scheduler", help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")
 ]
@@ -105,7 +110,7 @@ def explain(
     height: Annotated[int | None, typer.Option(help="Height of the picture in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the picture in pixels.")] = None,
     at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 2,8,16,28, or all.")] = None,
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "df-rise-contrast,df-rise",
+    methods: Annotated[str, typer.Option(help=f"Of {METHODS}.")] = "df-rise-contrast,df-rise",
     masks: Masks = 500,
     until: Annotated[float | None, typer.Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
     device: Device = None,
@@ -143,9 +148,7 @@ def compare(
     height: Annotated[int | None, typer.Option(help="Height of the pictures in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the pictures in pixels.")] = None,
     at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 2,8,16,28, or all.")] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods, separated by commas; the relevance of words if left out.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Of {METHODS}; relevance if left out.")] = None,
     masks: Masks = 500,
     label: Annotated[
         list[str] | None, typer.Option(help="A text that every picture is rated by. Give at least two.")
@@ -228,9 +231,7 @@ def recognise(
     at: Annotated[
         str | None, typer.Option(help="Frames to attribute, from 0, as in 30,50,90, or all; else ten that tell most.")
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="integrated-gradients,gradient-shap,occlusion, all if left out.")
-    ] = None,
+    methods: Annotated[str | None, typer.Option(help=f"{OF_CLASS}, all if left out.")] = None,
     n_steps: Annotated[
         int | None, typer.Option(help="Points on the path of Integrated Gradients; 50 if left out.")
     ] = None,
@@ -327,9 +328,12 @@ def evaluate(
     masks: Annotated[
         str | None, typer.Option(help="Folder of pictures, bright where the object is, named after the prompts' lines.")
     ] = None,
-    methods: Annotated[str | None, typer.Option(help="Methods, separated by commas; all if left out.")] = None,
+    methods: Annotated[str | None, typer.Option(help=f"Of {METHODS}, {OF_CLASS}; all if left out.")] = None,
     checks: Annotated[
-        str | None, typer.Option(help="localisation,games,infidelity,resampling,stability,sanity; all if left out.")
+        str | None,
+        typer.Option(
+            help="localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
+        ),
     ] = None,
     at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,

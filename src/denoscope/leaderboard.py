@@ -29,6 +29,7 @@ POINT = "Does the map point at the objects?"
 CHANGE = "Does the model do what the map says?"
 SAME = "Is the map the same again?"
 SANE = "Does the map depend on what it explains?"
+ATTACKED = "Can the map be moved without the picture, or the picture without the map?"
 
 MEASURES = {
     "auroc": Measure("AUROC", POINT, 0, 1, True, 0.5, "Against the objects’ true places; 0.5 is chance."),
@@ -59,11 +60,24 @@ MEASURES = {
     "resampling, object": Measure("resampling, on the object", CHANGE, -1, 1, True, 0.0, "The same, inside the mask."),
     "seed agreement": Measure("other random masks", SAME, -1, 1, True, None, "Rank agreement under another seed."),
     "noise agreement": Measure("a little noise", SAME, -1, 1, True, None, "Rank agreement with 2 % of noise added."),
+    "neighbour agreement": Measure("the step before", SAME, -1, 1, True, None, "Rank agreement with that step’s map."),
     "weights, output": Measure("random last layer", SANE, -1, 1, None, None, "Rank agreement with the map’s own."),
     "weights, half": Measure("half of the weights random", SANE, -1, 1, None),
     "weights, all": Measure("all weights random", SANE, -1, 1, None, 0.0, "Should fall to the random level."),
     "chance": Measure("random level", SANE, 0, 1, None, None, "The agreement that shifted copies of the map reach."),
     "another prompt": Measure("another prompt", SANE, -1, 1, None, None, "Rank agreement under another prompt."),
+    "attack, map": Measure(
+        "map under attack", ATTACKED, -1, 1, True, None,
+        "Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the clean prediction.",
+    ),
+    "attack, random": Measure(
+        "map under a random change", ATTACKED, -1, 1, True, None, "The same after a change as large, not searched for."
+    ),
+    "attack, picture": Measure(
+        "picture under attack", ATTACKED, 0, 1, False, 0.0,
+        "Root mean square change of the clean prediction, in units of its spread, that a search finds while the map "
+        "stays: LOWER is better, as what the map does not see does not change the picture.",
+    ),
 }  # fmt: skip
 """Every measure of a trial; `evaluation.METRICS` has their sources."""
 

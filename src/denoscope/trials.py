@@ -25,6 +25,7 @@ import xarray as xr
 
 from .attributors.base import Advance, Attributor, list_methods, method
 from .attributors.gradients import GradientShap, IntegratedGradients
+from .attributors.masks import GridMasks
 from .attributors.occlusion import Occlusion
 from .classifiers import load_classifier
 from .encoders import load_encoder
@@ -32,13 +33,19 @@ from .errors import DenoscopeError, InputError, did_you_mean, one_line
 from .evaluation import (
     BASELINES,
     GAMES,
+    Attack,
     Baseline,
+    MaximumBall,
     Probe,
     Resampling,
     WithinMask,
     above_chance,
+    attacks,
+    contrast_map,
     games,
+    gradient_map,
     localisation,
+    neighbour_agreement,
     noise_agreement,
     over_scenes,
     prompt_randomisation,
@@ -64,7 +71,9 @@ OF_WORDS = ("words", "relevance", "relevance-reference")
 """Methods with a map for every word; what is judged is the mean of a phrase's."""
 PLACES = {"early": 0.2, "middle": 0.5, "late": 0.8}
 """Where in a run the steps are that are explained unless others are named."""
-CHECKS = ("localisation", "games", "infidelity", "resampling", "stability", "sanity")
+USUAL = ("localisation", "games", "infidelity", "resampling", "stability", "sanity")
+CHECKS = (*USUAL, "attacks")
+"""The attacks, which take minutes a picture, only where they are asked for."""
 SPARE = 3
 """Scenes at hand for each that is wanted, as the model does not always draw what it is told."""
 
@@ -76,7 +85,7 @@ Values = dict[str, list[float]]
 class Evaluation:
     """What `denoscope evaluate` was asked for; None means what suits the model.
 
-    `checks` at one step alone, the middle one: stability and sanity, which explain a picture many times over.
+    `checks` at one step alone, the middle one: stability, sanity and attacks, which explain a picture many times over.
     """
 
     model: str = "shapes"
@@ -84,7 +93,7 @@ class Evaluation:
     prompts: str | None = None
     masks: str | None = None
     methods: tuple[str, ...] | None = None
-    checks: tuple[str, ...] = CHECKS
+    checks: tuple[str, ...] = USUAL
     at: tuple[int, ...] | None = None
     steps: int = 30
     guidance: float | None = None
@@ -134,7 +143,7 @@ class Evaluation:
 
     @property
     def middle(self) -> int:
-        """The step at which stability and sanity are checked."""
+        """The step at which stability, sanity and attacks are checked."""
         return self.shown[len(self.shown) // 2]
 
     @property
@@ -351,6 +360,9 @@ def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataA
 def _stable(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
     at = [case.evaluation.middle]
     found = {"noise agreement": noise_agreement(attributor, case.trace, at, draws=1, own=saliency).mean("draw")}
+    if at[0] > 0:
+        both = [attributor(case.trace, [at[0] - 1]).saliency, saliency.sel(step=at)]
+        found["neighbour agreement"] = neighbour_agreement(xr.concat(both, "step"))
     if any(name == "seed" for name in getattr(attributor, "__dataclass_fields__", ())):
         found["seed agreement"] = seed_agreement(attributor, case.trace, at, seeds=(0, 1)).mean("pair")
     return {measure: _only_at(case, values) for measure, values in found.items()}
@@ -369,6 +381,30 @@ def _sane(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray)
     return {measure: _only_at(case, one) for measure, one in values.items()}
 
 
+def _attacked(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
+    """Of the two kinds of map that are differentiable functions of the sample; the others have nothing to say here."""
+    step = case.trace[case.evaluation.middle]
+    if name == "df-rise-contrast":
+        watched = contrast_map(step, Closeness(), _few_masks(step, case.evaluation.num_masks))
+    elif name == "gradient":
+        watched = gradient_map(step)
+    else:
+        return {}
+    found = attacks(step, watched, attack=Attack(MaximumBall(0.05), iterations=20, seed=case.subject.seed))
+    told = {
+        "attack, map": found.map_agreement.sel(attack="move the map"),
+        "attack, random": found.map_agreement.sel(attack="random"),
+        "attack, picture": found.picture_change.sel(attack="move the picture"),
+    }
+    return {measure: _only_at(case, values.expand_dims(step=[step.index])) for measure, values in told.items()}
+
+
+def _few_masks(step: Any, num_masks: int) -> np.ndarray:
+    """At most 32: the gradient goes through a prediction of every one of them."""
+    (height, width), count = step.sample.shape[-2:], min(num_masks, 32)
+    return np.concatenate(list(GridMasks().stream(height, width, 0, count, count)))
+
+
 def _only_at(case: Case, values: xr.DataArray) -> list[float]:
     """The value of the middle step, and none at the others."""
     return [
@@ -384,6 +420,7 @@ MEASURED: dict[str, Callable[[Case, str, Attributor, xr.DataArray], Values]] = {
     "resampling": _resampled,
     "stability": _stable,
     "sanity": _sane,
+    "attacks": _attacked,
 }
 
 

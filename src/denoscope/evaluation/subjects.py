@@ -1,5 +1,6 @@
 """What a trial is about: a picture to be made, what its prompt names, and where in the picture that is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def subjects_of(prompts: str | Path, masks: str | Path | None, seed: int = 0) ->
     A prompt without a name has its line's number, 0001 and so on. PHRASE is what the mask covers, words of the prompt
     that follow each other. The mask of NAME is the picture file `masks`/NAME.*, bright where the object is; a line
     without one is not held against a mask. Raises `InputError` for an empty file, a name that comes twice or cannot be
-    a file's, a phrase that is not in its prompt, and masks of which none belongs to a line.
+    a file's, a phrase that is not in its prompt, masks of which none belongs to a line, and a mask that is empty, or of
+    another size than the others: all pictures of a run have one size.
     """
     lines = [line for line in _text(prompts).splitlines() if line.strip()]
     if not lines:
@@ -95,8 +97,19 @@ def subjects_of(prompts: str | Path, masks: str | Path | None, seed: int = 0) ->
             f'No mask in "{masks}" belongs to a prompt. Masks are picture files named after the lines of "{prompts}": '
             f"{found[0].name}.png for the first."
         )
+    _refuse_other_sizes([subject.mask for subject in found if subject.mask])
     others = [*found[1:], found[0]]
     return [replace(subject, other=other.prompt) for subject, other in zip(found, others, strict=True)]
+
+
+def _refuse_other_sizes(files: Sequence[str]) -> None:
+    sizes = {file: _bright(file).shape for file in files}
+    if wrong := [file for file in files if sizes[file] != sizes[files[0]]]:
+        (h, w), (first_h, first_w) = sizes[wrong[0]], sizes[files[0]]
+        raise InputError(
+            f'The mask "{wrong[0]}" is {w} × {h} and "{files[0]}" is {first_w} × {first_h}. All pictures of a run have '
+            "one size, and their masks have it too."
+        )
 
 
 def _text(file: str | Path) -> str:
@@ -140,13 +153,17 @@ def read_mask(file: str | Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises `InputError` where it is of another size than the picture, or empty, or covers everything.
     """
-    drawn = load_photograph(file).convert("L")
-    if (drawn.height, drawn.width) != tuple(size):
+    mask = _bright(file)
+    if mask.shape != tuple(size):
         raise InputError(
-            f'The mask "{file}" is {drawn.width} × {drawn.height} and its picture {size[1]} × {size[0]}. A mask has '
+            f'The mask "{file}" is {mask.shape[1]} × {mask.shape[0]} and its picture {size[1]} × {size[0]}. A mask has '
             "the size of the picture that the model makes of its prompt and seed."
         )
-    mask = np.asarray(drawn) > 127
+    return mask
+
+
+def _bright(file: str | Path) -> np.ndarray:
+    mask = np.asarray(load_photograph(file).convert("L")) > 127
     if not mask.any() or mask.all():
         raise InputError(
             f'The mask "{file}" is {"empty" if not mask.any() else "bright everywhere"}, so nothing can be told apart '
