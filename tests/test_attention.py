@@ -9,7 +9,7 @@ from small import PIPELINES, SCHEDULERS, refusal, stable_diffusion, tokenizer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import denoscope
-from denoscope import Words, words_at
+from denoscope import Relevance, Words, words_at
 from denoscope.attributors.attention import LayerMean, enlarged
 from denoscope.attributors.prompts import read
 from denoscope.errors import Interrupted, ModelError
@@ -343,6 +343,9 @@ def test_text_and_picture_in_one_sequence_have_no_word_maps(model):
     assert "one sequence" in refusal(Words(), joint.trace("a red circle", **call), kind=ModelError)
     with pytest.raises(ModelError, match="one sequence"), Words().recording(joint):
         joint.trace("a red circle", **call)
+    for variant in ("paper", "reference"):
+        message = refusal(Relevance(variant), joint.trace("a red circle", **call), kind=ModelError)
+        assert "no cross-attention" in message and "df-rise" in message
 
 
 # Region → words
