@@ -82,7 +82,7 @@ def scores_of(seed: int, masks: int) -> dict[str, dict[str, float]]:
         again = told(trace, change)
         distance = float(np.sqrt(np.mean((np.asarray(again.image) - np.asarray(trace.image)) ** 2)))
         agreed = {f"map, step {step}": float(maps.agreement.sel(time=name, step=step)) for step in AT}
-        agreed["map, by chance"] = float(maps.random_level.mean())
+        agreed["map, by chance"] = float(maps.random_level.sel(time=name).mean())
         found[name] = {"distance": distance, **facts_of(again, scene), **agreed, **order_of(again)}
     return found
 

@@ -1,12 +1,14 @@
 """Sanity checks: on linear denoisers whose answers are exact, and that whatever is changed comes back bit for bit."""
 
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 from linear import linear_model, linear_trace
+from scipy import ndimage
 from small import refusal
 
 import denoscope
@@ -23,6 +25,7 @@ from denoscope.evaluation import (
     band_powers,
     coarse_to_fine,
     emergence,
+    has_fallen,
     noise_agreement,
     prompt_randomisation,
     random_level,
@@ -138,7 +141,10 @@ def test_a_map_that_ignores_the_network_fails_the_check(trace):
     scenes = np.linspace(0.9, 1.0, 5)
     level = np.full(5, 0.4)
     assert above_chance(scenes, level).low > 0 and above_chance(-scenes, level).low > 0
-    assert above_chance(np.array([0.1, -0.3, 0.2, np.nan]), level[:4]).high < 0
+    fallen = np.array([0.1, -0.3, 0.2, np.nan])
+    assert above_chance(fallen, level[:4]).high < 0 and above_chance(fallen, level[:4]).count == 3
+    assert has_fallen(scenes, level) is False and has_fallen(scenes, level - 0.6) is False
+    assert has_fallen(fallen, level[:4]) is True and has_fallen(scenes, scenes - 0.09) is True
     assert above_chance(np.array([0.9, 0.1, 0.9, -0.1]), level[:4]).low < 0 < above_chance(scenes, level).high
     assert "at least 2" in refusal(above_chance, [1.0], [0.4])
     assert 'no stage "conv"' in refusal(weight_randomisation, BLIND, trace, [0], stages=["conv"])
@@ -179,14 +185,25 @@ def test_a_map_that_fails_under_random_weights_leaves_them_as_they_were(trace):
     assert float((again - trace[1].model_output).abs().max()) < 1e-4
 
 
-def test_the_random_level_is_that_of_a_maps_own_smoothness():
+def test_the_random_level_is_the_mean_over_all_shifts():
     rng = np.random.default_rng(0)
-    rough = rng.random((16, 16))
+    rough, other = rng.random((16, 16)), rng.random((16, 16))
     smooth = np.sin(np.linspace(0, np.pi, 16))[:, None] * np.cos(np.linspace(0, np.pi, 16))
-    assert random_level(rough) == pytest.approx(1.96 / np.sqrt(255), rel=0.35)
-    assert random_level(smooth) > 0.5 and np.isnan(random_level(np.ones((4, 4))))
-    slow = [abs(agreement(rough[:6, :6], np.roll(rough[:6, :6], s, (0, 1)))) for s in np.ndindex(6, 6) if any(s)]
-    assert random_level(rough[:6, :6]) == pytest.approx(np.quantile(slow, 0.95))
+    assert random_level(rough, other) == pytest.approx(np.sqrt(2 / np.pi / 255), rel=0.2)  # mean |r| of 256 by chance
+    assert random_level(smooth, smooth) > 0.25 and np.isnan(random_level(np.ones((4, 4)), rough[:4, :4]))
+    a, b = rough[:6, :5].round(1), other[:6, :5].round(1)  # with ties
+    slow = [abs(agreement(np.roll(a, s, (0, 1)), b)) for s in np.ndindex(6, 5) if any(s)]
+    assert random_level(a, b) == pytest.approx(np.mean(slow))
+
+
+def test_maps_that_are_unrelated_have_fallen_and_maps_of_which_half_is_left_have_not():
+    rng, smoothed = np.random.default_rng(1), partial(ndimage.gaussian_filter, sigma=2, mode="wrap")
+    own, other = ([smoothed(rng.normal(size=(16, 16))) for _ in range(30)] for _ in range(2))
+    mixed = [a + b for a, b in zip(own, other, strict=True)]
+    for changed, expected in ((other, True), (mixed, False)):
+        pairs = list(zip(own, changed, strict=True))
+        agreements, levels = ([f(a, b) for a, b in pairs] for f in (agreement, random_level))
+        assert has_fallen(np.array(agreements), np.array(levels)) is expected
 
 
 # Another prompt.

@@ -331,9 +331,7 @@ def evaluate(
     methods: Annotated[str | None, typer.Option(help=f"Of {METHODS}, {OF_CLASS}; all if left out.")] = None,
     checks: Annotated[
         str | None,
-        typer.Option(
-            help="localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
-        ),
+        typer.Option(help="localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."),
     ] = None,
     at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,

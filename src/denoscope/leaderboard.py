@@ -64,7 +64,10 @@ MEASURES = {
     "weights, output": Measure("random last layer", SANE, -1, 1, None, None, "Rank agreement with the map’s own."),
     "weights, half": Measure("half of the weights random", SANE, -1, 1, None),
     "weights, all": Measure("all weights random", SANE, -1, 1, None, 0.0, "Should fall to the random level."),
-    "chance": Measure("random level", SANE, 0, 1, None, None, "The agreement that shifted copies of the map reach."),
+    "chance": Measure(
+        "random level", SANE, 0, 1, None, None,
+        "What the two maps agree by chance, either way: the mean over all shifts of one of them.",
+    ),
     "another prompt": Measure("another prompt", SANE, -1, 1, None, None, "Rank agreement under another prompt."),
     "attack, map": Measure(
         "map under attack", ATTACKED, -1, 1, True, None,

@@ -39,11 +39,11 @@ from .evaluation import (
     Probe,
     Resampling,
     WithinMask,
-    above_chance,
     attacks,
     contrast_map,
     games,
     gradient_map,
+    has_fallen,
     localisation,
     neighbour_agreement,
     noise_agreement,
@@ -375,7 +375,7 @@ def _sane(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray)
     found = weight_randomisation(attributor, case.trace, at, stages=chosen, seed=case.subject.seed, own=saliency)
     told = dict(zip(("output", "half", "all"), chosen, strict=False))
     values = {f"weights, {part}": found.agreement.sel(stage=stage) for part, stage in told.items()}
-    values["chance"] = found.random_level
+    values["chance"] = found.random_level.sel(stage=stages[-1])
     if name not in OF_WORDS and case.other is not None:
         values["another prompt"] = prompt_randomisation(attributor, case.trace, case.other, at, own=saliency).agreement
     return {measure: _only_at(case, one) for measure, one in values.items()}
@@ -552,22 +552,20 @@ def record(evaluation: Evaluation, trials: Sequence[Mapping[str, Any]]) -> dict[
 def verdicts(scores: xr.Dataset) -> dict[str, str]:
     """Whether each method passes the weight randomisation: its own map is gone when all weights are random.
 
-    See `evaluation.above_chance`. Of a method that could not be checked in at least two scenes, or whose interval holds
-    the random level, it cannot be told.
+    See `evaluation.has_fallen`. Of a method that could not be checked in at least two scenes, or of which the scenes do
+    not tell, it cannot be told.
     """
     if "weights, all" not in scores["measure"].values:
         return {}
+    told = {True: PASSED, False: FAILED, None: UNSURE}
     found = {}
     for name in scores["attributor"].values.tolist():
         agreement, level = (
             scores["score"].sel(attributor=name, measure=measure).mean("step", skipna=True).values
             for measure in ("weights, all", "chance")
         )
-        known = np.isfinite(level)
-        found[name] = UNSURE
-        if known.sum() >= 2:
-            above = above_chance(agreement[known], level[known])
-            found[name] = FAILED if above.low > 0 else PASSED if above.high < 0 else UNSURE
+        enough = np.isfinite(agreement - level).sum() >= 2
+        found[name] = told[has_fallen(agreement, level) if enough else None]
     return found
 
 

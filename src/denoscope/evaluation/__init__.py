@@ -41,7 +41,15 @@ from .localisation import (
     spearman,
 )
 from .metrics import METRICS, Metric, metric, metrics_of
-from .sanity import above_chance, prompt_randomisation, random_level, stages_of, time_agreement, weight_randomisation
+from .sanity import (
+    above_chance,
+    has_fallen,
+    prompt_randomisation,
+    random_level,
+    stages_of,
+    time_agreement,
+    weight_randomisation,
+)
 from .stability import agreement, neighbour_agreement, noise_agreement, seed_agreement
 
 __all__ = [
@@ -84,6 +92,7 @@ __all__ = [
     "feature_distance",
     "games",
     "gradient_map",
+    "has_fallen",
     "indistinguishable",
     "infidelities",
     "infidelity",

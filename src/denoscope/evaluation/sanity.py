@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 import xarray as xr
+from scipy import stats
 
 from ..attributors.base import Advance, Attributor, choose
 from ..errors import InputError
@@ -19,7 +20,9 @@ from ..traces import Step, Trace
 from .intervals import Interval, bootstrap
 from .metrics import over_maps
 from .stability import agreement, own_maps, remade
-from .stages import rank_agreement
+
+TOLERANCE = 0.1
+"""So much rank agreement above the random level is as good as none."""
 
 Changed = Callable[[], AbstractContextManager[None]]
 """Opens a context in which the denoiser is another."""
@@ -43,8 +46,8 @@ def weight_randomisation(
 
     At each stage, named after a block of the denoiser, the weights of that block and of all that come after it are
     random; at the last stage all are. `stages` chooses some (`stages_of` lists them). `own` are the method's maps of
-    these steps where they are there already; without them they are made. Variables: `agreement` and
-    `absolute`, of the maps' absolute values, (stage, step); `random_level` (step), the agreement that chance reaches.
+    these steps where they are there already; without them they are made. Variables with dims (stage, step):
+    `agreement`, `absolute`, of the maps' absolute values, and `random_level`, the |agreement| to be expected by chance.
     The steps' samples stay what the trained network made them. The weights come back bit for bit.
     """
     chosen: list[Step] = choose(trace, steps)
@@ -118,8 +121,7 @@ def prompt_randomisation(
     _refuse_other_run(chosen, other)
     indices = [step.index for step in chosen]
     own = own_maps(attributor, trace, indices, own, advance)
-    found = _compared(own, attributor(_conditioned(chosen, other), indices, advance=advance).saliency)
-    return _with_level(found, own)
+    return _compared(own, attributor(_conditioned(chosen, other), indices, advance=advance).saliency)
 
 
 @torch.no_grad()
@@ -154,40 +156,43 @@ def _agreement_under(
     for changed in changes.values():
         with changed():
             found.append(_compared(own, attributor(remade(trace, indices), indices, advance=advance).saliency))
-    return _with_level(xr.concat(found, dim).assign_coords({dim: list(changes)}), own)
+    return xr.concat(found, dim).assign_coords({dim: list(changes)})
 
 
 def _compared(own: xr.DataArray, others: xr.DataArray) -> xr.Dataset:
     pairs = {"agreement": (own, others), "absolute": (abs(own), abs(others))}
-    return xr.Dataset({name: over_maps(agreement, *pair, name="agreement") for name, pair in pairs.items()})
+    found = xr.Dataset({name: over_maps(agreement, *pair, name="agreement") for name, pair in pairs.items()})
+    return found.assign(random_level=over_maps(random_level, own, others, name="agreement"))
 
 
-def _with_level(found: xr.Dataset, own: xr.DataArray) -> xr.Dataset:
-    return found.assign(random_level=over_maps(random_level, own, name="agreement"))
+def random_level(saliency: np.ndarray, other: np.ndarray) -> float:
+    """The |agreement| of two maps that is to be expected by chance: its mean over all cyclic shifts of one, 0 to 1.
 
-
-def random_level(saliency: np.ndarray, quantile: float = 0.95) -> float:
-    """The |agreement| that a map of this smoothness reaches by chance: a quantile over its own cyclic shifts, 0 to 1.
-
-    Shifted, a map keeps how it varies and loses where; positions drawn one by one would agree far less, as
-    neighbours are alike in every map. NaN for a flat map.
+    Shifted, a map keeps how it varies and loses where, which is what makes smooth maps agree by chance; positions drawn
+    one by one would agree far less, as neighbours are alike in every map. NaN where one is flat.
     """
-    if np.ptp(saliency) == 0:
+    if np.ptp(saliency) == 0 or np.ptp(other) == 0:
         return float("nan")
-    shifts = [shift for shift in np.ndindex(*saliency.shape) if any(shift)]
-    agreements = [rank_agreement(saliency, np.roll(saliency, shift, (0, 1))) for shift in _spread(shifts)]
-    return float(np.quantile(np.abs(agreements), quantile))
-
-
-def _spread(shifts: list[tuple[int, ...]], most: int = 256) -> list[tuple[int, ...]]:
-    """At most so many of the shifts, evenly spread."""
-    return [shifts[i] for i in np.unique(np.linspace(0, len(shifts) - 1, min(most, len(shifts))).round().astype(int))]
+    first, second = (stats.zscore(stats.rankdata(values)).reshape(values.shape) for values in (saliency, other))
+    every = np.fft.ifft2(np.fft.fft2(first) * np.fft.fft2(second).conj()).real / first.size  # Spearman of each shift
+    return float(np.abs(every.ravel()[1:]).mean())
 
 
 def above_chance(agreements: np.ndarray, levels: np.ndarray) -> Interval:
     """How far a method's agreement, of either sign, is above the random level: |agreement| − level over scenes.
 
-    All of the interval below 0: the method passes its sanity check. All of it above: it fails. Else the scenes do not
-    tell. A scene whose map is flat under the change counts as one that has fallen to no agreement at all.
+    A scene in which either map is flat says nothing. Raises `InputError` where fewer than two are left.
     """
-    return bootstrap(np.abs(np.nan_to_num(agreements)) - np.asarray(levels))
+    return bootstrap(np.abs(np.asarray(agreements)) - np.asarray(levels))
+
+
+def has_fallen(agreements: np.ndarray, levels: np.ndarray, tolerance: float = TOLERANCE) -> bool | None:
+    """Whether maps have fallen to the random level: `above_chance` is below `tolerance` with its whole interval.
+
+    False where they have not: the interval is above 0 and reaches beyond the tolerance. None where the scenes do not
+    tell.
+    """
+    above = above_chance(agreements, levels)
+    if above.high < tolerance:
+        return True
+    return False if above.low > 0 else None
