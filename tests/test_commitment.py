@@ -312,6 +312,16 @@ def test_never_and_unknown_are_values():
     assert list(in_order(found.expand_dims(bound=["estimate"]))) == ["a", "b", "c"]
 
 
+def test_resamples_that_say_nothing_do_not_unbound_the_interval():
+    """Truth: with one of three scenes known, many resamples hold none; the others all cross half-way from 4 to 5."""
+    decided = thresholds([[5, 2], [5, 2], [5, 2]])
+    decided[1:, 0] = np.nan
+    found = commitment(scenes_of(decided), resamples=100)
+    assert found["commitment"].sel(attribute="a").values.tolist() == [9, 9, 9]
+    assert float(found["before"].sel(attribute="b", other="a")) == 1
+    assert float(found["before"].sel(attribute="a", other="b")) == 0
+
+
 # What is asked of a model without these attributes, and other mistakes.
 
 

@@ -18,6 +18,7 @@ from denoscope.evaluation import (
     advantage,
     infidelities,
     infidelity,
+    infidelity_beyond_area,
     relative_infidelity,
     resampling,
     root_mean_square,
@@ -87,6 +88,21 @@ def test_the_scale_is_the_best_there_is():
     assert best == pytest.approx(slow, rel=1e-6) and 0 < best < 1
     assert relative_infidelity(np.zeros(5), np.ones(5)) == 1 and np.isnan(relative_infidelity(np.ones(5), np.zeros(5)))
     assert optimal_scale(np.zeros(5), np.ones(5)) == 0
+
+
+def test_what_the_area_foretells_is_taken_out():
+    rng = np.random.default_rng(0)
+    area, more = rng.random(40) + 0.5, rng.normal(size=40)
+    measured = 3 * area + more
+    residual = measured - area * np.linalg.lstsq(area[:, None], measured, rcond=None)[0]
+    assert infidelity_beyond_area(more, measured, area) < 1e-6
+    assert infidelity_beyond_area(more - 7 * area, measured, area) < 1e-6  # whatever constant the map has
+    for constant in (area, -2 * area, 0 * area):
+        assert infidelity_beyond_area(constant, measured, area) == 1
+    assert infidelity_beyond_area(-more, measured, area) == 1 and np.isnan(infidelity_beyond_area(more, area, area))
+    partly = more + rng.normal(size=40)
+    _, left, *_ = np.linalg.lstsq(np.stack([area, partly], 1), measured, rcond=None)
+    assert infidelity_beyond_area(partly, measured, area) == pytest.approx(left.item() / (residual @ residual))
 
 
 def test_squares_are_squares_of_every_size():

@@ -49,7 +49,7 @@ def test_the_best_is_first_and_what_is_unknown_last(known):
 
 def test_a_measure_of_which_less_is_better_is_ordered_so():
     infidelity = {"good": np.full(6, 0.1), "poor": np.full(6, 0.9), "random": np.full(6, 0.95)}
-    assert summary(scores({"relative_infidelity": infidelity}))[1]["methods"][:3] == ["good", "poor", "random"]
+    assert summary(scores({"infidelity_beyond_area": infidelity}))[1]["methods"][:3] == ["good", "poor", "random"]
 
 
 def test_cells_are_bootstrap_intervals(known):

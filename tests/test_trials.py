@@ -200,7 +200,7 @@ def test_every_check_runs_on_every_method_of_the_bundled_model():
     found, _ = trials.trial(evaluation, bundled_subject(1))
     assert found["failures"] == {}
     assert set(found["scores"]) == {*trials.known_methods(), *BASELINES}
-    expected = {"auroc", "deletion", "relative_infidelity", "resampling, object", "noise agreement", "weights, all"}
+    expected = {"auroc", "deletion", "infidelity_beyond_area", "resampling, object", "noise agreement", "weights, all"}
     assert all(expected <= set(values) for values in found["scores"].values())
     assert "seed agreement" in found["scores"]["df-rise"] and "seed agreement" not in found["scores"]["df-cam"]
     assert len(expected) == len(USUAL)

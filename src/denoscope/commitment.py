@@ -9,6 +9,7 @@ pipeline is called again and none has to be able to start half-way.
 """
 
 import operator
+import warnings
 import zlib
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -419,10 +420,15 @@ def _apart(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _bounds(values: np.ndarray, level: float) -> np.ndarray:
-    """(low, estimate, high) of values (..., 1 + resamples), whose first is the estimate; infinite is NaN."""
+    """(low, estimate, high) of values (..., 1 + resamples), whose first is the estimate; infinite is NaN.
+
+    Resamples of which nothing can be said, NaN, count nothing: those that drew no scene of which something is known.
+    """
     tail, resampled = (1 - level) / 2, values[..., 1:]
     tails: list[tuple[float, Any]] = [(tail, "lower"), (1 - tail, "higher")]
-    low, high = (np.quantile(resampled, q, axis=-1, method=how) for q, how in tails)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of none that can be said anything of
+        low, high = (np.nanquantile(resampled, q, axis=-1, method=how) for q, how in tails)
     found = np.stack([low, values[..., 0], high])
     return np.where(np.isfinite(found), found, np.nan)
 
@@ -430,7 +436,9 @@ def _bounds(values: np.ndarray, level: float) -> np.ndarray:
 def _before(places: np.ndarray) -> np.ndarray:
     """How often the one is crossed before the other, of places (attribute, resample)."""
     first, second = places[:, None], places[None]
-    return ((first < second) + 0.5 * (first == second)).mean(axis=-1)
+    known = ~(np.isnan(first) | np.isnan(second))
+    with np.errstate(invalid="ignore"):
+        return np.where(known, (first < second) + 0.5 * (first == second), 0).sum(axis=-1) / known.sum(axis=-1)
 
 
 def in_order(found: xr.Dataset) -> Iterator[str]:

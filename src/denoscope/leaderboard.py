@@ -49,9 +49,14 @@ MEASURES = {
     ),
     "deletion": Measure("deletion, area", CHANGE, 0, 1, True, None, "Of distances: higher is better."),
     "insertion": Measure("insertion, area", CHANGE, 0, 1, False, None, "Of distances: LOWER is better."),
+    "infidelity_beyond_area": Measure(
+        "infidelity beyond the area", CHANGE, 0, 1, False, 1.0,
+        "What the map does not foretell of how the clean prediction changes when a square is taken away, once the "
+        "square’s area is taken into account: LOWER is better, 1 foretells no more than a constant map.",
+    ),
     "relative_infidelity": Measure(
-        "relative infidelity", CHANGE, 0, 1, False, 1.0,
-        "What the map does not foretell of how the clean prediction changes: LOWER is better, 1 foretells nothing.",
+        "relative infidelity", CHANGE, 0, 1, False, None,
+        "The same without taking the area out: LOWER is better; any map of one sign foretells what the area does.",
     ),
     "resampling, picture": Measure(
         "resampling, whole picture", CHANGE, -1, 1, True, 0.0,

@@ -345,7 +345,7 @@ def _played(case: Case, name: str, attributor: Attributor, saliency: xr.DataArra
 
 def _foretold(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
     found = [case.probes[step].infidelity(saliency.sel(step=step).values) for step in case.evaluation.shown]
-    return {"relative_infidelity": [row["relative_infidelity"] for row in found]}
+    return {measure: [row[measure] for row in found] for measure in ("infidelity_beyond_area", "relative_infidelity")}
 
 
 def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..targets import Target
 from ..traces import Step, Trace
 from .faithfulness import brought_to, coordinates_of, ranks
-from .metrics import METRICS, metric, metrics_of, with_facts, without_gaps
+from .metrics import metric, with_facts, without_gaps
 
 # Infidelity: does the map foretell by how much the target changes?
 
@@ -33,13 +33,31 @@ def infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
 def relative_infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
     """Infidelity of β φ over E[(f(x) − f(x − I))²], β the `optimal_scale`: 0 foretells all of it, 1 nothing.
 
-    NaN where nothing changes. A map that points the wrong way has 1, not the figure of its opposite.
+    NaN where nothing changes. A map that points the wrong way has 1, not the figure of its opposite. A map that is the
+    same everywhere is well below 1 where taking more away changes more; `infidelity_beyond_area` takes that out.
     """
     foretold, measured = np.asarray(foretold), np.asarray(measured)
     changed = float(np.mean(measured**2))
     if changed == 0:
         return float("nan")
     return infidelity(optimal_scale(foretold, measured) * foretold, measured) / changed
+
+
+@metric("infidelity_beyond_area", "infidelity", (0, 1), False, "Yeh et al. 2019, without what a constant map foretells")
+def infidelity_beyond_area(foretold: np.ndarray, measured: np.ndarray, area: np.ndarray) -> float:
+    """`relative_infidelity` of what is left of both once what a constant map foretells, `area`, is taken out.
+
+    By least squares on the area (n,), Iᵀ1. 0: the map foretells all that the area does not; 1: it foretells nothing
+    more than a constant one, whatever that one's value. NaN where the area says all.
+    """
+    return relative_infidelity(_without(area, foretold), _without(area, measured))
+
+
+def _without(area: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What least squares on the area leaves of values, rounding cleared away."""
+    area, values = np.asarray(area, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    left = values - area * (area @ values) / (area @ area)
+    return np.where(np.abs(left) > 1e-12 * np.abs(values).max(), left, 0.0)
 
 
 def optimal_scale(foretold: np.ndarray, measured: np.ndarray) -> float:
@@ -147,10 +165,18 @@ class Probe:
         return (self.weights * phi).sum(axis=(1, 2, 3))
 
     def infidelity(self, attribution: np.ndarray) -> dict[str, float]:
-        """`infidelity`, `relative_infidelity` and the optimal `scale` of a map."""
+        """`infidelity`, `relative_infidelity`, `infidelity_beyond_area` and the optimal `scale` of a map."""
         foretold = self.foretold(attribution)
-        figures = {name: METRICS[name](foretold, self.measured) for name in metrics_of("infidelity")}
-        return {**figures, "scale": optimal_scale(foretold, self.measured)}
+        return {
+            "infidelity": infidelity(foretold, self.measured),
+            "relative_infidelity": relative_infidelity(foretold, self.measured),
+            "infidelity_beyond_area": infidelity_beyond_area(foretold, self.measured, self.foretold(self._constant)),
+            "scale": optimal_scale(foretold, self.measured),
+        }
+
+    @property
+    def _constant(self) -> np.ndarray:
+        return np.ones(self.weights.shape[2:])
 
 
 def _number(scores: torch.Tensor) -> torch.Tensor:
