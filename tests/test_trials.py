@@ -1,11 +1,13 @@
 """The trust bench measures what its functions measure, goes on where it was stopped, and tells what failed."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +74,11 @@ def run(evaluation: Evaluation, folder, **options) -> dict:
         ({"model": "someone/model"}, "--prompts FILE"),
         ({"at": (30,)}, "0 (the noisiest) to 29"),
         ({"at": (3, 3)}, "each once"),
+        ({"steps": 0}, "at least 1"),
+        ({"seed": 1}, "seeds of their own"),
+        ({"model": "m", "prompts": "p.txt", "checks": ("games",)}, "--encoder"),
+        ({"model": "m", "prompts": "p.txt", "checks": ("localisation",)}, "--masks FOLDER"),
+        ({"model": "m", "prompts": "p.txt", "methods": ("occlusion", "df-cam")}, "explains a class"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(asked, said):
@@ -226,10 +233,19 @@ def test_a_model_of_ones_own_is_measured_by_ones_own_masks(folder):
     assert "deletion" not in table["measures"]  # no encoder was named
 
 
-def test_a_class_that_is_not_known_is_told_and_the_rest_goes_on(folder):
-    table = run(own(folder, methods=("occlusion", "df-cam"), checks=("localisation",)), folder / "out")
-    assert table["record"]["failures"]["occlusion"]["times"] == 3
-    assert table["measures"]["auroc"]["df-cam"]["1"]["count"] == 2
+def test_what_does_not_apply_to_ones_own_model_is_left_out_and_told(folder, monkeypatch, capsys):
+    evaluation = own(folder, methods=None, masks=None)
+    assert set(evaluation.left_out) == {"localisation", "games"} and evaluation.wanted == 3
+    assert "occlusion" not in evaluation.chosen and set(evaluation.checked) == set(USUAL) - {"localisation", "games"}
+    (folder / "masks" / "thrid.png").write_bytes((folder / "masks" / "first.png").read_bytes())
+    asked = [*command(folder, folder / "out")[3:], "--checks", "localisation"]
+    monkeypatch.setattr(sys, "argv", ["denoscope", *asked])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr()
+    assert left.value.code == 0 and "masks that belong to no prompt: thrid.png" in said.err
+    assert "] of 2" in said.out  # of three pictures two have a mask
+    assert "3 pictures" in said.out
 
 
 def test_masks_of_another_size_than_the_picture_are_told_at_the_first(folder):
@@ -246,19 +262,55 @@ def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(fold
     assert "second.png" in refusal(own(folder).subjects) and "is empty" in refusal(own(folder).subjects)
 
 
-def test_a_method_that_fails_on_one_picture_is_told_and_the_rest_goes_on(monkeypatch, tmp_path):
-    right = trials.attributor_of
+def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_tried_again(monkeypatch, tmp_path):
+    right, explained = trials.attributor_of, []
 
     def sometimes(name, evaluation, subject):
+        explained.append((name, subject.scene))
         if name == "words" and subject.scene == 2:
-            raise RecordingError("The words were lost.")
+            raise KeyError("lost") if subject.seed % 4 == 1 else RecordingError("The words were lost.")
         return right(name, evaluation, subject)
 
-    monkeypatch.setattr(trials, "attributor_of", sometimes)
-    table = run(Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=4), tmp_path / "out")
-    assert table["record"]["failures"] == {"words": {"times": 2, "first": "The words were lost."}}
+    evaluation = Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=4)
+    with monkeypatch.context() as broken:
+        broken.setattr(trials, "attributor_of", sometimes)
+        table = run(evaluation, tmp_path / "out")
+    assert table["record"]["failures"] == {"words": {"times": 2, "first": "KeyError: 'lost'"}}
     assert table["measures"]["auroc"]["words"]["2"]["count"] == 2
     assert table["measures"]["auroc"]["df-cam"]["2"]["count"] == 4
+    explained.clear()
+    monkeypatch.setattr(trials, "attributor_of", lambda *a: (explained.append((a[0], a[2].scene)), right(*a))[1])
+    again = run(evaluation, tmp_path / "out")
+    assert explained == [("words", 2)] * 2 and again["record"]["failures"] == {}
+    assert again["measures"]["auroc"]["words"]["2"]["count"] == 4
+    whole = run(evaluation, tmp_path / "whole")
+    assert json.dumps(again["measures"]) == json.dumps(whole["measures"])
+
+
+def test_a_picture_that_cannot_be_made_is_told_and_the_rest_goes_on(monkeypatch, folder):
+    right = trials._traced
+
+    def traced(evaluation, prompt, seed):
+        if prompt == "a blue cross":
+            raise RuntimeError("out of memory")
+        return right(evaluation, prompt, seed)
+
+    monkeypatch.setattr(trials, "_traced", traced)
+    evaluation = own(folder, methods=("df-cam",), checks=("localisation",))
+    ledger = Ledger.opened(folder / "out", evaluation.settings())
+    found = evaluate(evaluation, ledger)
+    assert [each["subject"]["name"] for each in found] == ["first", "third"]
+    told = record(evaluation, found, trials.unmade(evaluation, ledger))["failures"]
+    assert told == {"the picture": {"times": 1, "first": "RuntimeError: out of memory"}}
+
+
+@pytest.mark.filterwarnings("ignore::denoscope.models.TruncatedPromptWarning")
+def test_a_phrase_that_is_cut_off_is_told_and_the_rest_goes_on(folder):
+    long = " ".join(["a red circle"] * 30)
+    (folder / "prompts.txt").write_text(f"first\t{long} left of a cross\tcross\nsecond\ta blue cross\n")
+    table = run(own(folder, checks=("localisation",)), folder / "out")
+    assert "cut off" in table["record"]["failures"]["words"]["first"]
+    assert table["measures"]["auroc"]["df-cam"]["1"]["count"] == 2
 
 
 # Stopped and taken up again.
@@ -293,6 +345,70 @@ def test_a_gain_is_above_zero_where_a_map_beats_the_random_one_in_either_game(mo
     for game in ("deletion", "insertion"):
         assert score.sel(attributor="df-cam", measure=f"{game} gain").item() == pytest.approx(0.25)
         assert score.sel(attributor="random", measure=f"{game} gain").item() == 0
+
+
+def test_a_mask_that_has_changed_is_measured_anew(folder):
+    evaluation = own(folder, methods=("df-cam",), checks=("localisation",))
+    first = run(evaluation, folder / "out")
+    mask = np.zeros((32, 32), np.uint8)
+    mask[20:30, 20:30] = 255
+    Image.fromarray(mask).save(folder / "masks" / "first.png")
+    again, fresh = (run(own(folder, methods=("df-cam",), checks=("localisation",)), folder / n) for n in ("out", "new"))
+    assert json.dumps(again["measures"]) == json.dumps(fresh["measures"]) != json.dumps(first["measures"])
+
+
+def test_what_is_wrong_at_every_picture_is_told_before_anything_is_replaced(folder, monkeypatch, capsys):
+    out = folder / "out"
+    run(own(folder, methods=("df-cam",), checks=("localisation",)), out)
+    kept = sorted(path.name for path in (out / "trials").iterdir())
+    for wrong, said in ((["--model", "shapez/model"], "shapez"), (["--num-masks", "0"], "num_masks")):
+        monkeypatch.setattr(sys, "argv", ["denoscope", *command(folder, out, *wrong, "--overwrite")[3:]])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert left.value.code == 2 and said in capsys.readouterr().err
+        assert sorted(path.name for path in (out / "trials").iterdir()) == kept
+
+
+def test_settings_of_which_nothing_was_measured_bind_nobody(tmp_path):
+    Ledger.opened(tmp_path / "out", {"a": 1})
+    assert Ledger.opened(tmp_path / "out", {"a": 2}).settings == {"a": 2}
+    Ledger(tmp_path / "out").write("one", {}, {})
+    assert "a was 2 and is now 3" in refusal(Ledger.opened, tmp_path / "out", {"a": 3})
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that measure pictures for another."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (place / "cmdline").read_bytes():
+                found.append(int(place.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(folder, monkeypatch):
+    alone, beside = folder / "alone", folder / "beside"
+    (folder / "prompts.txt").write_text("".join(f"first{i}\ta red circle\n" for i in range(6)))
+    for i in range(6):
+        (folder / "masks" / f"first{i}.png").write_bytes((folder / "masks" / "second.png").read_bytes())
+    only = ["--methods", "df-cam", "--checks", "localisation"]
+    two = command(folder, beside, *only)
+    two[two.index("--workers") + 1] = "2"
+    process = subprocess.Popen(two, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list((beside / "trials").glob("*.json")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "ended from outside" in said
+    ran = subprocess.run(two, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    monkeypatch.setattr(sys, "argv", ["denoscope", *command(folder, alone, *only)[3:]])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert (beside / "leaderboard.json").read_bytes() == (alone / "leaderboard.json").read_bytes()
 
 
 def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):

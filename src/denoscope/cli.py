@@ -321,7 +321,7 @@ def _on_two_lines(cell: str) -> str:
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
-    scenes: Annotated[int, typer.Option(help="Pictures to measure.")] = 50,
+    scenes: Annotated[int | None, typer.Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
     prompts: Annotated[
         str | None, typer.Option(help="For other models: a file, a prompt a line, or NAME, PROMPT and PHRASE by tabs.")
     ] = None,
@@ -373,16 +373,29 @@ def _evaluated(asked: dict[str, Any], workers: int | None, out: Path, overwrite:
         if asked.get("at") == "all":
             asked["at"] = tuple(range(asked["steps"]))
         evaluation = trials.Evaluation(**asked)
-        evaluation.subjects()
+        trials.prepare(evaluation)
+        _tell_left_out(evaluation)
+        count = trials.workers_for(evaluation.device) if workers is None else workers
+        if count > 1:
+            trials.forget()
         ledger = Ledger.opened(out, evaluation.settings(), overwrite)
         with _progress() as watch:
-            count = trials.workers_for(evaluation.device) if workers is None else workers
             found = trials.evaluate(evaluation, ledger, workers=count, watch=watch)
         typer.echo(f"Writing {out}", err=True)
         scores, table = trials.summary(trials.collected(evaluation, ledger, found))
-        run = trials.record(evaluation, found)
+        run = trials.record(evaluation, found, trials.unmade(evaluation, ledger))
         trials.save(ledger, scores, table, run)
     _tell_evaluated(table, run, ledger.folder)
+
+
+def _tell_left_out(evaluation: Any) -> None:
+    """What will not be measured although it was not said so."""
+    from .evaluation.subjects import unused_masks
+
+    for check, why in (evaluation.left_out if evaluation.checks is None else {}).items():
+        typer.echo(f"denoscope: {check} is left out: {why}.", err=True)
+    if evaluation.masks and (unused := unused_masks(evaluation.masks, evaluation.subjects())):
+        typer.echo(f"denoscope: masks that belong to no prompt: {', '.join(unused)}.", err=True)
 
 
 def _tell_evaluated(table: dict[str, Any], run: dict[str, Any], folder: Path) -> None:

@@ -76,14 +76,14 @@ MEASURES = {
     "another prompt": Measure("another prompt", SANE, -1, 1, None, None, "Rank agreement under another prompt."),
     "attack, map": Measure(
         "map under attack", ATTACKED, -1, 1, True, None,
-        "Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the clean prediction.",
+        "Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the final picture.",
     ),
     "attack, random": Measure(
         "map under a random change", ATTACKED, -1, 1, True, None, "The same after a change as large, not searched for."
     ),
     "attack, picture": Measure(
         "picture under attack", ATTACKED, 0, 1, False, 0.0,
-        "Root mean square change of the clean prediction, in units of its spread, that a search finds while the map "
+        "Root mean square change of the final picture, in units of its spread, that a search finds while the map "
         "stays: LOWER is better, as what the map does not see does not change the picture.",
     ),
 }  # fmt: skip
@@ -150,14 +150,16 @@ def short_rows(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in table["methods"]:
         own = f"({name})" if name in table["baselines"] else name
-        cells = [_over_steps(table["measures"][measure][name]) for measure in shown]
+        cells = [_over_steps(table["measures"][measure][name], table["scenes"]) for measure in shown]
         rows.append([own, *cells, table["sanity"].get(name, "")])
     return head, rows
 
 
-def _over_steps(cells: Mapping[str, Mapping[str, float] | None]) -> str:
-    """The figures at each step that has one."""
-    return "\n".join(cell_text(cell) for cell in cells.values() if cell is not None) or "–"
+def _over_steps(cells: Mapping[str, Mapping[str, float] | None], scenes: int) -> str:
+    """The figures at each step that has one, with their number where it is not all scenes."""
+    known = [cell for cell in cells.values() if cell is not None]
+    counts = [f" of {cell['count']}" if cell["count"] != scenes else "" for cell in known]
+    return "\n".join(f"{cell_text(cell)}{count}" for cell, count in zip(known, counts, strict=True)) or "–"
 
 
 def render_leaderboard(table: Mapping[str, Any], run: Mapping[str, Any]) -> str:

@@ -37,11 +37,11 @@ class Ledger:
         """
         ledger, plain = cls(Path(folder).expanduser().resolve()), json.loads(json.dumps(settings))
         ledger._refuse_foreign(folder)
-        kept = ledger.settings
-        if kept is not None and kept != plain and not overwrite:
+        kept, begun = ledger.settings, ledger.begun
+        if kept is not None and kept != plain and begun and not overwrite:
             raise InputError(_differing(folder, kept, plain))
         try:
-            if kept is not None and overwrite:
+            if kept is not None and (overwrite or not begun):
                 shutil.rmtree(ledger.folder)
             (ledger.folder / TRIALS).mkdir(parents=True, exist_ok=True)
             if ledger.settings is None:
@@ -56,6 +56,11 @@ class Ledger:
     def settings(self) -> dict[str, Any] | None:
         """What the work in this folder was asked for; None where there is none."""
         return _json_of(self.folder / SETTINGS)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was finished."""
+        return any((self.folder / TRIALS).glob("*.json"))
 
     def write(self, name: str, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """A finished trial."""

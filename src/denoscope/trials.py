@@ -13,8 +13,11 @@ import shlex
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -29,7 +32,7 @@ from .attributors.masks import GridMasks
 from .attributors.occlusion import Occlusion
 from .classifiers import load_classifier
 from .encoders import load_encoder
-from .errors import DenoscopeError, InputError, did_you_mean, one_line
+from .errors import DenoscopeError, InputError, Interrupted, did_you_mean, one_line, sentence
 from .evaluation import (
     BASELINES,
     GAMES,
@@ -83,17 +86,18 @@ Values = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `denoscope evaluate` was asked for; None means what suits the model.
+    """What `denoscope evaluate` was asked for; None means what suits the model: of a model of one's own all prompts, no
+    method that explains a class, and no check that what was given does not allow (`left_out`).
 
     `checks` at one step alone, the middle one: stability, sanity and attacks, which explain a picture many times over.
     """
 
     model: str = "shapes"
-    scenes: int = 50
+    scenes: int | None = None
     prompts: str | None = None
     masks: str | None = None
     methods: tuple[str, ...] | None = None
-    checks: tuple[str, ...] = USUAL
+    checks: tuple[str, ...] | None = None
     at: tuple[int, ...] | None = None
     steps: int = 30
     guidance: float | None = None
@@ -110,19 +114,33 @@ class Evaluation:
                 raise InputError(f"The {name} given are: {', '.join(given) or 'none'}. Give at least one, each once.")
             if wrong := [word for word in given or () if word not in known]:
                 raise InputError(f'There is no {name[:-1]} "{wrong[0]}". {did_you_mean(wrong[0], known)}')
-        if self.scenes < 2:
+        if self.scenes is not None and self.scenes < 2:
             raise InputError(
                 f"{self.scenes} scenes were asked for. An interval over scenes needs at least 2; 50 are usual."
             )
+        if self.steps < 1:
+            raise InputError(f"The number of steps is {self.steps}. It must be at least 1; 20 to 50 are usual.")
         if self.bundled and (self.prompts or self.masks):
             raise InputError(
                 f'The model "{self.model}" is evaluated on its own scenes, whose masks are known. --prompts and '
                 "--masks are for other models: leave them out, or name one with --model."
             )
+        if self.bundled and self.seed:
+            raise InputError(
+                f"The seed is {self.seed}, and the scenes of the bundled model have seeds of their own. --seed is that "
+                "of the pictures of --prompts: leave it out."
+            )
         if not self.bundled and self.prompts is None:
             raise InputError(
                 f'What "{self.model}" should draw is not known. Give --prompts FILE, a prompt a line, and --masks '
                 "FOLDER with masks named after the lines, or evaluate the bundled model, shapes."
+            )
+        if self.checks and (wrong := [check for check in self.checks if check in self.left_out]):
+            raise InputError(f"{wrong[0].capitalize()} cannot be checked: {self.left_out[wrong[0]]}.")
+        if not self.bundled and (wrong := [name for name in self.methods or () if name in OF_CLASS]):
+            raise InputError(
+                f"{wrong[0]} explains a class, and which one a prompt's picture is of is not known. Leave it out; the "
+                "bundled model's own scenes have one."
             )
         shown = self.shown
         if not shown or len(set(shown)) < len(shown) or not all(0 <= step < self.steps for step in shown):
@@ -149,17 +167,44 @@ class Evaluation:
     @property
     def chosen(self) -> tuple[str, ...]:
         """The methods, without the baselines, which are always there."""
-        return known_methods() if self.methods is None else self.methods
+        if self.methods is not None:
+            return self.methods
+        return known_methods() if self.bundled else tuple(list_methods())
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The checks that what was given does not allow, and why."""
+        found = {}
+        if not self.bundled and self.masks is None:
+            found["localisation"] = "where things are is not known without --masks FOLDER"
+        if not self.bundled and self.encoder is None:
+            found["games"] = "how far pictures are apart is measured by a vision model, --encoder"
+        return found
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """The checks."""
+        return tuple(check for check in USUAL if check not in self.left_out) if self.checks is None else self.checks
+
+    @property
+    def wanted(self) -> int:
+        """How many pictures: what was asked for, else 50 scenes or every prompt."""
+        return (50 if self.bundled else len(self.subjects())) if self.scenes is None else self.scenes
 
     @property
     def scale(self) -> float | None:
         """The guidance scale; the bundled model's examples have 3."""
         return 3.0 if self.guidance is None and self.bundled else self.guidance
 
+    @property
+    def encoder_name(self) -> str | None:
+        """What measures the games."""
+        return self.encoder or ("shapes" if self.bundled else None)
+
     def subjects(self) -> list[Subject]:
         """The pictures there may be; of scenes more than are wanted."""
         if self.bundled:
-            return [bundled_subject(number) for number in range(SPARE * self.scenes)]
+            return [bundled_subject(number) for number in range(SPARE * self.wanted)]
         found = subjects_of(self.prompts or "", self.masks, self.seed)[: self.scenes]
         if len(found) < 2:
             raise InputError(f'"{self.prompts}" has {len(found)} prompt. An interval needs at least 2 pictures.')
@@ -172,6 +217,7 @@ class Evaluation:
         return {
             **kept,
             "methods": self.chosen,
+            "checks": self.checked,
             "at": self.shown,
             "guidance": self.scale,
             "denoscope": version_of("denoscope"),
@@ -208,6 +254,12 @@ class OfPhrase(Attributor):
 
     def __call__(self, sequence: Any, steps: Sequence[int] | None = None, **options: Any) -> xr.Dataset:
         found = self.inner(sequence, steps, **options)
+        read = found.saliency.token.values.tolist()
+        if lost := [word for word in self.phrase or () if word not in read]:
+            raise InputError(
+                f'The word "{lost[0]}" of the phrase is not among those that the model reads, which end in '
+                f'"{read[-1]}": the end of a long prompt is cut off. Shorten it.'
+            )
         saliency = found.saliency if self.phrase is None else found.saliency.sel(token=list(self.phrase))
         return xr.Dataset({"saliency": saliency.mean("token")}, attrs=found.attrs)
 
@@ -273,10 +325,10 @@ class Case:
     def of(cls, evaluation: Evaluation, subject: Subject) -> "Case":
         trace = _traced(evaluation, subject.prompt, subject.seed)
         masks = subject.masks(np.asarray(trace.image, dtype=np.float64))
-        name = evaluation.encoder or ("shapes" if evaluation.bundled else None)
-        probing = evaluation.shown if "infidelity" in evaluation.checks else ()
+        name = evaluation.encoder_name if "games" in evaluation.checked else None
+        probing = evaluation.shown if "infidelity" in evaluation.checked else ()
         probes = {step: Probe.of(trace[step], Closeness(), count=128) for step in probing}
-        other = _traced(evaluation, subject.other, subject.seed) if "sanity" in evaluation.checks else None
+        other = _traced(evaluation, subject.other, subject.seed) if "sanity" in evaluation.checked else None
         return cls(evaluation, subject, trace, masks, _encoder(name) if name else None, probes, other)
 
     def mask_for(self, name: str) -> np.ndarray | None:
@@ -292,37 +344,68 @@ def _traced(evaluation: Evaluation, prompt: str, seed: int) -> Trace:
     return model.trace(prompt, seed=seed, num_inference_steps=evaluation.steps, output_type="np", **options)
 
 
-def trial(evaluation: Evaluation, subject: Subject) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class Kept:
+    """What was measured of a picture before, some of which failed."""
+
+    found: Mapping[str, Any]
+    maps: Mapping[str, np.ndarray]
+
+    def whole(self, name: str) -> bool:
+        """Whether a method, and every check of it, was measured."""
+        failed = {what.partition(", ")[0] for what in self.found.get("failures", {})}
+        return name in self.found.get("scores", {}) and name not in failed
+
+
+def trial(
+    evaluation: Evaluation, subject: Subject, before: Kept | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Everything that is measured of one picture, and the maps by their methods' names, (step, y, x).
 
     What fails is told in `failures`, by method and check, and the rest goes on; `passed_over` is why there is no
-    picture to measure anything of.
+    picture to measure anything of. Methods that were measured `before` are not measured again. Raises `InputError`
+    where a picture cannot be made as asked.
     """
     try:
         case = Case.of(evaluation, subject)
     except NotAsTold as why:
-        return {"subject": asdict(subject), "passed_over": str(why)}, {}
+        return {"subject": asdict(subject), "passed_over": str(why), "failures": {}}, {}
+    except InputError:
+        raise
+    except Exception as error:
+        told = _why(error)
+        return {"subject": asdict(subject), "passed_over": told, "failures": {"the picture": told}}, {}
     scores: dict[str, Values] = {}
     maps: dict[str, np.ndarray] = {}
     failures: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for name in (*evaluation.chosen, *BASELINES):
+        if before is not None and before.whole(name):
+            scores[name], maps[name] = before.found["scores"][name], before.maps[name]
+            seconds[name] = before.found["seconds"][name]
+            continue
         began = time.process_time()
         try:
             attributor = attributor_of(name, evaluation, subject)
             saliency = attributor(case.trace, evaluation.shown).saliency
-        except (DenoscopeError, RuntimeError) as error:
-            failures[name] = one_line(error, 600)
+        except Exception as error:
+            failures[name] = _why(error)
             continue
         seconds[name] = time.process_time() - began
         maps[name], scores[name] = saliency.values.astype(np.float32), {}
-        for check in evaluation.checks:
+        for check in evaluation.checked:
             try:
                 scores[name] |= MEASURED[check](case, name, attributor, saliency)
-            except (DenoscopeError, RuntimeError) as error:
-                failures[f"{name}, {check}"] = one_line(error, 600)
+            except Exception as error:
+                failures[f"{name}, {check}"] = _why(error)
     found = {"subject": asdict(subject), "scores": scores, "failures": failures, "seconds": seconds}
     return found, {**maps, "mask": np.zeros(0, bool) if case.masks is None else case.masks}
+
+
+def _why(error: Exception) -> str:
+    """One line; of what was not foreseen with its kind."""
+    kind = "" if isinstance(error, DenoscopeError) else f"{type(error).__name__}: "
+    return one_line(f"{kind}{error}", 600)
 
 
 def _by_step(values: xr.DataArray) -> list[float]:
@@ -390,7 +473,8 @@ def _attacked(case: Case, name: str, attributor: Attributor, saliency: xr.DataAr
         watched = gradient_map(step)
     else:
         return {}
-    found = attacks(step, watched, attack=Attack(MaximumBall(0.05), iterations=20, seed=case.subject.seed))
+    final = functools.partial(case.trace.continued, step.index)
+    found = attacks(step, watched, final, Attack(MaximumBall(0.05), iterations=20, seed=case.subject.seed))
     told = {
         "attack, map": found.map_agreement.sel(attack="move the map"),
         "attack, random": found.map_agreement.sel(attack="random"),
@@ -436,9 +520,12 @@ class _Work:
 
     def __call__(self, subject: Subject) -> dict[str, Any]:
         known = self.ledger.read(subject.name)
-        if known is not None and known["subject"] == json.loads(json.dumps(asdict(subject))):
-            return known  # of this very picture: a file of prompts may have changed since
-        found, maps = trial(self.evaluation, subject)
+        if known is not None and known["subject"] != json.loads(json.dumps(asdict(subject))):
+            known = None  # another picture: a file of prompts, or a mask, has changed since
+        if known is not None and not known["failures"]:
+            return known
+        before = None if known is None else Kept(known, self.ledger.arrays(subject.name))
+        found, maps = trial(self.evaluation, subject, before)
         self.ledger.write(subject.name, found, maps)
         return found
 
@@ -446,31 +533,76 @@ class _Work:
 def evaluate(
     evaluation: Evaluation, ledger: Ledger, *, workers: int = 1, watch: Watch | None = None
 ) -> list[dict[str, Any]]:
-    """Trials until enough pictures were measured, in the subjects' order; those in the ledger are not done again.
+    """Trials until enough pictures were measured, in the subjects' order; those in the ledger are not done again, but
+    for what failed in them.
 
     With several `workers` pictures are measured side by side, in processes of one thread each. Raises `InputError`
-    where fewer than two pictures could be measured.
+    where fewer than two pictures could be measured, and `Interrupted` where a process was ended from outside.
     """
-    subjects, done = evaluation.subjects(), []
-    advance = watch("Pictures", min(evaluation.scenes, len(subjects))) if watch else None
-    with closing(_found(_Work(evaluation, ledger), subjects, workers)) as made:
-        for found in islice((each for each in made if "passed_over" not in each), evaluation.scenes):
+    if workers < 1:
+        raise InputError(f"{workers} workers were asked for. It must be at least 1; one a processor is usual.")
+    subjects, done, passed_over = evaluation.subjects(), [], []
+    advance = watch("Pictures", min(evaluation.wanted, len(subjects))) if watch else None
+    with closing(_found(_Work(evaluation, ledger), subjects, workers, evaluation.wanted)) as made:
+        for found in made:
+            if "passed_over" in found:
+                passed_over.append(found["passed_over"])
+                continue
             done.append(found)
             if advance:
                 advance(1)
     if len(done) < 2:
+        first = f" The first of the others: {sentence(passed_over[0])}" if passed_over else ""
         raise InputError(
-            f"Of {len(subjects)} pictures {len(done)} could be measured, and an interval needs at least 2."
+            f"Of {len(subjects)} pictures {len(done)} could be measured, and an interval needs at least 2.{first}"
         )
     return done
 
 
-def _found(work: _Work, subjects: Sequence[Subject], workers: int) -> Generator[dict[str, Any], None, None]:
+def _found(
+    work: _Work, subjects: Sequence[Subject], workers: int, wanted: int
+) -> Generator[dict[str, Any], None, None]:
+    """Trial after trial in the subjects' order, until so many were measured; none is begun that may not be wanted."""
+    submit, left = _submitter(work, workers), iter(subjects)
+    waiting: deque[Callable[[], dict[str, Any]]] = deque()
+    measured = 0
+    with submit as begin:
+        while True:
+            room = min(wanted - measured, 2 * workers) - len(waiting)
+            waiting.extend(begin(subject) for subject in islice(left, max(room, 0)))
+            if not waiting:
+                return
+            found = waiting.popleft()()
+            measured += "passed_over" not in found
+            yield found
+
+
+@contextmanager
+def _submitter(work: _Work, workers: int) -> Iterator[Callable[[Subject], Callable[[], dict[str, Any]]]]:
+    """Opens what begins a trial and returns what waits for it: at once and here, or in processes side by side."""
     if workers < 2:
-        yield from map(work, subjects)
+        yield lambda subject: functools.partial(work, subject)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
-        yield from pool.imap(work, subjects)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
+    try:
+        yield lambda subject: pool.submit(work, subject).result
+    except BrokenProcessPool as error:
+        raise Interrupted(
+            f"One of the {workers} processes was ended from outside, as is done where memory is short. The pictures "
+            "finished are kept: the same command goes on, with fewer --workers if that was it."
+        ) from error
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()  # they do not hear Ctrl-C, and a picture takes minutes
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def unmade(evaluation: Evaluation, ledger: Ledger) -> list[dict[str, Any]]:
+    """The trials whose picture could not be made, for a failure and not for what it shows."""
+    known = [ledger.read(subject.name) for subject in evaluation.subjects()]
+    return [found for found in known if found is not None and "passed_over" in found and found["failures"]]
 
 
 def _one_thread() -> None:
@@ -483,7 +615,25 @@ def _one_thread() -> None:
 
 def workers_for(device: str | None) -> int:
     """As many as there are processors, or one where a device does the work."""
-    return len(os.sched_getaffinity(0)) if device in (None, "cpu") and not torch.cuda.is_available() else 1
+    if device not in (None, "cpu") or torch.cuda.is_available():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prepare(evaluation: Evaluation) -> None:
+    """Find out now what would fail at every picture; raises `InputError` for a wrong model, encoder or option."""
+    subject = evaluation.subjects()[0]
+    for name in evaluation.chosen:
+        attributor_of(name, evaluation, subject)
+    _model(evaluation.model, evaluation.device, evaluation.dtype)
+    if evaluation.encoder_name and "games" in evaluation.checked:
+        _encoder(evaluation.encoder_name)
+
+
+def forget() -> None:
+    """Let go of the networks that `prepare` loaded, where other processes load their own."""
+    for loaded in (_model, _encoder, _classifier):
+        loaded.cache_clear()
 
 
 def collected(evaluation: Evaluation, ledger: Ledger, trials: Sequence[Mapping[str, Any]]) -> xr.Dataset:
@@ -529,10 +679,12 @@ def _maps(ledger: Ledger, found: xr.Dataset) -> dict[str, Any]:
     return {"saliency": (("scene", "attributor", "step", "y", "x"), np.array(values))}
 
 
-def record(evaluation: Evaluation, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def record(
+    evaluation: Evaluation, trials: Sequence[Mapping[str, Any]], unmade: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """What was asked, what failed and how often, the seconds of each method, and the versions."""
     failures: dict[str, list[str]] = {}
-    for found in trials:
+    for found in (*trials, *unmade):
         for what, why in found["failures"].items():
             failures.setdefault(what, []).append(why)
     seconds: dict[str, list[float]] = {}
@@ -543,6 +695,7 @@ def record(evaluation: Evaluation, trials: Sequence[Mapping[str, Any]]) -> dict[
         "command": evaluation.command(),
         **{name: value for name, value in evaluation.settings().items() if name != "denoscope"},
         "scenes": len(trials),
+        "left_out": evaluation.left_out if evaluation.checks is None else {},
         "failures": {what: {"times": len(whys), "first": whys[0]} for what, whys in failures.items()},
         "seconds": {name: float(np.median(spent)) for name, spent in seconds.items()},
         "versions": {name: version_of(name) for name in PACKAGES},

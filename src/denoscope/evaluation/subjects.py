@@ -1,5 +1,6 @@
 """What a trial is about: a picture to be made, what its prompt names, and where in the picture that is."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ class Subject:
 
     `phrase` are the labels of the prompt's words that name what the mask covers, None for all words. `label` is the
     class that a classifier is asked for among `labels`, where there is one. `scene` is the number of things in the
-    bundled world's scene of this seed; `mask` is the file of the user's mask.
+    bundled world's scene of this seed; `mask` is the file of the user's mask, and `digest` its content's (SHA-256).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Subject:
     labels: tuple[str, ...] = ()
     scene: int | None = None
     mask: str | None = None
+    digest: str | None = None
     other: str = ""
 
     def masks(self, picture: np.ndarray) -> np.ndarray | None:
@@ -112,6 +114,13 @@ def _refuse_other_sizes(files: Sequence[str]) -> None:
         )
 
 
+def unused_masks(masks: str | Path, subjects: Sequence[Subject]) -> list[str]:
+    """The names of files in the folder of masks that belong to no line of the prompts."""
+    used = {subject.mask for subject in subjects}
+    files = sorted(path for path in Path(masks).iterdir() if path.is_file() and not path.name.startswith("."))
+    return [path.name for path in files if str(path) not in used]
+
+
 def _text(file: str | Path) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
@@ -124,7 +133,9 @@ def _subject(number: int, line: str, masks: str | Path | None, seed: int) -> Sub
     name, prompt, phrase = name.strip(), prompt.strip(), phrase.strip()
     if not prompt or not name or Path(name).name != name or name.startswith("."):
         raise InputError(f'Line {number} of the prompts is "{line}". Write a prompt, or a name, a tab and a prompt.')
-    return Subject(name, prompt, seed, _labels_of(phrase, prompt), mask=_mask_of(name, masks))
+    mask = _mask_of(name, masks)
+    digest = None if mask is None else hashlib.sha256(Path(mask).read_bytes()).hexdigest()
+    return Subject(name, prompt, seed, _labels_of(phrase, prompt), mask=mask, digest=digest)
 
 
 def _labels_of(phrase: str, prompt: str) -> tuple[str, ...] | None:
