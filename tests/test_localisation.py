@@ -25,6 +25,7 @@ from denoscope.evaluation import (
     spearman,
 )
 from denoscope.evaluation.baselines import BASELINES, clean_edges, gradient_magnitude, magnitude_map, random_map
+from denoscope.evaluation.localisation import auroc_of_shifts
 from denoscope.evaluation.stages import edge_map
 
 
@@ -209,3 +210,11 @@ def test_gradient_magnitude_against_differences(trace):
     weights = np.arange(4.0)
     linear = gradient_magnitude(step, lambda x: x.sum(dim=(2, 3)) @ x.new_tensor(weights))
     assert np.allclose(linear, np.linalg.norm(weights))
+
+
+def test_every_shift_has_its_auroc():
+    rng = np.random.default_rng(0)
+    saliency, mask = rng.random((5, 7)).round(1), rng.random((5, 7)) > 0.7
+    every = auroc_of_shifts(saliency, mask)
+    for shift in np.ndindex(5, 7):
+        assert every[shift] == pytest.approx(auroc(np.roll(saliency, shift, (0, 1)), mask))

@@ -33,6 +33,7 @@ NUMBERS = {
     "shuffled": "Moran’s I that shuffled positions seldom exceed",
     "reliability": "Reliability: rank correlation of maps from two halves of the masks",
     "auroc": "AUROC with the place of what the word names",
+    "shifted": "AUROC that the same maps reach by chance, lying elsewhere: 95 % of all places",
     "apart": "How far apart",
 }
 COLUMNS = {"ssim": "structural similarity of the pictures", "words": "largest difference of a word’s share, 0 to 1"}

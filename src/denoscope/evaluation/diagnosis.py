@@ -14,13 +14,13 @@ import xarray as xr
 
 from ..bundled.judge import find
 from ..bundled.scenes import COLOURS, SHAPES, Thing
-from .localisation import auroc, object_masks, on_grid
+from .localisation import auroc_of_shifts, object_masks, on_grid
 from .scenery import readable_scene
 
 PERMUTATIONS, QUANTILE = 199, 0.99
 """How often positions are shuffled, and the share of the shuffles that a map with a pattern must exceed."""
-CHANCE = 0.5
-"""The AUROC of a map that has nothing to do with a mask."""
+BY_CHANCE = 0.95
+"""The share of a word's shifted maps that its map must point better than."""
 SAME_WORDS = 0.01
 """Largest difference of a word's share in the sum of all words' relevance, from 0 to 1, that counts as none.
 
@@ -191,8 +191,9 @@ def words_elsewhere(
 ) -> Signature:
     """Whether some colour or shape word's map is unrelated to the thing it names in the final picture, by AUROC.
 
-    Present where the median over the steps of a word's AUROC is at chance (0.5) or below. A word that names no thing
-    that was found, or several that its phrase does not tell apart, is left out. Above chance is not yet a good map.
+    Present where the median over the steps of a word's AUROC is no better than that of its maps shifted across the
+    picture, 95 % of the shifts: by chance smooth maps point well now and then. A word that names no thing that was
+    found, or several that its phrase does not tell apart, is left out. Above chance is not yet a good map.
     """
     name = "words elsewhere"
     worded = {title: method for title, method in methods.items() if "token" in method["saliency"].dims}
@@ -201,22 +202,28 @@ def words_elsewhere(
     if not worded or not prompt:
         return Signature(name, None, "Not known: no method here has a map for each word.", {})
     scores: Table = {}
+    shifted: dict[str, list[np.ndarray]] = {}
     masks = _masks(prompt, picture, {str(word) for each in worded.values() for word in each["token"].values})
     for each in _maps(worded):
         mask = masks.get(each.token or "")
         if mask is not None and np.isfinite(each.values).all() and _same_proportions(each.values, mask):
-            scores.setdefault(each.row, {})[each.column] = auroc(on_grid(each.values, *mask.shape), mask)
+            every = auroc_of_shifts(on_grid(each.values, *mask.shape), mask)
+            scores.setdefault(each.row, {})[each.column] = float(every[0, 0])
+            shifted.setdefault(each.row, []).append(every)
     if not scores:
         return Signature(name, None, "Not known: no word of the prompt names one thing of the picture alone.", {})
-    medians = {row: float(np.median(list(found.values()))) for row, found in scores.items()}
-    off = [f"{row} ({median:.2f})" for row, median in medians.items() if median <= CHANCE]
+    medians = {row: np.median(every, axis=0).ravel() for row, every in shifted.items()}
+    levels = {row: float(np.quantile(every[1:], BY_CHANCE)) for row, every in medians.items()}
+    own = {row: float(every[0]) for row, every in medians.items()}
+    off = [f"{row} ({own[row]:.2f}, by chance {levels[row]:.2f})" for row in own if own[row] <= levels[row] + FLAT]
     text = (
         f"Colour and shape words whose maps do not point at what they name in the final picture: {len(off) or 'none'} "
-        f"of {len(medians)}, by the median AUROC over the steps (0.5 is chance, 1 is exactly there). "
+        f"of {len(own)}, by the median AUROC over the steps (1 is exactly there) against the maps lying elsewhere. "
     )
-    lowest = min(medians, key=lambda row: medians[row])
-    text += f"{_some(off)}." if off else f"The lowest is {lowest} ({medians[lowest]:.2f})."
-    return Signature(name, bool(off), text, {"auroc": scores})
+    lowest = min(own, key=lambda row: own[row])
+    text += f"{_some(off)}." if off else f"The lowest is {lowest} ({own[lowest]:.2f}, by chance {levels[lowest]:.2f})."
+    by_chance: Table = {row: {"by chance": level} for row, level in levels.items()}
+    return Signature(name, bool(off), text, {"auroc": scores, "shifted": by_chance})
 
 
 def _masks(prompt: str, picture: np.ndarray, labels: set[str]) -> dict[str, np.ndarray]:

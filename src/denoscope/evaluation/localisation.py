@@ -32,6 +32,18 @@ def auroc(saliency: np.ndarray, mask: np.ndarray) -> float:
     return float((ranks.sum() - inside * (inside + 1) / 2) / (inside * outside))
 
 
+def auroc_of_shifts(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`auroc` of the map moved by every cyclic shift, (h, w), that of the map as it is at [0, 0].
+
+    Shifted, a map keeps how it varies and loses where: how often a map of this smoothness points as well by chance.
+    """
+    saliency, mask = _comparable(saliency, mask)
+    inside, outside = int(mask.sum()), int((~mask).sum())
+    ranks = stats.rankdata(saliency).reshape(saliency.shape)
+    sums = np.fft.ifft2(np.fft.fft2(mask.astype(float)) * np.fft.fft2(ranks).conj()).real
+    return np.asarray((sums - inside * (inside + 1) / 2) / (inside * outside))
+
+
 @metric("average_precision", "localisation", (0, 1), True, "Buckley and Voorhees 2000")
 def average_precision(saliency: np.ndarray, mask: np.ndarray) -> float:
     """Σ (R_n − R_{n−1}) P_n over falling thresholds, P the precision and R the recall; 0 to 1.
