@@ -247,6 +247,7 @@ def test_a_model_of_ones_own_is_measured_by_ones_own_masks(folder):
     assert table["scenes"] == 3 and table["record"]["failures"] == {}
     assert table["measures"]["auroc"]["words"]["1"]["count"] == 2  # the third has no mask
     assert table["measures"]["weights, all"]["words"]["2"]["count"] == 3
+    assert "weights, above chance" in table["measures"]
     assert "deletion" not in table["measures"]  # no encoder was named
 
 
@@ -426,6 +427,16 @@ def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(
     with pytest.raises(SystemExit):
         cli.main()
     assert (beside / "leaderboard.json").read_bytes() == (alone / "leaderboard.json").read_bytes()
+
+
+def test_what_is_left_of_a_map_is_told_above_the_random_level(monkeypatch, tmp_path):
+    monkeypatch.setattr(trials, "_maps", lambda *_: {})
+    found = {"df-cam": {"weights, all": [-0.5], "chance": [0.2]}, "random": {"weights, all": [1.0], "chance": [0.1]}}
+    made = [{"subject": {"name": name}, "scores": found} for name in "ab"]
+    score = collected(Evaluation(methods=("df-cam",), at=(3,)), Ledger(tmp_path), made).score
+    left = score.sel(step=3, scene="a", measure="weights, above chance")
+    assert left.sel(attributor="df-cam").item() == pytest.approx(0.3)
+    assert left.sel(attributor="random").item() == pytest.approx(0.9)
 
 
 def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):

@@ -66,6 +66,11 @@ MEASURES = {
     "seed agreement": Measure("other random masks", SAME, -1, 1, True, None, "Rank agreement under another seed."),
     "noise agreement": Measure("a little noise", SAME, -1, 1, True, None, "Rank agreement with 2 % of noise added."),
     "neighbour agreement": Measure("the step before", SAME, -1, 1, True, None, "Rank agreement with that step’s map."),
+    "weights, above chance": Measure(
+        "left when all weights are random", SANE, -0.5, 1, False, 0.0,
+        "Rank agreement with the map’s own, of either sign, above the random level: LOWER is better. The check is "
+        "passed where the whole interval is below 0.1, and failed where it is above 0 and reaches beyond that.",
+    ),
     "weights, output": Measure("random last layer", SANE, -1, 1, None, None, "Rank agreement with the map’s own."),
     "weights, half": Measure("half of the weights random", SANE, -1, 1, None),
     "weights, all": Measure("all weights random", SANE, -1, 1, None, 0.0, "Should fall to the random level."),
@@ -89,7 +94,7 @@ MEASURES = {
 }  # fmt: skip
 """Every measure of a trial; `evaluation.METRICS` has their sources."""
 
-FIRST = ("auroc", "deletion gain", "insertion gain", "resampling, object", "noise agreement", "weights, all")
+FIRST = ("auroc", "deletion gain", "insertion gain", "resampling, object", "noise agreement", "weights, above chance")
 """What the short table has, where it was measured."""
 
 

@@ -639,7 +639,8 @@ def forget() -> None:
 def collected(evaluation: Evaluation, ledger: Ledger, trials: Sequence[Mapping[str, Any]]) -> xr.Dataset:
     """All trials: `score` (measure, scene, attributor, step), NaN where something does not apply or failed.
 
-    Beside what was measured stand the gains in the games over the random map of the same scene, above 0 being better.
+    Beside what was measured stand the gains in the games over the random map of the same scene, above 0 being better,
+    and what is left of a map above the random level when all weights are random.
     """
     methods = [*evaluation.chosen, *BASELINES]
     measures = list(dict.fromkeys(m for t in trials for of in t["scores"].values() for m in of))
@@ -656,6 +657,7 @@ def collected(evaluation: Evaluation, ledger: Ledger, trials: Sequence[Mapping[s
     }
     scores = xr.DataArray(score, coords, ("measure", "scene", "attributor", "step"))
     gains = [_gain(scores, game) for game in GAMES if game in measures]
+    gains += [_left(scores)] if "weights, all" in measures else []
     baseline = xr.DataArray([name in BASELINES for name in methods], {"attributor": methods}, ("attributor",))
     told = xr.Dataset({"score": xr.concat([scores, *gains], "measure"), "baseline": baseline})
     return told.assign(_maps(ledger, told))
@@ -666,6 +668,12 @@ def _gain(scores: xr.DataArray, game: str) -> xr.DataArray:
     of = scores.sel(measure=game)
     sign = 1 if GAMES[game].higher_is_better else -1
     return (sign * (of - of.sel(attributor="random", drop=True))).assign_coords(measure=f"{game} gain")
+
+
+def _left(scores: xr.DataArray) -> xr.DataArray:
+    """How much agreement, of either sign, is left above the random level when all weights are random."""
+    left = abs(scores.sel(measure="weights, all")) - scores.sel(measure="chance")
+    return left.assign_coords(measure="weights, above chance")
 
 
 def _maps(ledger: Ledger, found: xr.Dataset) -> dict[str, Any]:
