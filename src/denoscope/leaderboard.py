@@ -151,12 +151,13 @@ def cell_text(cell: Mapping[str, float] | None) -> str:
 def short_rows(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the table that the terminal shows: each measure as its mean over the steps' means."""
     shown = [name for name in FIRST if name in table["measures"]]
-    head = ["method", *(MEASURES[name].title for name in shown), "sanity check"]
+    checked = ["sanity check"] if table["sanity"] else []
+    head = ["method", *(MEASURES[name].title for name in shown), *checked]
     rows = []
     for name in table["methods"]:
         own = f"({name})" if name in table["baselines"] else name
         cells = [_over_steps(table["measures"][measure][name], table["scenes"]) for measure in shown]
-        rows.append([own, *cells, table["sanity"].get(name, "")])
+        rows.append([own, *cells, *(table["sanity"].get(name, "") for _ in checked)])
     return head, rows
 
 

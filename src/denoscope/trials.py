@@ -667,7 +667,8 @@ def _gain(scores: xr.DataArray, game: str) -> xr.DataArray:
     """How much better than the random map in a game, so that more is better."""
     of = scores.sel(measure=game)
     sign = 1 if GAMES[game].higher_is_better else -1
-    return (sign * (of - of.sel(attributor="random", drop=True))).assign_coords(measure=f"{game} gain")
+    gain = sign * (of - of.sel(attributor="random", drop=True)) + 0.0  # no negative zeros
+    return gain.assign_coords(measure=f"{game} gain")
 
 
 def _left(scores: xr.DataArray) -> xr.DataArray:
