@@ -339,7 +339,7 @@ def test_what_is_finished_is_not_done_again_and_the_table_is_the_same(monkeypatc
     whole = run(evaluation, tmp_path / "out")
     (tmp_path / "out" / "trials" / f"{bundled_subject(1).name}.json").unlink()
     done, right = [], trials.trial
-    monkeypatch.setattr(trials, "trial", lambda e, subject, before: (done.append(subject.name), right(e, subject, before))[1])
+    monkeypatch.setattr(trials, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     again = run(evaluation, tmp_path / "out")
     assert done == [bundled_subject(1).name]
     assert json.dumps(again["measures"]) == json.dumps(whole["measures"])
@@ -443,7 +443,7 @@ def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):
     few = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
     run(few, tmp_path / "out")
     done, right = [], trials.trial
-    monkeypatch.setattr(trials, "trial", lambda e, subject, before: (done.append(subject.name), right(e, subject, before))[1])
+    monkeypatch.setattr(trials, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     more = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=3)
     assert run(more, tmp_path / "out")["scenes"] == 3 and len(done) == 1
 
