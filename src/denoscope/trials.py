@@ -436,13 +436,15 @@ def _resampled(case: Case, name: str, attributor: Attributor, saliency: xr.DataA
     distances: dict[str, Distance] = {"resampling, picture": root_mean_square}
     if mask is not None:
         distances["resampling, object"] = WithinMask(mask)
-    found = resampling(case.trace, saliency, distances, Resampling(draws=1)).advantage
+    drawn = Resampling(draws=1, seed=case.subject.seed)  # other noise for every picture, as the intervals are over them
+    found = resampling(case.trace, saliency, distances, drawn).advantage
     return {measure: _by_step(found.sel(distance=measure)) for measure in distances}
 
 
 def _stable(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray) -> Values:
-    at = [case.evaluation.middle]
-    found = {"noise agreement": noise_agreement(attributor, case.trace, at, draws=1, own=saliency).mean("draw")}
+    at, seed = [case.evaluation.middle], case.subject.seed
+    noise = noise_agreement(attributor, case.trace, at, draws=1, seed=seed, own=saliency)
+    found = {"noise agreement": noise.mean("draw")}
     if at[0] > 0:
         both = [attributor(case.trace, [at[0] - 1]).saliency, saliency.sel(step=at)]
         found["neighbour agreement"] = neighbour_agreement(xr.concat(both, "step"))
