@@ -108,18 +108,19 @@ class Evaluation:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
+        self._refuse_unknown()
+        self._refuse_what_does_not_apply()
+        self._refuse_impossible_numbers()
+
+    def _refuse_unknown(self) -> None:
         for name, known in (("methods", known_methods()), ("checks", CHECKS)):
             given = getattr(self, name)
             if given is not None and (not given or len(set(given)) < len(given)):
                 raise InputError(f"The {name} given are: {', '.join(given) or 'none'}. Give at least one, each once.")
             if wrong := [word for word in given or () if word not in known]:
                 raise InputError(f'There is no {name[:-1]} "{wrong[0]}". {did_you_mean(wrong[0], known)}')
-        if self.scenes is not None and self.scenes < 2:
-            raise InputError(
-                f"{self.scenes} scenes were asked for. An interval over scenes needs at least 2; 50 are usual."
-            )
-        if self.steps < 1:
-            raise InputError(f"The number of steps is {self.steps}. It must be at least 1; 20 to 50 are usual.")
+
+    def _refuse_what_does_not_apply(self) -> None:
         if self.bundled and (self.prompts or self.masks):
             raise InputError(
                 f'The model "{self.model}" is evaluated on its own scenes, whose masks are known. --prompts and '
@@ -142,6 +143,14 @@ class Evaluation:
                 f"{wrong[0]} explains a class, and which one a prompt's picture is of is not known. Leave it out; the "
                 "bundled model's own scenes have one."
             )
+
+    def _refuse_impossible_numbers(self) -> None:
+        if self.scenes is not None and self.scenes < 2:
+            raise InputError(
+                f"{self.scenes} scenes were asked for. An interval over scenes needs at least 2; 50 are usual."
+            )
+        if self.steps < 1:
+            raise InputError(f"The number of steps is {self.steps}. It must be at least 1; 20 to 50 are usual.")
         shown = self.shown
         if not shown or len(set(shown)) < len(shown) or not all(0 <= step < self.steps for step in shown):
             raise InputError(
@@ -392,14 +401,21 @@ def trial(
             failures[name] = _why(error)
             continue
         seconds[name] = time.process_time() - began
-        maps[name], scores[name] = saliency.values.astype(np.float32), {}
-        for check in evaluation.checked:
-            try:
-                scores[name] |= MEASURED[check](case, name, attributor, saliency)
-            except Exception as error:
-                failures[f"{name}, {check}"] = _why(error)
+        maps[name] = saliency.values.astype(np.float32)
+        scores[name] = _checked(case, name, attributor, saliency, failures)
     found = {"subject": asdict(subject), "scores": scores, "failures": failures, "seconds": seconds}
     return found, {**maps, "mask": np.zeros(0, bool) if case.masks is None else case.masks}
+
+
+def _checked(case: Case, name: str, attributor: Attributor, saliency: xr.DataArray, failures: dict[str, str]) -> Values:
+    """What every check measures of a method; what fails is entered in `failures`."""
+    found: Values = {}
+    for check in case.evaluation.checked:
+        try:
+            found |= MEASURED[check](case, name, attributor, saliency)
+        except Exception as error:
+            failures[f"{name}, {check}"] = _why(error)
+    return found
 
 
 def _why(error: Exception) -> str:
@@ -585,6 +601,7 @@ def _submitter(work: _Work, workers: int) -> Iterator[Callable[[Subject], Callab
     if workers < 2:
         yield lambda subject: functools.partial(work, subject)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
     try:
         yield lambda subject: pool.submit(work, subject).result
@@ -594,7 +611,7 @@ def _submitter(work: _Work, workers: int) -> Iterator[Callable[[Subject], Callab
             "finished are kept: the same command goes on, with fewer --workers if that was it."
         ) from error
     except BaseException:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - others:
             process.kill()  # they do not hear Ctrl-C, and a picture takes minutes
         raise
     finally:
