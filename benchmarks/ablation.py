@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from scenes import drawn
 
-from denoscope.bundled.scenes import Scene
-from denoscope.encoders import load_encoder
 from denoscope.evaluation import GAMES, ablation, auroc, bootstrap, games, on_grid, random_ranking, similarities
 from denoscope.evaluation.ablations import PUBLISHED
+from denoscope.vision.encoders import load_encoder
+from denoscope.worlds.shapes.scenes import Scene
 
 HIGHER = {**{name: game.higher_is_better for name, game in GAMES.items()}, "auroc": True}
 """The measures, and whether higher is better."""

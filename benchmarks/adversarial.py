@@ -28,9 +28,9 @@ from rich.table import Table
 from scenes import drawn
 
 from denoscope.attributors.masks import GridMasks
-from denoscope.bundled.scenes import Scene
 from denoscope.evaluation import Attack, MaximumBall, attacks, bootstrap, contrast_map, gradient_map, localisation
 from denoscope.targets import Closeness
+from denoscope.worlds.shapes.scenes import Scene
 
 STEP = 15
 """Of 30."""

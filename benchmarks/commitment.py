@@ -29,10 +29,11 @@ from rich.table import Table
 from scenes import GUIDANCE, STEPS, model
 
 import denoscope
-from denoscope.bundled.judge import judge
-from denoscope.bundled.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
-from denoscope.commitment import PromptSwitch, UTurn, across, commitment, in_order
-from denoscope.evaluation.attributes import reader_for, same_value
+from denoscope.timing.commitment import PromptSwitch, UTurn
+from denoscope.timing.windows import across, commitment, in_order
+from denoscope.worlds.readers import reader_for, same_value
+from denoscope.worlds.shapes.judge import judge
+from denoscope.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
 
 FIRST_SEED = 8_000_000
 AT = (0, 4, 6, 8, 10, 12, 14, 18, 22, 26, STEPS - 1)

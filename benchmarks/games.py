@@ -29,9 +29,9 @@ from scenes import drawn
 
 import denoscope
 from denoscope.attributors.base import list_methods, method
-from denoscope.bundled.scenes import Scene
-from denoscope.encoders import load_encoder
 from denoscope.evaluation import BASELINES, GAMES, Baseline, bootstrap, games, random_ranking
+from denoscope.vision.encoders import load_encoder
+from denoscope.worlds.shapes.scenes import Scene
 
 STEPS = {"early": 6, "middle": 15, "late": 24}
 """Of 30."""

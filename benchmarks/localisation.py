@@ -24,8 +24,8 @@ from scenes import drawn
 
 import denoscope
 from denoscope import DFRise
-from denoscope.bundled.scenes import Scene
 from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid
+from denoscope.worlds.shapes.scenes import Scene
 
 STEPS = {"first": 3, "early": 6, "middle": 15, "late": 24}
 """Of 30. At the first of them the object's place is hardly decided yet, as the clean prediction itself shows."""

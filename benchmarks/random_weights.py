@@ -23,10 +23,10 @@ from rich.table import Table
 from scenes import drawn
 
 from denoscope import DFRise
-from denoscope.bundled.scenes import Scene
 from denoscope.evaluation import agreement, bootstrap, localisation, stages_of
 from denoscope.evaluation.stability import remade
-from denoscope.hooks import randomised
+from denoscope.recording.hooks.layers import randomised
+from denoscope.worlds.shapes.scenes import Scene
 
 STEP = 15
 """Of 30."""

@@ -18,8 +18,8 @@ from scenes import GUIDANCE, STEPS, model
 
 from denoscope import Relevance
 from denoscope.attributors.relevance import totals
-from denoscope.concepts import plot_curves, plot_totals
-from denoscope.figures import bare
+from denoscope.figures.theme import bare
+from denoscope.figures.words import plot_curves, plot_totals
 
 PROMPTS = {
     "circle-and-square": "a small plain red circle left of a large striped blue square on a white background",

@@ -27,9 +27,9 @@ from rich.table import Table
 from scenes import GUIDANCE, STEPS, model
 
 from denoscope import Relevance
-from denoscope.attributors.prompts import numbered
-from denoscope.bundled.scenes import Caption, Scene, caption
 from denoscope.evaluation import bootstrap
+from denoscope.recording.prompts import numbered
+from denoscope.worlds.shapes.scenes import Caption, Scene, caption
 
 SHIFT = 60.0
 SCHEDULES = {"uniform": {}, "early": {"shift": SHIFT}, "late": {"shift": SHIFT}}

@@ -26,8 +26,8 @@ import denoscope
 from denoscope import DFCam, DFRise, Words
 from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio, plain_sum
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
-from denoscope.bundled.scenes import Scene
-from denoscope.traces import Step, Trace
+from denoscope.recording.traces import Step, Trace
+from denoscope.worlds.shapes.scenes import Scene
 
 PROMPT = "a small striped red circle on a white background"
 SCENES = range(9_000_000, 9_000_005)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 import denoscope
-from denoscope.bundled.scenes import Scene, caption
 from denoscope.evaluation import object_masks
+from denoscope.worlds.shapes.scenes import Scene, caption
 
 STEPS = 30
 GUIDANCE = 3.0

@@ -27,10 +27,10 @@ from rich.table import Table
 from scenes import GUIDANCE, STEPS, model
 from skimage.metrics import structural_similarity
 
-from denoscope.bundled.judge import judge
-from denoscope.bundled.scenes import Scene, caption
+from denoscope.criteria import ALIKE
 from denoscope.evaluation import bootstrap
-from denoscope.juxtaposition import ALIKE
+from denoscope.worlds.shapes.judge import judge
+from denoscope.worlds.shapes.scenes import Scene, caption
 
 SCHEDULES = ("uniform", "early", "late")
 FEWER, OTHER = "uniform, one step fewer", "uniform, another seed"

@@ -20,7 +20,7 @@ from rich.table import Table
 from scipy import stats
 
 from denoscope import Explanation
-from denoscope.measures import MEASURES
+from denoscope.figures.measures import MEASURES
 
 CLEAR, WEIGHTY = 0.5, 0.5
 

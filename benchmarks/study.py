@@ -30,10 +30,10 @@ from run import ratio_of, seconds_of
 from denoscope.attributors.base import Attributor
 from denoscope.attributors.gradients import CHUNK, GradientShap, IntegratedGradients, black_and_itself, seeded
 from denoscope.attributors.occlusion import Occlusion
-from denoscope.classifiers import load_classifier
-from denoscope.frames import Frames, blend
-from denoscope.photographs import load_photograph
 from denoscope.targets import ClassScore
+from denoscope.vision.classifiers import load_classifier
+from denoscope.vision.frames import Frames, blend
+from denoscope.vision.photographs import load_photograph
 
 LABEL = 285  # Egyptian cat
 FIRST, COUNT, CHECKED = 60, 4, 2

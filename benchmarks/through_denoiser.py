@@ -22,9 +22,9 @@ from scenes import drawn
 
 import denoscope
 from denoscope import ClassScore, GradientShap, IntegratedGradients, Occlusion
-from denoscope.bundled.scenes import COLOURS, Scene
 from denoscope.evaluation import bootstrap, centre_prior, on_grid
 from denoscope.evaluation.stages import share_inside
+from denoscope.worlds.shapes.scenes import COLOURS, Scene
 
 STEPS = {"early": 3, "middle": 12, "late": 24}
 FIRST_SEED = 8_000_000

@@ -28,8 +28,6 @@ from scenes import STEPS, picture_of
 
 import denoscope
 from denoscope import DFRise
-from denoscope.bundled.judge import judge
-from denoscope.bundled.scenes import Scene
 from denoscope.errors import InputError
 from denoscope.evaluation import (
     ConstantTime,
@@ -42,6 +40,8 @@ from denoscope.evaluation import (
     time_agreement,
     told,
 )
+from denoscope.worlds.shapes.judge import judge
+from denoscope.worlds.shapes.scenes import Scene
 
 FIRST_SEED = 8_000_000
 AT = (6, 15, 24)

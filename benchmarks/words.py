@@ -29,9 +29,9 @@ from scenes import picture_of
 import denoscope
 from denoscope import Words
 from denoscope.attributors.base import method
-from denoscope.attributors.prompts import numbered
-from denoscope.bundled.scenes import Caption, Scene, caption
 from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid, pointing
+from denoscope.recording.prompts import numbered
+from denoscope.worlds.shapes.scenes import Caption, Scene, caption
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """By map, by measure, by step."""

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import denoscope.models
+import denoscope.recording.models
 from denoscope.errors import InputError
 
 BETAS = dict(
@@ -29,7 +29,7 @@ SCHEDULERS = {
 
 def tokenizer() -> CLIPTokenizer:
     """The bundled one: real words, real special tokens."""
-    return CLIPTokenizer.from_pretrained(denoscope.models.bundled_folder("shapes") / "tokenizer")
+    return CLIPTokenizer.from_pretrained(denoscope.recording.loading.bundled_folder("shapes") / "tokenizer")
 
 
 def stable_diffusion() -> diffusers.StableDiffusionPipeline:

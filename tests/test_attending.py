@@ -7,7 +7,8 @@ from small import conditional_unet, pixel_unet, stable_diffusion
 
 import denoscope
 from denoscope.errors import CaptureError
-from denoscope.hooks import activations, attending, attention_layers, attention_probabilities
+from denoscope.recording.hooks.attention import attending, attention_layers, attention_probabilities
+from denoscope.recording.hooks.layers import activations
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import denoscope
 from denoscope import Relevance, Words, words_at
-from denoscope.attributors.attention import LayerMean, enlarged
-from denoscope.attributors.prompts import read
+from denoscope.attributors.words import LayerMean, enlarged
 from denoscope.errors import Interrupted, ModelError
-from denoscope.hooks import attention_layers
+from denoscope.recording.hooks.attention import attention_layers
+from denoscope.recording.prompts import read
 
 PROMPT = "a red circle left of a blue zebra, on white"
 TOLD = "a,red,circle,left,of,a (2),blue,zebra,on,white"

@@ -10,9 +10,20 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import denoscope
-from denoscope.bundled.judge import Verdict, find, judge
-from denoscope.bundled.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, WORDS, Scene, caption, masks, render
-from denoscope.models import bundled_folder
+from denoscope.recording.loading import bundled_folder
+from denoscope.worlds.shapes.judge import Verdict, find, judge
+from denoscope.worlds.shapes.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    WORDS,
+    Scene,
+    caption,
+    masks,
+    render,
+)
 
 FRESH = 5_000_000
 """Seeds from here on were never used in training or development."""

@@ -9,14 +9,15 @@ from captum.attr import LayerGradCam
 from small import PIPELINES, refusal, stable_diffusion
 
 import denoscope
-from denoscope import DFCam, runs
+from denoscope import DFCam
 from denoscope.attributors.base import method
 from denoscope.attributors.cam import PUBLISHED_LAYERS, heard_of, of_guided_output, sum_of_normalised
+from denoscope.commands import explain
 from denoscope.errors import CaptureError, ReplayError
-from denoscope.explanations import Explanation
-from denoscope.hooks import Replay
-from denoscope.models import layers_of, matching
-from denoscope.traces import Step
+from denoscope.recording.hooks.replay import Replay
+from denoscope.recording.patterns import layers_of, matching
+from denoscope.recording.traces import Step
+from denoscope.results.explanations import Explanation
 
 WEIGHT = 4.0
 PICTURE = dict(seed=1, num_inference_steps=3, output_type="latent")
@@ -304,8 +305,8 @@ def test_patterns():
 
 def test_a_run_with_layers_is_reported_and_read_again(stable_diffusion, tmp_path):
     """The `layer` dim is in the file, and the page shows the combined map alone."""
-    asked = runs.Request("a red circle", steps=3, at=(0, 2), methods=("df-cam", "df-cam-reference"))
-    explained = runs.explain(denoscope.load(stable_diffusion), asked)
+    asked = explain.Request("a red circle", steps=3, at=(0, 2), methods=("df-cam", "df-cam-reference"))
+    explained = explain.explain(denoscope.load(stable_diffusion), asked)
     again = Explanation.load(explained.save(tmp_path / "out")).methods()
     assert list(again) == ["df_cam", "df_cam_reference"]
     for name, result in explained.methods().items():

@@ -13,12 +13,12 @@ from PIL import Image
 from small import HUB_SAYS, failing_hub, processor_named, refusal, saved_clip
 from torch.nn.functional import interpolate
 
-from denoscope import classifiers
-from denoscope.classifiers import Classifier, load_classifier
 from denoscope.errors import ModelError, NumericsError
-from denoscope.frames import blend
-from denoscope.models import bundled_folder
-from denoscope.preprocessing import CentreCrop
+from denoscope.recording.loading import bundled_folder
+from denoscope.vision import classifiers
+from denoscope.vision.classifiers import Classifier, load_classifier
+from denoscope.vision.frames import blend
+from denoscope.vision.preprocessing import CentreCrop
 
 LABELS = ["tabby, tabby cat", "tiger cat", "crane", "Crane", "7"]
 TEXTS = ["a red circle", "a striped blue square on a white background", "a green triangle"]
@@ -175,7 +175,7 @@ def test_zero_shot_is_clip_itself(clip, kind):
 
 
 def test_the_bundled_clip_tells_a_scene():
-    from denoscope.bundled.scenes import Scene, render
+    from denoscope.worlds.shapes.scenes import Scene, render
 
     scene = next(s for s in map(Scene.random, range(50)) if len(s.things) == 1)
     seen = Image.fromarray((render(scene) * 255).round().astype(np.uint8))
@@ -505,7 +505,7 @@ def test_pictures_that_are_none(linear):
     ],
 )
 def test_what_is_no_classifier(given, said, monkeypatch):
-    monkeypatch.setattr("denoscope.models._hub_answers", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr("denoscope.recording.loading._hub_answers", lambda: pytest.fail("asked the network"))
     assert said in refusal(lambda: load_classifier(given), kind=ModelError)
 
 

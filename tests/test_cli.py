@@ -22,8 +22,8 @@ import denoscope
 from denoscope import cli
 from denoscope.attributors.base import METHODS, Attributor
 from denoscope.attributors.rise import DFRise
+from denoscope.commands.evaluate import known_methods
 from denoscope.targets import Closeness, Target
-from denoscope.trials import known_methods
 
 PROMPT = "a red circle"
 SHORT = ("--steps", "4", "--masks", "8", "--at", "0,2")
@@ -355,7 +355,7 @@ def test_ctrl_c_while_writing(run, folders, tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("denoscope.report.render", stopped)
+    monkeypatch.setattr("denoscope.report.run.render", stopped)
     message = paragraph(run("explain", PROMPT, "--model", folders["text"], *SHORT, "--methods", "df-rise"), 1)
     assert "nothing was written" in message and list(tmp_path.iterdir()) == []
 

@@ -9,11 +9,12 @@ import xarray as xr
 from small import PIPELINES, SCHEDULERS, refusal
 
 import denoscope
-from denoscope.bundled.scenes import Scene, Thing, render
-from denoscope.commitment import Clones, PromptSwitch, UTurn, across, commitment, finish, in_order
 from denoscope.errors import ModelError
-from denoscope.evaluation.attributes import attributes_shown, reader_for, same_value
-from denoscope.evaluation.worlds import MixtureWorld
+from denoscope.timing.commitment import Clones, PromptSwitch, UTurn, finish
+from denoscope.timing.windows import across, commitment, in_order
+from denoscope.worlds.exact import MixtureWorld
+from denoscope.worlds.readers import attributes_shown, reader_for, same_value
+from denoscope.worlds.shapes.scenes import Scene, Thing, render
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -70,7 +71,7 @@ def test_finishing_is_ddim_whatever_the_scheduler(stable_diffusion, scheduler):
 
 def test_noise_of_its_own_is_that_of_ddim_with_eta(stable_diffusion):
     """Oracle: DDIMScheduler.step with η and the same variance noise."""
-    from denoscope.commitment import next_sample
+    from denoscope.timing.commitment import next_sample
 
     stable_diffusion.scheduler = SCHEDULERS["ddim"]()
     trace = guided(stable_diffusion, "a red circle")
@@ -273,7 +274,7 @@ def test_the_crossing_and_the_width_are_those_of_the_curve():
 
 def test_the_interval_is_the_bootstraps():
     """Oracle: resampling the scenes one by one, with the same generator's counts."""
-    from denoscope.timing import crossing
+    from denoscope.timing.likelihood import crossing
 
     rng = np.random.default_rng(3)
     decided = thresholds(rng.integers(1, 9, (30, 1)).tolist())

@@ -8,11 +8,11 @@ import pytest
 import xarray as xr
 from test_report import LABELS, Page, attribution, photograph, picture_of, recognised, rising, unpacked
 
-from denoscope.comparison import render_comparison
-from denoscope.doubts import warnings
 from denoscope.errors import InputError
-from denoscope.explanations import Explanation
-from denoscope.figures import outlier_scale
+from denoscope.figures.scales import outlier_scale
+from denoscope.report.caveats import warnings
+from denoscope.report.photographs import render_comparison
+from denoscope.results.explanations import Explanation
 
 RUN = {"classifier": "imagenet", "draws": 5, "kind": "blend", "command": ["denoscope", "recognise", "a b.jpg"]}
 

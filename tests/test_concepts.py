@@ -6,7 +6,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from denoscope import Explanation
-from denoscope.concepts import has_words, plot_curves, plot_totals, word_charts, word_keys
+from denoscope.figures.words import has_words, plot_curves, plot_totals, word_keys
+from denoscope.report.words import word_charts
 
 WORDS = ["a", "red", "circle", "a (2)"]
 STEPS = [1, 4]

@@ -10,22 +10,16 @@ from scipy import ndimage
 from test_figures import disc_method, disc_trace
 from test_report import RUN, Page
 
-from denoscope import doubts, report, runs
-from denoscope.bundled.scenes import Scene, Thing, coverage, render
-from denoscope.evaluation.diagnosis import (
-    Signature,
-    diagnose,
-    indistinguishable,
-    morans_i,
-    named_thing,
-    shuffled_level,
-)
+from denoscope.commands import explain
+from denoscope.commands.compare import Comparison, compare, record
+from denoscope.criteria import ALIKE, RELIABLE
+from denoscope.evaluation.diagnosis import Signature, diagnose, indistinguishable, morans_i, named_thing, shuffled_level
 from denoscope.evaluation.distances import distances
-from denoscope.explanations import Explanation
-from denoscope.figures import RELIABLE
-from denoscope.juxtaposition import ALIKE, render_variants
-from denoscope.models import Model
-from denoscope.variants import Comparison, compare, record
+from denoscope.recording.models import Model
+from denoscope.report import caveats, run
+from denoscope.report.variants import render_variants
+from denoscope.results.explanations import Explanation
+from denoscope.worlds.shapes.scenes import Scene, Thing, coverage, render
 
 SCENE = Scene(
     "white",
@@ -318,28 +312,28 @@ def diagnosed(methods: dict[str, xr.Dataset]) -> Explanation:
 def test_the_page_has_every_verdict_and_the_warnings_what_is_not_said_yet():
     saliency = noise(0, 3, 8, 8)
     explanation = diagnosed({"bump": disc_method().assign(saliency=(("step", "y", "x"), saliency))})
-    said = Page(report.render(explanation)).said()
+    said = Page(run.render(explanation)).said()
     assert "Can it be trusted?" in said and "Maps without a pattern: found" in said
     assert "Words’ maps away from what the words name: not known" in said
-    titles = [warning.title for warning in doubts.warnings(explanation)]
+    titles = [warning.title for warning in caveats.warnings(explanation)]
     assert titles.count("Some maps have no clear pattern.") == 1
     assert len([title for title in titles if "reliable" in title]) == 1  # said by its method, not twice
     assert "do not come out the same again: found" in said
     calm = diagnosed({"bump": disc_method(steps=(4,)).assign(reliability=("step", [0.95]))})
-    assert doubts.warnings(calm) == [] and "Maps without a pattern: not found" in Page(report.render(calm)).said()
+    assert caveats.warnings(calm) == [] and "Maps without a pattern: not found" in Page(run.render(calm)).said()
 
 
 def test_numbers_stand_in_the_order_of_their_steps():
     table = {"apart": {"a": {"step 2": 0.5, "step 10": None}, "b": {"step 9": 1.0}}}
     run = {"diagnosis": [{"name": "no pattern", "present": None, "text": "", "numbers": table}]}
-    (shown,) = doubts.signatures(run)[0]["tables"]
+    (shown,) = caveats.signatures(run)[0]["tables"]
     assert shown["columns"] == ["step 2", "step 9", "step 10"]
     assert shown["rows"] == {"a": ["0.5", "", "n/a"], "b": ["", "1", ""]}
 
 
 def test_a_run_from_before_still_opens():
     explanation = Explanation.of(disc_trace(), {"bump": disc_method()}, dict(RUN))
-    assert "Can it be trusted?" not in report.render(explanation)
+    assert "Can it be trusted?" not in run.render(explanation)
 
 
 # In a run
@@ -352,8 +346,8 @@ def small(stable_diffusion) -> Model:
 
 
 def test_every_run_is_diagnosed_and_keeps_it(small, tmp_path):
-    asked = runs.Request("a red circle", "small", steps=2, methods=("df-rise", "words"), masks=8)
-    made = runs.explain(small, asked)
+    asked = explain.Request("a red circle", "small", steps=2, methods=("df-rise", "words"), masks=8)
+    made = explain.explain(small, asked)
     said = {each["name"]: each for each in made.run["diagnosis"]}
     assert list(said) == ["no pattern", "not reproducible", "words elsewhere"]
     assert {"DF-RISE, paper", "Word maps, “red”"} <= set(said["no pattern"]["numbers"]["neighbours"])
@@ -365,7 +359,7 @@ def test_every_run_is_diagnosed_and_keeps_it(small, tmp_path):
 
 
 def test_variants_that_are_the_same_are_named_on_their_page(small):
-    asked = runs.Request("a red circle", "small", steps=2, masks=8)
+    asked = explain.Request("a red circle", "small", steps=2, masks=8)
     comparison = Comparison(asked, "seed", (0, 1), methods=("relevance",))
     found = compare(comparison, models={"small": small})
     (told,) = record(comparison, found)["diagnosis"]
@@ -388,7 +382,7 @@ def test_ctrl_c_while_it_is_diagnosed_loses_no_map(small, tmp_path, monkeypatch)
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "diagnose", stopped)
-    made = runs.explain(small, runs.Request("a red circle", "small", steps=4, masks=8, methods=("df-cam",)))
+    monkeypatch.setattr(explain, "diagnose", stopped)
+    made = explain.explain(small, explain.Request("a red circle", "small", steps=4, masks=8, methods=("df-cam",)))
     assert made.run["interrupted"] and "diagnosis" not in made.run and "df_cam" in made.methods()
     assert "the diagnosis was not" in made.run["interruption"] and made.save(tmp_path / "out").is_dir()

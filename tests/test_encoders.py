@@ -12,10 +12,10 @@ from small import HUB_SAYS, failing_hub, processor_named, refusal, saved_clip
 from torch.nn.functional import interpolate, normalize
 
 from denoscope.attributors.base import options_of
-from denoscope.encoders import VisionModel, VisionTower, load_encoder
 from denoscope.errors import InputError, ModelError, NumericsError
-from denoscope.models import bundled_folder
+from denoscope.recording.loading import bundled_folder
 from denoscope.targets import FeatureCloseness
+from denoscope.vision.encoders import VisionModel, VisionTower, load_encoder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT = dict(
@@ -97,7 +97,7 @@ def test_pictures_of_another_size_are_resized_whole(folders):
 
 @torch.no_grad()
 def test_the_bundled_encoder_tells_scenes_apart():
-    from denoscope.bundled.scenes import Scene, Thing, render
+    from denoscope.worlds.shapes.scenes import Scene, Thing, render
 
     red = [render(Scene("white", (Thing("circle", "red", "large", "plain", x, 32, 13.0),))) for x in (24, 36)]
     blue = render(Scene("white", (Thing("cross", "blue", "large", "striped", 24, 32, 13.0),)))
@@ -139,7 +139,7 @@ def test_features_of_a_trace_and_what_a_result_keeps(trace):
     ],
 )
 def test_what_is_no_encoder(given, said, monkeypatch):
-    monkeypatch.setattr("denoscope.models._hub_answers", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr("denoscope.recording.loading._hub_answers", lambda: pytest.fail("asked the network"))
     assert said in refusal(lambda: load_encoder(given), kind=ModelError)
 
 

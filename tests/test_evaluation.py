@@ -6,9 +6,9 @@ import torch
 from scipy.ndimage import zoom
 from torchmetrics.functional.classification import binary_auroc
 
-from denoscope.bundled.scenes import Scene, masks, render
 from denoscope.errors import InputError
 from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid
+from denoscope.worlds.shapes.scenes import Scene, masks, render
 
 
 def test_auroc_against_torchmetrics():

@@ -12,9 +12,11 @@ import xarray as xr
 from PIL import Image
 from test_figures import disc_method, disc_trace
 
-from denoscope import explanations, figures, report
 from denoscope.errors import InputError, OutputError
-from denoscope.explanations import Explanation, check_output
+from denoscope.report import run
+from denoscope.results import explanations, folders
+from denoscope.results.explanations import Explanation
+from denoscope.results.folders import check_output
 
 RUN = {
     "command": "denoscope explain 'a red disc'",
@@ -58,10 +60,10 @@ def test_xarray_alone_reads_the_arrays(explanation: Explanation, saved: Path):
 
 
 def test_the_folder_holds_what_is_promised(explanation: Explanation, saved: Path):
-    assert {path.name for path in saved.iterdir()} == explanations.WRITTEN
+    assert {path.name for path in saved.iterdir()} == folders.WRITTEN
     assert {path.name for path in (saved / "figures").iterdir()} == {"first.png", "second.png"}
     assert json.loads((saved / "run.json").read_text(encoding="utf-8")) == RUN
-    assert (saved / "report.html").read_text(encoding="utf-8") == report.render(explanation)
+    assert (saved / "report.html").read_text(encoding="utf-8") == run.render(explanation)
     with Image.open(saved / "image.png") as image:
         np.testing.assert_array_equal(image, explanation.trace["image"])
 
@@ -96,14 +98,14 @@ def test_pictures_and_grids_need_not_be_square(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), PermissionError(13, "denied")])
-@pytest.mark.parametrize("where", ["plot_method", "timeline_gif"])
+@pytest.mark.parametrize("where", ["methods.plot_method", "timeline.timeline_gif"])
 def test_a_failure_in_the_middle_leaves_nothing(
     explanation: Explanation, where: str, fault: OSError, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     def fails(*_: object, **__: object) -> None:
         raise fault
 
-    monkeypatch.setattr(figures, where, fails)
+    monkeypatch.setattr(f"denoscope.figures.{where}", fails)
     with pytest.raises(OutputError, match=str(fault.strerror)) as caught:
         explanation.save(tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == [] and "\n" not in str(caught.value)
@@ -115,7 +117,7 @@ def test_an_interruption_in_the_middle_leaves_nothing(
     def interrupted(_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "render", interrupted)
+    monkeypatch.setattr(run, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         explanation.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -153,14 +155,14 @@ def test_an_earlier_run_is_not_replaced_unasked(explanation: Explanation, saved:
 def test_a_place_taken_in_the_meantime_is_left_alone(
     explanation: Explanation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    render, theirs = report.render, tmp_path / "out" / "theirs.txt"
+    render, theirs = run.render, tmp_path / "out" / "theirs.txt"
 
     def slow(given: Explanation) -> str:
         theirs.parent.mkdir()
         theirs.write_text("precious")
         return render(given)
 
-    monkeypatch.setattr(report, "render", slow)
+    monkeypatch.setattr(run, "render", slow)
     with pytest.raises(InputError, match="not empty"):
         explanation.save(tmp_path / "out")
     assert theirs.read_text() == "precious" and list(tmp_path.iterdir()) == [theirs.parent]

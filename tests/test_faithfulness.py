@@ -27,9 +27,9 @@ from denoscope.evaluation import (
     sample_magnitude,
     similarities,
 )
-from denoscope.evaluation.faithfulness import brought_to, ranks, rescaled
-from denoscope.noise import NoiseLevel
-from denoscope.traces import Step, Trace
+from denoscope.evaluation.games import brought_to, ranks, rescaled
+from denoscope.recording.noise import NoiseLevel
+from denoscope.recording.traces import Step, Trace
 
 STEPS = [0, 2, 3]
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from PIL import Image, ImageSequence
 from scipy import ndimage
 
-from denoscope import figures
+from denoscope.figures import methods, overlays, results, scales, theme, timeline
 
 NUMBER_OF_STEPS = 6
 
@@ -64,19 +64,19 @@ def picture() -> np.ndarray:
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, np.nan])
 def test_a_flat_map_leaves_the_picture(picture: np.ndarray, value: float):
-    np.testing.assert_array_equal(figures.overlay(picture, np.full((8, 8), value)), picture)
+    np.testing.assert_array_equal(overlays.overlay(picture, np.full((8, 8), value)), picture)
 
 
 def test_an_opaque_map_has_the_colours_of_the_colour_map(picture: np.ndarray):
     saliency = np.random.default_rng(0).random((32, 32))
-    limits = figures.Limits(-0.5, 2.0)
+    limits = scales.Limits(-0.5, 2.0)
     expected = matplotlib.colormaps["viridis"]((saliency.astype(np.float32) + 0.5) / 2.5)[..., :3] * 255
-    drawn = figures.overlay(picture, saliency, limits, "viridis", alpha=1.0)
+    drawn = overlays.overlay(picture, saliency, limits, "viridis", alpha=1.0)
     np.testing.assert_allclose(drawn, expected, atol=0.51)
 
 
 def test_a_transparent_map_leaves_a_grey_picture(picture: np.ndarray):
-    drawn = figures.overlay(picture, np.arange(64.0).reshape(8, 8), alpha=0.0)
+    drawn = overlays.overlay(picture, np.arange(64.0).reshape(8, 8), alpha=0.0)
     luminance = np.asarray(Image.fromarray(picture).convert("L"), dtype=float)
     np.testing.assert_allclose(drawn, np.repeat((128 + 0.7 * (luminance - 128))[..., None], 3, -1), atol=1)
 
@@ -84,45 +84,45 @@ def test_a_transparent_map_leaves_a_grey_picture(picture: np.ndarray):
 def test_maps_are_enlarged_bilinearly_around_the_middles_of_cells():
     saliency = np.random.default_rng(1).random((4, 6))
     expected = ndimage.zoom(saliency, 8, order=1, mode="nearest", grid_mode=True)
-    np.testing.assert_allclose(figures.resized(saliency, (32, 48)), expected, atol=1e-6)
+    np.testing.assert_allclose(overlays.resized(saliency, (32, 48)), expected, atol=1e-6)
 
 
 def test_a_missing_cell_shows_the_picture_and_spoils_no_other(picture: np.ndarray):
     saliency = np.ones((8, 8))
     saliency[0, 0], saliency[2, 3] = 2.0, np.nan
-    drawn = figures.overlay(picture, saliency)
+    drawn = overlays.overlay(picture, saliency)
     np.testing.assert_array_equal(drawn[8:12, 12:16], picture[8:12, 12:16])
-    np.testing.assert_allclose(figures.resized(saliency, (32, 32))[12:, 16:], 1.0)
+    np.testing.assert_allclose(overlays.resized(saliency, (32, 32))[12:, 16:], 1.0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_limits_are_shared_over_the_steps_given(sign: int):
     method = sign * disc_method()
     largest = float(np.abs(method["saliency"]).max())
-    assert figures.colour_limits(method) == (-largest, largest, True)
+    assert scales.colour_limits(method) == (-largest, largest, True)
     own = float(np.abs(method["saliency"].sel(step=1)).max())
-    assert figures.colour_limits(method.sel(step=1)) == (-own, own, True)
+    assert scales.colour_limits(method.sel(step=1)) == (-own, own, True)
 
 
 def test_a_method_may_say_that_its_sign_means_nothing():
     method = disc_method(signed=False)
     low, high = float(method["saliency"].min()), float(method["saliency"].max())
-    assert figures.colour_limits(method) == (low, high, False)
-    assert figures.colour_limits(method).cmap().name == figures.SEQUENTIAL
+    assert scales.colour_limits(method) == (low, high, False)
+    assert scales.colour_limits(method).cmap().name == theme.SEQUENTIAL
 
 
 def test_the_middle_of_a_signed_scale_is_zero(picture: np.ndarray):
-    limits = figures.Limits(-2.0, 2.0, signed=True)
-    drawn = figures.overlay(picture, np.zeros((8, 8)), limits, alpha=1.0)
-    middle = np.array(matplotlib.colormaps[figures.DIVERGING](0.5)[:3]) * 255
+    limits = scales.Limits(-2.0, 2.0, signed=True)
+    drawn = overlays.overlay(picture, np.zeros((8, 8)), limits, alpha=1.0)
+    middle = np.array(matplotlib.colormaps[theme.DIVERGING](0.5)[:3]) * 255
     np.testing.assert_allclose(drawn, np.broadcast_to(middle, drawn.shape), atol=0.51)
 
 
 def test_standard_errors_reach_to_half_of_the_range_of_the_map():
     method = disc_method()
-    assert figures.error_limits(method)[:2] == (0.0, float(method["saliency"].max()) / 2)
+    assert scales.error_limits(method)[:2] == (0.0, float(method["saliency"].max()) / 2)
     loud = method.assign(standard_error=method["standard_error"] * 100)
-    assert figures.error_limits(loud)[:2] == (0.0, float(loud["standard_error"].max()))
+    assert scales.error_limits(loud)[:2] == (0.0, float(loud["standard_error"].max()))
 
 
 @pytest.mark.parametrize("outlier_perc", [0, 1, 5, 50])
@@ -130,19 +130,19 @@ def test_the_scale_ends_at_the_smallest_magnitude_that_its_definition_allows(out
     values = np.random.default_rng(3).standard_t(2, (12, 15))
     magnitudes = sorted(abs(float(value)) for value in values.ravel())
     allowed = [m for m in magnitudes if sum(o for o in magnitudes if o > m) <= outlier_perc / 100 * sum(magnitudes)]
-    assert figures.outlier_scale(values, outlier_perc) == pytest.approx(min(allowed))
+    assert scales.outlier_scale(values, outlier_perc) == pytest.approx(min(allowed))
 
 
 def test_the_scale_passes_missing_values_over():
     values = np.arange(1.0, 101.0)
-    assert figures.outlier_scale(np.concatenate([[np.nan, np.inf], -values])) == figures.outlier_scale(values) == 98
-    assert figures.outlier_scale(np.full((3, 3), np.nan)) == figures.outlier_scale(np.zeros((3, 3))) == 0
+    assert scales.outlier_scale(np.concatenate([[np.nan, np.inf], -values])) == scales.outlier_scale(values) == 98
+    assert scales.outlier_scale(np.full((3, 3), np.nan)) == scales.outlier_scale(np.zeros((3, 3))) == 0
 
 
 def test_unfinished_steps_are_not_explained():
     method = disc_method()
-    assert figures.explained_steps(method) == [1, 3, 4]
-    assert figures.explained_steps(method.where(method.step != 3)) == [1, 4]
+    assert results.explained_steps(method) == [1, 3, 4]
+    assert results.explained_steps(method.where(method.step != 3)) == [1, 4]
 
 
 def shown(axes: list[Axes]) -> list[np.ndarray]:
@@ -151,31 +151,31 @@ def shown(axes: list[Axes]) -> list[np.ndarray]:
 
 def test_a_figure_shows_each_kind_in_a_row_and_each_explained_step_in_a_column():
     trace, method = disc_trace(), disc_method()
-    figure = figures.plot_method(trace, method)
+    figure = methods.plot_method(trace, method)
     pictures = shown(figure.axes)
-    limits = figures.colour_limits(method)
+    limits = scales.colour_limits(method)
     assert len(pictures) == 4 * 3
     for column, step in enumerate([1, 3, 4]):
         clean = trace["pred_original_sample"].sel(step=step).values
         np.testing.assert_array_equal(pictures[column], trace["sample"].sel(step=step))
         np.testing.assert_array_equal(pictures[3 + column], clean)
         np.testing.assert_array_equal(
-            pictures[6 + column], figures.overlay(clean, method["saliency"].sel(step=step).values, limits)
+            pictures[6 + column], overlays.overlay(clean, method["saliency"].sel(step=step).values, limits)
         )
     said = " ".join(text.get_text() for text in figure.texts)
     assert "step 3\nt = 399\nlog-SNR 0" in said and "shared by all steps" in said
 
 
 def test_columns_are_straight():
-    figure = figures.plot_method(disc_trace(), disc_method())
+    figure = methods.plot_method(disc_trace(), disc_method())
     corners = {tuple(np.round(ax.get_position().bounds[::2], 9)) for ax in figure.axes if ax.get_images()}
     assert len(corners) == 3
 
 
 def test_own_scales_differ_from_the_shared_one():
     trace, method = disc_trace(), disc_method()
-    figure = figures.plot_method(trace, method, shared_scale=False)
-    own = figures.overlay(trace["pred_original_sample"].sel(step=1).values, method["saliency"].sel(step=1).values)
+    figure = methods.plot_method(trace, method, shared_scale=False)
+    own = overlays.overlay(trace["pred_original_sample"].sel(step=1).values, method["saliency"].sel(step=1).values)
     np.testing.assert_array_equal(shown(figure.axes)[6], own)
     assert "own colour scale" in figure.texts[-1].get_text()
 
@@ -184,7 +184,7 @@ def test_own_scales_differ_from_the_shared_one():
 def test_a_figure_survives_a_map_that_shows_nothing(value: float, said: str, tmp_path: Path):
     method = disc_method()
     method["saliency"] = xr.full_like(method["saliency"], value)
-    figure = figures.plot_method(disc_trace(), method)
+    figure = methods.plot_method(disc_trace(), method)
     figure.savefig(tmp_path / "figure.png")
     assert said in figure.texts[-1].get_text()
 
@@ -197,25 +197,25 @@ def words_method() -> xr.Dataset:
 
 def test_each_word_has_its_column_and_each_explained_step_its_row():
     trace, method = disc_trace(), words_method()
-    figure = figures.plot_method(trace, method)
+    figure = methods.plot_method(trace, method)
     assert [ax.get_ylabel().split("\n")[0] for ax in figure.axes if ax.get_ylabel()] == ["step 1", "step 3", "step 4"]
     assert [text.get_text() for text in figure.texts][:3] == ["clean prediction", "red", "disc"]
-    pictures, limits = shown(figure.axes), figures.colour_limits(method)
+    pictures, limits = shown(figure.axes), scales.colour_limits(method)
     clean, saliency = trace["pred_original_sample"].sel(step=3).values, method["saliency"].sel(step=3, token="disc")
     assert len(pictures) == 3 * 3
     np.testing.assert_array_equal(pictures[3], clean)
-    np.testing.assert_array_equal(pictures[5], figures.overlay(clean, saliency.values, limits))
-    np.testing.assert_array_equal(figures.layers(method)[1][1]["saliency"], method["saliency"].sel(token="disc"))
+    np.testing.assert_array_equal(pictures[5], overlays.overlay(clean, saliency.values, limits))
+    np.testing.assert_array_equal(results.layers(method)[1][1]["saliency"], method["saliency"].sel(token="disc"))
 
 
 def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
     """Below the large pictures, 128 pixels each, beside one another."""
     trace, method = disc_trace(), words_method()
-    found = frames(figures.timeline_gif(tmp_path / "t.gif", trace, disc_method(), method))
-    expected = figures.overlay(
-        figures.enlarged(trace["pred_original_sample"].sel(step=3).values, 128),
+    found = frames(timeline.timeline_gif(tmp_path / "t.gif", trace, disc_method(), method))
+    expected = overlays.overlay(
+        overlays.enlarged(trace["pred_original_sample"].sel(step=3).values, 128),
         method["saliency"].sel(step=3, token="disc").values,
-        figures.colour_limits(method),
+        scales.colour_limits(method),
     )
     top, left = 46 + 256 + 46, 16 + 128 + 16
     assert len(found) == NUMBER_OF_STEPS
@@ -224,10 +224,10 @@ def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
 
 
 def test_a_single_overlay_is_drawn_on_the_axes_given(picture: np.ndarray):
-    given = figures.plot_method(disc_trace(), disc_method()).axes[0]
+    given = methods.plot_method(disc_trace(), disc_method()).axes[0]
     saliency = disc_method()["saliency"].values[0]
-    assert figures.plot_overlay(picture, saliency, ax=given) is given
-    np.testing.assert_array_equal(given.get_images()[-1].get_array(), figures.overlay(picture, saliency))
+    assert overlays.plot_overlay(picture, saliency, ax=given) is given
+    np.testing.assert_array_equal(given.get_images()[-1].get_array(), overlays.overlay(picture, saliency))
 
 
 def frames(path: Path) -> list[np.ndarray]:
@@ -238,20 +238,20 @@ def frames(path: Path) -> list[np.ndarray]:
 def test_the_time_line_has_a_frame_per_step_with_its_clean_prediction(tmp_path: Path):
     trace = disc_trace()
     trace["pred_original_sample"][:] = (40 * np.arange(NUMBER_OF_STEPS))[:, None, None, None]
-    shades = [frame[46 + 128, 16 + 128] for frame in frames(figures.timeline_gif(tmp_path / "t.gif", trace))]
+    shades = [frame[46 + 128, 16 + 128] for frame in frames(timeline.timeline_gif(tmp_path / "t.gif", trace))]
     np.testing.assert_allclose(np.array(shades), np.repeat(40 * np.arange(6)[:, None], 3, axis=1), atol=3)
 
 
 def test_the_time_line_shows_the_nearest_map_and_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     notes = []
-    original = figures._frame
+    original = timeline._frame
 
     def noted(trace: xr.Dataset, step: int, marked: list[int], rows: list) -> Image.Image:
         notes.append((step, rows[0][1].note))
         return original(trace, step, marked, rows)
 
-    monkeypatch.setattr(figures, "_frame", noted)
-    path = figures.timeline_gif(tmp_path / "t.gif", disc_trace(64, 48), disc_method(steps=(1, 4)))
+    monkeypatch.setattr(timeline, "_frame", noted)
+    path = timeline.timeline_gif(tmp_path / "t.gif", disc_trace(64, 48), disc_method(steps=(1, 4)))
     assert min(frames(path)[0].shape[:2]) >= 256
     assert notes[0] == (0, "map of step 1, the nearest explained") and notes[4] == (4, "map of this step")
 
@@ -260,19 +260,19 @@ def test_the_time_line_shows_the_nearest_map_and_names_it(monkeypatch: pytest.Mo
 def test_the_time_line_survives_a_map_that_shows_nothing(value: float, tmp_path: Path):
     method = disc_method()
     method["saliency"] = xr.full_like(method["saliency"], value)
-    assert len(frames(figures.timeline_gif(tmp_path / "t.gif", disc_trace(), method))) == NUMBER_OF_STEPS
+    assert len(frames(timeline.timeline_gif(tmp_path / "t.gif", disc_trace(), method))) == NUMBER_OF_STEPS
 
 
 def test_a_time_line_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def fails(*_: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr(figures.os, "replace", fails)
+    monkeypatch.setattr(methods.os, "replace", fails)
     with pytest.raises(OSError, match="no"):
-        figures.timeline_gif(tmp_path / "t.gif", disc_trace())
+        timeline.timeline_gif(tmp_path / "t.gif", disc_trace())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_grey_pictures_become_three_channels():
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
-    assert (figures.rgb(grey) == grey).all() and figures.rgb(grey).shape == (4, 4, 3)
+    assert (overlays.rgb(grey) == grey).all() and overlays.rgb(grey).shape == (4, 4, 3)

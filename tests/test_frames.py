@@ -11,9 +11,9 @@ import torch
 from small import SCHEDULERS, refusal
 
 import denoscope
-from denoscope import frames
-from denoscope.frames import blend, ddpm, draw_noise, frames_of
-from denoscope.noise import noise_level
+from denoscope.recording.noise import noise_level
+from denoscope.vision import frames
+from denoscope.vision.frames import blend, ddpm, draw_noise, frames_of
 
 CLEAN = torch.linspace(-2, 2.5, 3 * 6 * 5).reshape(3, 6, 5)
 

@@ -8,12 +8,12 @@ import torch
 from captum import attr
 
 import denoscope
-from denoscope import frames
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself
 from denoscope.attributors.occlusion import Occlusion
-from denoscope.classifiers import load_classifier
 from denoscope.errors import InputError
 from denoscope.targets import ClassScore
+from denoscope.vision import frames
+from denoscope.vision.classifiers import load_classifier
 
 SIDE = 16
 PLAIN = dict(size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)

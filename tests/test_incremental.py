@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import denoscope
-from denoscope import incremental
 from denoscope.attributors.occlusion import Occlusion
 from denoscope.errors import InputError, NumericsError
-from denoscope.incremental import Chain, Reach, Stage
 from denoscope.targets import ClassScore, Target
+from denoscope.vision import incremental
+from denoscope.vision.incremental import Chain, Reach, Stage
 
 
 def stage(read: int, write: int, kernel: int, stride: int) -> Stage:

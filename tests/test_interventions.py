@@ -23,7 +23,8 @@ from denoscope.evaluation import (
     resampling,
     root_mean_square,
 )
-from denoscope.evaluation.interventions import elsewhere, optimal_scale, top_region
+from denoscope.evaluation.infidelity import optimal_scale
+from denoscope.evaluation.resampling import elsewhere, top_region
 from denoscope.targets import Closeness, Similarity, Target
 
 

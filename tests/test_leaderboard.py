@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from denoscope.commands.evaluate import CHECKS, MEASURED, summary, verdicts
+from denoscope.criteria import FAILED, PASSED, UNSURE
 from denoscope.evaluation import bootstrap
-from denoscope.leaderboard import FAILED, MEASURES, PASSED, UNSURE, cell_text, render_leaderboard, short_rows
-from denoscope.trials import CHECKS, MEASURED, summary, verdicts
+from denoscope.report.leaderboard import MEASURES, cell_text, render_leaderboard, short_rows
 
 METHODS = ["good", "poor", "<i>broken</i>", "random"]
 RUN = {

@@ -5,7 +5,8 @@ import pytest
 from small import refusal
 
 from denoscope.errors import InputError
-from denoscope.ledgers import Ledger, write_whole
+from denoscope.results.folders import write_whole
+from denoscope.results.resumable import Ledger
 
 
 def test_a_trial_is_read_as_it_was_written(tmp_path):

@@ -14,8 +14,8 @@ import denoscope
 from denoscope import Lime
 from denoscope.attributors.base import method
 from denoscope.attributors.lime import RidgeSums, proximity
-from denoscope.noise import NoiseLevel
-from denoscope.traces import Step, Trace
+from denoscope.recording.noise import NoiseLevel
+from denoscope.recording.traces import Step, Trace
 
 CLEAN = NoiseLevel(0.6, 0.8, 1.0, "sample")
 

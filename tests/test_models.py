@@ -12,7 +12,8 @@ from small import HUB_SAYS, PIPELINES, SCHEDULERS, failing_hub, refusal
 
 import denoscope
 from denoscope.errors import ModelError, RecordingError, ScheduleError
-from denoscope.models import TruncatedPromptWarning
+from denoscope.recording import loading
+from denoscope.recording.models import TruncatedPromptWarning
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_what_is_no_model(given, said):
 
 
 def test_a_slip_is_not_looked_up_in_the_network(monkeypatch):
-    monkeypatch.setattr("denoscope.models._hub_answers", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr("denoscope.recording.loading._hub_answers", lambda: pytest.fail("asked the network"))
     for name in ("shape", "./shapes", "~/nothing", "a/b/c"):
         refusal(lambda name=name: denoscope.load(name), kind=ModelError)
 
@@ -68,12 +69,10 @@ def test_a_dead_line_is_given_up(monkeypatch):
     """A server that takes connections and never answers."""
     import socket
 
-    from denoscope import models
-
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert models._hub_answers(seconds=0.2) is False
+        assert loading._hub_answers(seconds=0.2) is False
         server.settimeout(1)
         server.accept()[0].close()  # it was asked
 

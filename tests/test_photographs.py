@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from small import refusal
 
-from denoscope.photographs import AnimatedPhotographWarning, load_photograph
+from denoscope.vision.photographs import AnimatedPhotographWarning, load_photograph
 
 ORANGE, HALF = (200, 100, 50), (228, 178, 153)
 """A colour, and the same at alpha 127/255 on white: 255 − (255 − c) 127 / 255."""

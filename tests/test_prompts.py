@@ -4,7 +4,7 @@ import pytest
 from small import refusal, tokenizer
 from transformers import ByT5Tokenizer
 
-from denoscope.attributors.prompts import numbered, read
+from denoscope.recording.prompts import numbered, read
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
-from denoscope import cli, frames, recognition
+from denoscope import cli
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients
 from denoscope.attributors.occlusion import Occlusion
-from denoscope.bundled.scenes import Scene, render
-from denoscope.classifiers import load_classifier
+from denoscope.commands import recognise as command
+from denoscope.commands.explain import Request
+from denoscope.commands.recognise import Study, recognise
 from denoscope.errors import InputError, Interrupted, NumericsError
-from denoscope.explanations import WRITTEN_TOGETHER, Explanation, save_together
-from denoscope.recognition import Study, recognise
-from denoscope.runs import Request
+from denoscope.results.explanations import Explanation, save_together
+from denoscope.results.folders import WRITTEN_TOGETHER
 from denoscope.targets import ClassScore
+from denoscope.vision import frames
+from denoscope.vision.classifiers import load_classifier
+from denoscope.worlds.shapes.scenes import Scene, render
 
 TEXTS = ("a red background", "a green background")
 
@@ -227,7 +230,7 @@ def test_the_command_that_is_kept_asks_for_the_same_again(asked, monkeypatch, tm
         heard.append(study)
         raise InputError("heard")
 
-    monkeypatch.setattr(recognition, "recognise", listen)
+    monkeypatch.setattr(command, "recognise", listen)
     words = shlex.split(study.command())
     assert cli._run([*words[1:], "--out", str(tmp_path / "out")]) == 2
     assert heard == [study]
@@ -237,7 +240,7 @@ def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, 
     dark = saved(np.full((20, 20, 3), 0.2), tmp_path / "dark.png")
     study = short([bright, dark])
     found = recognise(study, classifier=brightness)
-    folder = save_together(found.explanations, recognition.record(study, found), tmp_path / "out")
+    folder = save_together(found.explanations, recognise.record(study, found), tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"report.html", "comparison.png", "run.json", "bright", "dark"}
     again = Explanation.load(folder / "dark")
     assert np.array_equal(again.likelihood, found.explanations["dark"].likelihood)
@@ -245,7 +248,7 @@ def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, 
     assert {path.name for path in (folder / "dark" / "figures").iterdir()} >= {"likelihood.png", "occlusion.png"}
     with pytest.raises(InputError, match="earlier run"):
         save_together(found.explanations, {}, folder)
-    save_together(found.explanations, recognition.record(study, found), folder, overwrite=True)
+    save_together(found.explanations, recognise.record(study, found), folder, overwrite=True)
     (folder / "mine.txt").write_text("keep me")
     with pytest.raises(InputError, match=r"mine\.txt"):
         save_together(found.explanations, {}, folder, overwrite=True)

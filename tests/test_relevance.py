@@ -25,7 +25,7 @@ from denoscope.attributors.relevance import (
     unit_rows,
 )
 from denoscope.errors import InputError, ModelError
-from denoscope.models import TruncatedPromptWarning
+from denoscope.recording.models import TruncatedPromptWarning
 
 PROMPT = "a red circle above a blue zebra"
 WORDS = ["a", "red", "circle", "above", "a (2)", "blue", "zebra"]

@@ -16,9 +16,9 @@ from denoscope.attributors import estimators, rise
 from denoscope.attributors.estimators import MaskMoments
 from denoscope.attributors.masks import BalancedMasks, GridMasks, Masks, PixelMasks
 from denoscope.errors import InputError, Interrupted
-from denoscope.noise import NoiseLevel
+from denoscope.recording.noise import NoiseLevel
+from denoscope.recording.traces import Step, Trace
 from denoscope.targets import Similarity, Target
-from denoscope.traces import Step, Trace
 
 
 def slow_df_rise(step, masks, denoise, next_sample=False, numerator=1.0):

@@ -35,7 +35,7 @@ from denoscope.evaluation import (
     weight_randomisation,
 )
 from denoscope.evaluation.sanity import cascade
-from denoscope.hooks import called_layers, other_times, randomised
+from denoscope.recording.hooks.layers import called_layers, other_times, randomised
 
 
 def clean_magnitude(step):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from denoscope.errors import ScheduleError
-from denoscope.schedules import BANDS, band, coverage, early, late, resolve, takes_shift, uniform
+from denoscope.recording.schedules import BANDS, band, coverage, early, late, resolve, takes_shift, uniform
 
 # Made by the published code (arXiv 2402.10404), 30 steps of 1000.
 EARLY_60 = """999 893 884 875 865 854 842 829 816 801 785 768 749 729 708 684 659 632 602 571 536 499 459 416 370 319

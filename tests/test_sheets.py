@@ -12,7 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from denoscope import figures, sheets, timing
+from denoscope.figures import overlays, recognition, scales
+from denoscope.figures import tiles as sheets
+from denoscope.timing import likelihood as timing
 
 SIDE = 224
 TIGER = "tiger, Panthera tigris"
@@ -150,8 +152,8 @@ def test_full_colour_is_reached_at_the_end_of_the_scale_and_none_is_at_zero():
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_a_map_of_nothing_is_the_grey_picture(value: float):
     picture = noised(2, 16)["image"].values
-    drawn = sheets.blended(picture, np.full((4, 4), value), figures.outlier_scale(np.full((4, 4), value)))
-    np.testing.assert_array_equal(drawn, figures.overlay(picture, np.eye(4), alpha=0.0))
+    drawn = sheets.blended(picture, np.full((4, 4), value), scales.outlier_scale(np.full((4, 4), value)))
+    np.testing.assert_array_equal(drawn, overlays.overlay(picture, np.eye(4), alpha=0.0))
 
 
 # The grid
@@ -251,7 +253,7 @@ def test_the_key_says_what_the_colours_mean(signed: bool, ends: set[str]):
 def test_the_marks_sit_where_the_curves_cross():
     middles = [44.0, 47.0, 50.0, 52.0, 59.0]
     likelihood = logistic({TIGER: middles, "tabby": [70.0] * 5})
-    ax = sheets.plot_likelihood(likelihood, timed(likelihood), label=TIGER).axes[0]
+    ax = recognition.plot_likelihood(likelihood, timed(likelihood), label=TIGER).axes[0]
     found = marks(ax)
     for shape, level in (("o", 0.05), ("s", 0.5), ("D", 0.9)):
         assert found[shape] == [(pytest.approx(place(50.0, level), abs=0.1), pytest.approx(level), False)]
@@ -265,7 +267,7 @@ def test_the_marks_sit_where_the_curves_cross():
 
 def test_lines_are_medians_in_bands_over_the_draws():
     likelihood = logistic({TIGER: [44.0, 50.0, 59.0]})
-    ax = sheets.plot_likelihood(likelihood, timed(likelihood)).axes[0]
+    ax = recognition.plot_likelihood(likelihood, timed(likelihood)).axes[0]
     (curve,) = (line for line in ax.lines if len(line.get_xdata()) == 100)
     np.testing.assert_allclose(curve.get_ydata(), likelihood.values[:, 1, 0])
     (band,) = ax.collections
@@ -276,7 +278,7 @@ def test_lines_are_medians_in_bands_over_the_draws():
 
 def test_the_band_of_many_draws_is_their_central_part():
     likelihood = logistic({TIGER: list(np.linspace(40, 60, 41))})
-    ax = sheets.plot_likelihood(likelihood, timed(likelihood)).axes[0]
+    ax = recognition.plot_likelihood(likelihood, timed(likelihood)).axes[0]
     edges = ax.collections[0].get_paths()[0].vertices
     at_fifty = sorted(edges[edges[:, 0] == 50][:, 1])
     expected = 1 / (1 + np.exp((np.array([59.0, 41.0]) - 50) / 3))
@@ -285,7 +287,7 @@ def test_the_band_of_many_draws_is_their_central_part():
 
 def test_the_explained_label_comes_first_and_is_bold(written: list[Text]):
     likelihood = logistic({"tabby": [70.0], TIGER: [50.0], "sofa": [90.0]}, {"sofa": [0.3], "tabby": [0.02]})
-    figure = sheets.plot_likelihood(likelihood, timed(likelihood))
+    figure = recognition.plot_likelihood(likelihood, timed(likelihood))
     rows = figure.legends[0].get_texts()
     assert [text.get_text() for text in rows] == [
         "tiger: 0.05 at 41.1, 0.5 at 50.0, 0.9 at 56.6",
@@ -298,7 +300,7 @@ def test_the_explained_label_comes_first_and_is_bold(written: list[Text]):
 
 def test_a_level_that_is_never_reached_has_no_mark_and_no_window(written: list[Text]):
     likelihood = logistic({TIGER: [50.0, 52.0]}, {TIGER: [0.8, 0.85]})
-    figure = sheets.plot_likelihood(likelihood, timed(likelihood))
+    figure = recognition.plot_likelihood(likelihood, timed(likelihood))
     ax = figure.axes[0]
     assert set(marks(ax)) == {"o", "s"} and not ax.patches
     assert "never reaches 0.9" in figure.legends[0].get_texts()[0].get_text()
@@ -307,18 +309,18 @@ def test_a_level_that_is_never_reached_has_no_mark_and_no_window(written: list[T
 
 def test_a_bar_goes_on_to_the_end_where_some_draws_never_cross():
     likelihood = logistic({TIGER: [50.0] * 5}, {TIGER: [1.0, 1.0, 1.0, 1.0, 0.8]})
-    ax = sheets.plot_likelihood(likelihood, timed(likelihood)).axes[0]
+    ax = recognition.plot_likelihood(likelihood, timed(likelihood)).axes[0]
     (bar,) = (line for line in bars(ax) if line.get_ydata()[0] == 0.9)
     np.testing.assert_allclose(bar.get_xdata(), [place(50.0, 0.9), 99.0], atol=0.1)
     assert marks(ax)[">"] == [(99.0, 0.9, False)]
     few = logistic({TIGER: [50.0] * 5}, {TIGER: [1.0, 1.0, 0.8, 0.8, 0.8]})
-    told = sheets.plot_likelihood(few, timed(few)).legends[0].get_texts()[0].get_text()
+    told = recognition.plot_likelihood(few, timed(few)).legends[0].get_texts()[0].get_text()
     assert told.endswith("reaches 0.9 in only 40 % of the draws")
 
 
 def test_a_curve_that_starts_above_a_level_crosses_it_from_the_start(written: list[Text]):
     likelihood = logistic({"$\\alpha$ _": [-5.0]})
-    figure = sheets.plot_likelihood(likelihood, timed(likelihood))
+    figure = recognition.plot_likelihood(likelihood, timed(likelihood))
     found = marks(figure.axes[0])
     assert (found["o"][0][0], found["s"][0][0]) == (0.0, 0.0) and found["D"][0][0] == pytest.approx(
         place(-5.0, 0.9), abs=0.1
@@ -331,7 +333,7 @@ def test_a_curve_that_starts_above_a_level_crosses_it_from_the_start(written: li
 
 def test_the_axis_above_has_log_snr_where_the_frames_have_it():
     likelihood = logistic({TIGER: [50.0]})
-    figure = sheets.plot_likelihood(likelihood, timed(likelihood))
+    figure = recognition.plot_likelihood(likelihood, timed(likelihood))
     FigureCanvasAgg(figure).draw()
     (above,) = figure.axes[0].child_axes
     where = {
@@ -345,14 +347,14 @@ def test_the_axis_above_has_log_snr_where_the_frames_have_it():
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_frame_or_two_have_no_axis_above(count: int, written: list[Text]):
     likelihood = logistic({TIGER: [0.0, 0.5]}, count=count)
-    figure = sheets.plot_likelihood(likelihood, timed(likelihood))
+    figure = recognition.plot_likelihood(likelihood, timed(likelihood))
     assert not figure.axes[0].child_axes
     assert_readable(figure, written)
 
 
 def test_labels_that_share_their_first_synonym_stay_whole():
     likelihood = logistic({"crane, bird": [50.0], "crane, machine": [60.0]})
-    rows = sheets.plot_likelihood(likelihood, timed(likelihood), label="crane, machine").legends[0].get_texts()
+    rows = recognition.plot_likelihood(likelihood, timed(likelihood), label="crane, machine").legends[0].get_texts()
     assert [text.get_text().split(":")[0] for text in rows] == ["crane, machine", "crane, bird"]
 
 
@@ -417,7 +419,7 @@ def measured(**measures: np.ndarray) -> xr.Dataset:
 def test_stages_have_a_panel_per_measure_and_a_line_per_method(written: list[Text]):
     rising = np.array([[0.1, 0.2, 0.6], [0.3, 0.3, 0.3], [np.nan] * 3, [0.5, np.nan, 0.7]])
     both = {"a": measured(frequency=rising, agreement_edges=rising / 2), "b": measured(frequency=1 - rising)}
-    figure = sheets.plot_stages(both)
+    figure = recognition.plot_stages(both)
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["Fineness", "Agreement with the picture's edges"]
     first, second = figure.axes[0].lines, figure.axes[1].lines
     np.testing.assert_allclose(first[0].get_ydata(), [0.2, 0.3, np.nan, 0.6])
@@ -429,23 +431,23 @@ def test_stages_have_a_panel_per_measure_and_a_line_per_method(written: list[Tex
     assert_readable(figure, written)
 
 
-@pytest.mark.parametrize("number", range(1, len(sheets.STAGES) + 1))
+@pytest.mark.parametrize("number", range(1, len(recognition.STAGES) + 1))
 def test_stages_are_readable_however_many_measures_there_are(number: int, written: list[Text]):
     values = np.random.default_rng(number).uniform(-1, 1, (4, 3))
-    figure = sheets.plot_stages({"a": measured(**dict.fromkeys(sheets.STAGES[:number], values))})
+    figure = recognition.plot_stages({"a": measured(**dict.fromkeys(recognition.STAGES[:number], values))})
     assert len(figure.axes) == number
     assert_readable(figure, written)
 
 
 def test_a_measure_without_any_value_says_so():
-    figure = sheets.plot_stages({"a": measured(frequency=np.full((4, 3), np.nan)).isel(step=[0])})
+    figure = recognition.plot_stages({"a": measured(frequency=np.full((4, 3), np.nan)).isel(step=[0])})
     assert "no value" in texts(figure)
     FigureCanvasAgg(figure).draw()
 
 
 def test_a_generation_has_steps_and_no_bands():
     method = measured(frequency=np.full((4, 3), 0.5)).isel(draw=0)
-    figure = sheets.plot_stages({"a": method})
+    figure = recognition.plot_stages({"a": method})
     assert figure.axes[0].get_xlabel().startswith("step") and not figure.axes[0].collections
 
 
@@ -463,7 +465,7 @@ def several() -> dict[str, xr.DataArray]:
 def test_photographs_are_compared_in_the_order_of_their_onset(written: list[Text]):
     curves = several()
     labels = {"late": "tabby", "never": "sofa", "_early$": TIGER}
-    figure = sheets.plot_comparison(curves, {name: timed(c) for name, c in curves.items()}, labels)
+    figure = recognition.plot_comparison(curves, {name: timed(c) for name, c in curves.items()}, labels)
     above, below = figure.axes
     lines = [line for line in above.lines if len(line.get_xdata()) == 100]
     np.testing.assert_allclose(lines[0].get_ydata(), curves["_early$"].values[:, 1, 1])
@@ -487,7 +489,7 @@ def test_photographs_are_compared_in_the_order_of_their_onset(written: list[Text
 
 def test_one_photograph_can_be_compared_with_nothing(written: list[Text]):
     curves = logistic({TIGER: [50.0] * 4}, {TIGER: [1.0, 0.8, 0.8, 0.8]})
-    figure = sheets.plot_comparison({"tiger": curves}, {"tiger": timed(curves)}, {"tiger": TIGER})
+    figure = recognition.plot_comparison({"tiger": curves}, {"tiger": timed(curves)}, {"tiger": TIGER})
     below = figure.axes[1]
     assert marks(below)["D"] == [(99.0, pytest.approx(0.26), True)]
     assert [text.get_text() for text in below.texts] == ["in some draws"]
@@ -502,15 +504,15 @@ def test_all_that_the_data_allow_are_drawn_one_at_a_time(monkeypatch: pytest.Mon
     made: list[str] = []
 
     def counted(name: str):
-        original = getattr(sheets, name)
+        original = getattr(recognition, name)
         return lambda *args, **kwargs: made.append(name) or original(*args, **kwargs)
 
     for name in ("plot_likelihood", "plot_grid", "plot_zooms", "plot_stages"):
-        monkeypatch.setattr(sheets, name, counted(name))
+        monkeypatch.setattr(recognition, name, counted(name))
     likelihood = logistic({TIGER: [50.0]})
     methods = {"first": halves([40, 60]), "second": halves([60])}
     methods["first"]["frequency"] = (("step", "draw"), np.full((2, 2), 0.5))
-    pages = sheets.drawn(noised(), methods, likelihood, timed(likelihood), TIGER)
+    pages = recognition.drawn(noised(), methods, likelihood, timed(likelihood), TIGER)
     assert next(pages)[0] == "likelihood" and made == ["plot_likelihood"]
     assert [name for name, _ in pages] == ["first", "second", "zooms", "stages"]
     assert made == ["plot_likelihood", "plot_grid", "plot_grid", "plot_zooms", "plot_stages"]
@@ -519,5 +521,5 @@ def test_all_that_the_data_allow_are_drawn_one_at_a_time(monkeypatch: pytest.Mon
 def test_without_measures_or_maps_there_are_fewer_pictures():
     likelihood = logistic({TIGER: [50.0]})
     rest = (likelihood, timed(likelihood), TIGER)
-    assert [name for name, _ in sheets.drawn(noised(), {"a": halves([50])}, *rest)] == ["likelihood", "a", "zooms"]
-    assert [name for name, _ in sheets.drawn(noised(), {}, *rest)] == ["likelihood"]
+    assert [name for name, _ in recognition.drawn(noised(), {"a": halves([50])}, *rest)] == ["likelihood", "a", "zooms"]
+    assert [name for name, _ in recognition.drawn(noised(), {}, *rest)] == ["likelihood"]

@@ -7,7 +7,9 @@ from skimage.metrics import structural_similarity
 
 from denoscope import targets
 from denoscope.errors import InputError
-from denoscope.targets import C1, C2, C3, Closeness, FeatureCloseness, LocalMoments, Similarity
+from denoscope.targets import Closeness, FeatureCloseness, Similarity
+from denoscope.vision import similarity
+from denoscope.vision.similarity import C1, C2, C3, LocalMoments
 
 
 def slow_terms(a, b, window=15, sigma=1.5, numerator=1.0):
@@ -39,7 +41,7 @@ def test_terms_against_slow_windows(pair):
     a, b = (LocalMoments.of(v) for v in pair)
     for channel in range(4):
         expected = slow_terms(pair[0][0, channel].numpy(), pair[1][0, channel].numpy())
-        for term, slow in zip((targets.luminance, targets.contrast, targets.structure), expected, strict=True):
+        for term, slow in zip((similarity.luminance, similarity.contrast, similarity.structure), expected, strict=True):
             assert np.allclose(term(a, b)[0, channel].numpy(), slow, atol=1e-12)
 
 
@@ -51,23 +53,23 @@ def test_full_ssim_against_scikit_image():
     _, expected = structural_similarity(
         a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, truncate=4.5, use_sample_covariance=False, full=True
     )
-    ours = targets.full_ssim(*(LocalMoments.of(torch.from_numpy(v)[None, None]) for v in (a, b)))[0, 0].numpy()
+    ours = similarity.full_ssim(*(LocalMoments.of(torch.from_numpy(v)[None, None]) for v in (a, b)))[0, 0].numpy()
     assert np.allclose(ours[8:-8, 8:-8], expected[8:-8, 8:-8], atol=1e-4)
 
 
 def test_identical_predictions_have_similarity_one(pair):
     a = LocalMoments.of(pair[0])
-    for name, term in targets.SIMILARITIES.items():
+    for name, term in similarity.SIMILARITIES.items():
         assert torch.allclose(term(a, a), torch.ones(()).double(), atol=1e-9), name
 
 
 def test_structure_ignores_scale_and_flips_with_sign(pair):
     a, scaled, flipped = (LocalMoments.of(v * pair[0]) for v in (1.0, 3.0, -1.0))
-    assert torch.allclose(targets.structure(a, scaled), torch.ones(()).double(), atol=1e-2)
-    assert (targets.structure(a, flipped) < -0.98).all()
+    assert torch.allclose(similarity.structure(a, scaled), torch.ones(()).double(), atol=1e-2)
+    assert (similarity.structure(a, flipped) < -0.98).all()
 
 
-@pytest.mark.parametrize("similarity", targets.SIMILARITIES)
+@pytest.mark.parametrize("similarity", similarity.SIMILARITIES)
 @pytest.mark.parametrize("space", targets.SPACES)
 def test_the_unperturbed_sample_is_most_similar(trace, similarity, space):
     target = Similarity(similarity=similarity, space=space, scalar=True)

@@ -8,9 +8,10 @@ import pytest
 import torch
 import xarray as xr
 
-from denoscope import frames, timing
-from denoscope.classifiers import load_classifier
 from denoscope.errors import InputError, Interrupted
+from denoscope.timing import likelihood as timing
+from denoscope.vision import frames
+from denoscope.vision.classifiers import load_classifier
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published_softmax.csv"
 TABLE = {  # crossing at 0.05, 0.5, 0.9 as the study's two plots have them

@@ -11,8 +11,8 @@ import torch
 from small import BETAS, PIPELINES, SCHEDULERS, conditional_unet, refusal
 
 import denoscope
-from denoscope import schedules
 from denoscope.errors import InputError, NumericsError, RecordingError, ReplayError, ScheduleError
+from denoscope.recording import schedules
 
 
 def call_of(name, **kwargs):
@@ -317,7 +317,8 @@ def test_generator_and_seed_are_the_same_and_exclude_each_other(stable_diffusion
 
 def test_extra_input_channels_are_kept():
     """Inpainting models read mask channels behind the sample."""
-    from denoscope.hooks import DenoiserCall, Replay, SchedulerStep
+    from denoscope.recording.hooks.calls import DenoiserCall, SchedulerStep
+    from denoscope.recording.hooks.replay import Replay
 
     torch.manual_seed(0)
     unet = conditional_unet(in_channels=9)

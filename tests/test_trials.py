@@ -14,13 +14,24 @@ import pytest
 from PIL import Image
 from small import refusal
 
-from denoscope import DFCam, cli, trials
+from denoscope import DFCam, cli
+from denoscope.commands import evaluate as command
+from denoscope.commands.evaluate import (
+    USUAL,
+    Case,
+    Evaluation,
+    OfPhrase,
+    attributor_of,
+    collected,
+    evaluate,
+    record,
+    summary,
+)
+from denoscope.commands.subjects import bundled_subject, read_mask, subjects_of
 from denoscope.errors import InputError, RecordingError
 from denoscope.evaluation import BASELINES, Attack, localisation, neighbour_agreement, noise_agreement
-from denoscope.evaluation.subjects import bundled_subject, read_mask, subjects_of
-from denoscope.leaderboard import MEASURES
-from denoscope.ledgers import Ledger
-from denoscope.trials import USUAL, Case, Evaluation, OfPhrase, attributor_of, collected, evaluate, record, summary
+from denoscope.report.leaderboard import MEASURES
+from denoscope.results.resumable import Ledger
 
 FAST = dict(steps=6, at=(2, 4), methods=("df-cam", "words"), checks=("localisation", "sanity"))
 FLAGS = "--steps 6 --at 2,4 --methods df-cam,words --checks localisation,sanity --workers 1".split()
@@ -34,8 +45,8 @@ def drawn_anyhow(monkeypatch, request):
     """
     if request.node.name.endswith("_as_it_is"):
         return
-    from denoscope.bundled.scenes import masks
-    from denoscope.evaluation import subjects
+    from denoscope.commands import subjects
+    from denoscope.worlds.shapes.scenes import masks
 
     monkeypatch.setattr(subjects, "masks_of_things", lambda picture, scene: masks(scene))
 
@@ -115,7 +126,7 @@ def test_a_bundled_subject_names_its_things():
 
 
 def trials_words(prompt: str) -> list[str]:
-    from denoscope.attributors.prompts import numbered
+    from denoscope.recording.prompts import numbered
 
     return numbered(prompt.split())
 
@@ -157,7 +168,7 @@ def test_a_mask_of_another_size_or_without_an_object_is_refused(folder):
 
 def test_a_trial_has_the_figures_of_the_functions_themselves():
     evaluation = Evaluation(**{**FAST, "checks": ("localisation", "stability")})
-    found, maps = trials.trial(evaluation, bundled_subject(0))
+    found, maps = evaluate.trial(evaluation, bundled_subject(0))
     case = Case.of(evaluation, bundled_subject(0))
     saliency = DFCam()(case.trace, [2, 4]).saliency
     expected = localisation(saliency, case.masks.any(axis=0))
@@ -206,9 +217,9 @@ def test_a_phrase_s_map_is_the_mean_of_its_words(trace):
     ],
 )
 def test_attacks_are_of_the_maps_that_can_be_differentiated(monkeypatch, methods, attacked):
-    monkeypatch.setattr(trials, "Attack", lambda ball, iterations, seed: Attack(ball, 4, seed=seed))
+    monkeypatch.setattr(command, "Attack", lambda ball, iterations, seed: Attack(ball, 4, seed=seed))
     asked = dict(methods=methods, checks=("attacks",), steps=3, at=(0, 1), num_masks=64)
-    found, _ = trials.trial(Evaluation(**asked), bundled_subject(0))
+    found, _ = evaluate.trial(Evaluation(**asked), bundled_subject(0))
     assert found["failures"] == {}
     measured = {name: values for name, values in found["scores"].items() if values}
     assert set(measured) == attacked
@@ -221,9 +232,9 @@ def test_attacks_are_of_the_maps_that_can_be_differentiated(monkeypatch, methods
 def test_every_check_runs_on_every_method_of_the_bundled_model():
     """With as few masks and steps as there can be: what is told of each is tested where it is made."""
     evaluation = Evaluation(steps=3, at=(1,), num_masks=8)
-    found, _ = trials.trial(evaluation, bundled_subject(1))
+    found, _ = evaluate.trial(evaluation, bundled_subject(1))
     assert found["failures"] == {}
-    assert set(found["scores"]) == {*trials.known_methods(), *BASELINES}
+    assert set(found["scores"]) == {*evaluate.known_methods(), *BASELINES}
     expected = {"auroc", "deletion", "infidelity_beyond_area", "resampling, object", "noise agreement", "weights, all"}
     assert all(expected <= set(values) for values in found["scores"].values())
     assert set().union(*found["scores"].values()) <= set(MEASURES)
@@ -231,7 +242,7 @@ def test_every_check_runs_on_every_method_of_the_bundled_model():
 
 
 def test_a_picture_that_is_not_as_told_is_passed_over(monkeypatch, tmp_path):
-    from denoscope.evaluation import subjects
+    from denoscope.commands import subjects
 
     odd = lambda picture, scene: None if scene.seed % 2 else picture[None, ..., 0] > 0.5  # noqa: E731
     monkeypatch.setattr(subjects, "masks_of_things", odd)
@@ -256,7 +267,7 @@ def test_what_does_not_apply_to_ones_own_model_is_left_out_and_told(folder, monk
     assert set(evaluation.left_out) == {"localisation", "games"} and evaluation.wanted == 3
     assert "occlusion" not in evaluation.chosen and set(evaluation.checked) == set(USUAL) - {"localisation", "games"}
     (folder / "masks" / "thrid.png").write_bytes((folder / "masks" / "first.png").read_bytes())
-    asked = [*command(folder, folder / "out")[3:], "--checks", "localisation"]
+    asked = [*words(folder, folder / "out")[3:], "--checks", "localisation"]
     monkeypatch.setattr(sys, "argv", ["denoscope", *asked])
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -281,7 +292,7 @@ def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(fold
 
 
 def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_tried_again(monkeypatch, tmp_path):
-    right, explained = trials.attributor_of, []
+    right, explained = evaluate.attributor_of, []
 
     def sometimes(name, evaluation, subject):
         explained.append((name, subject.scene))
@@ -291,13 +302,13 @@ def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_t
 
     evaluation = Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=4)
     with monkeypatch.context() as broken:
-        broken.setattr(trials, "attributor_of", sometimes)
+        broken.setattr(command, "attributor_of", sometimes)
         table = run(evaluation, tmp_path / "out")
     assert table["record"]["failures"] == {"words": {"times": 2, "first": "KeyError: 'lost'"}}
     assert table["measures"]["auroc"]["words"]["2"]["count"] == 2
     assert table["measures"]["auroc"]["df-cam"]["2"]["count"] == 4
     explained.clear()
-    monkeypatch.setattr(trials, "attributor_of", lambda *a: (explained.append((a[0], a[2].scene)), right(*a))[1])
+    monkeypatch.setattr(command, "attributor_of", lambda *a: (explained.append((a[0], a[2].scene)), right(*a))[1])
     again = run(evaluation, tmp_path / "out")
     assert explained == [("words", 2)] * 2 and again["record"]["failures"] == {}
     assert again["measures"]["auroc"]["words"]["2"]["count"] == 4
@@ -306,19 +317,19 @@ def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_t
 
 
 def test_a_picture_that_cannot_be_made_is_told_and_the_rest_goes_on(monkeypatch, folder):
-    right = trials._traced
+    right = evaluate._traced
 
     def traced(evaluation, prompt, seed):
         if prompt == "a blue cross":
             raise RuntimeError("out of memory")
         return right(evaluation, prompt, seed)
 
-    monkeypatch.setattr(trials, "_traced", traced)
+    monkeypatch.setattr(command, "_traced", traced)
     evaluation = own(folder, methods=("df-cam",), checks=("localisation",))
     ledger = Ledger.opened(folder / "out", evaluation.settings())
     found = evaluate(evaluation, ledger)
     assert [each["subject"]["name"] for each in found] == ["first", "third"]
-    told = record(evaluation, found, trials.unmade(evaluation, ledger))["failures"]
+    told = record(evaluation, found, evaluate.unmade(evaluation, ledger))["failures"]
     assert told == {"the picture": {"times": 1, "first": "RuntimeError: out of memory"}}
 
 
@@ -338,8 +349,8 @@ def test_what_is_finished_is_not_done_again_and_the_table_is_the_same(monkeypatc
     evaluation = Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=3)
     whole = run(evaluation, tmp_path / "out")
     (tmp_path / "out" / "trials" / f"{bundled_subject(1).name}.json").unlink()
-    done, right = [], trials.trial
-    monkeypatch.setattr(trials, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
+    done, right = [], evaluate.trial
+    monkeypatch.setattr(command, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     again = run(evaluation, tmp_path / "out")
     assert done == [bundled_subject(1).name]
     assert json.dumps(again["measures"]) == json.dumps(whole["measures"])
@@ -355,7 +366,7 @@ def test_a_prompt_that_has_changed_is_measured_anew(monkeypatch, folder):
 
 
 def test_a_gain_is_above_zero_where_a_map_beats_the_random_one_in_either_game(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "_maps", lambda *_: {})
+    monkeypatch.setattr(command, "_maps", lambda *_: {})
     areas = {"df-cam": {"deletion": [0.75], "insertion": [0.25]}, "random": {"deletion": [0.5], "insertion": [0.5]}}
     made = [{"subject": {"name": name}, "scores": areas} for name in "ab"]
     evaluation = Evaluation(methods=("df-cam",), at=(3,))
@@ -380,7 +391,7 @@ def test_what_is_wrong_at_every_picture_is_told_before_anything_is_replaced(fold
     run(own(folder, methods=("df-cam",), checks=("localisation",)), out)
     kept = sorted(path.name for path in (out / "trials").iterdir())
     for wrong, said in ((["--model", "shapez/model"], "shapez"), (["--num-masks", "0"], "num_masks")):
-        monkeypatch.setattr(sys, "argv", ["denoscope", *command(folder, out, *wrong, "--overwrite")[3:]])
+        monkeypatch.setattr(sys, "argv", ["denoscope", *words(folder, out, *wrong, "--overwrite")[3:]])
         with pytest.raises(SystemExit) as left:
             cli.main()
         assert left.value.code == 2 and said in capsys.readouterr().err
@@ -412,7 +423,7 @@ def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(
     for i in range(6):
         (folder / "masks" / f"first{i}.png").write_bytes((folder / "masks" / "second.png").read_bytes())
     only = ["--methods", "df-cam", "--checks", "localisation"]
-    two = command(folder, beside, *only)
+    two = words(folder, beside, *only)
     two[two.index("--workers") + 1] = "2"
     process = subprocess.Popen(two, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
@@ -423,14 +434,14 @@ def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(
     assert process.returncode == 1 and "ended from outside" in said
     ran = subprocess.run(two, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    monkeypatch.setattr(sys, "argv", ["denoscope", *command(folder, alone, *only)[3:]])
+    monkeypatch.setattr(sys, "argv", ["denoscope", *words(folder, alone, *only)[3:]])
     with pytest.raises(SystemExit):
         cli.main()
     assert (beside / "leaderboard.json").read_bytes() == (alone / "leaderboard.json").read_bytes()
 
 
 def test_what_is_left_of_a_map_is_told_above_the_random_level(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "_maps", lambda *_: {})
+    monkeypatch.setattr(command, "_maps", lambda *_: {})
     found = {"df-cam": {"weights, all": [-0.5], "chance": [0.2]}, "random": {"weights, all": [1.0], "chance": [0.1]}}
     made = [{"subject": {"name": name}, "scores": found} for name in "ab"]
     score = collected(Evaluation(methods=("df-cam",), at=(3,)), Ledger(tmp_path), made).score
@@ -442,13 +453,13 @@ def test_what_is_left_of_a_map_is_told_above_the_random_level(monkeypatch, tmp_p
 def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):
     few = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
     run(few, tmp_path / "out")
-    done, right = [], trials.trial
-    monkeypatch.setattr(trials, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
+    done, right = [], evaluate.trial
+    monkeypatch.setattr(command, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     more = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=3)
     assert run(more, tmp_path / "out")["scenes"] == 3 and len(done) == 1
 
 
-def command(folder, out, *more) -> list[str]:
+def words(folder, out, *more) -> list[str]:
     asked = [
         "--model",
         str(folder / "model"),
@@ -478,7 +489,7 @@ def test_killed_in_the_middle_and_called_again_it_gives_the_identical_table(fold
     for i in range(4):
         (folder / "masks" / f"first{i}.png").write_bytes((folder / "masks" / "second.png").read_bytes())
     checks = ["--checks", "localisation,stability"]
-    process = subprocess.Popen(command(folder, out, *checks), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(words(folder, out, *checks), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while not (out / "trials" / "first0.json").exists() and time.monotonic() < until:
         time.sleep(0.005)
@@ -487,10 +498,10 @@ def test_killed_in_the_middle_and_called_again_it_gives_the_identical_table(fold
     finished = len(list((out / "trials").glob("*.json")))
     assert 1 <= finished < 4 and not (out / "leaderboard.json").exists()
     for place in (out, whole):
-        ran = subprocess.run(command(folder, place, *checks), capture_output=True, text=True, timeout=300)
+        ran = subprocess.run(words(folder, place, *checks), capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
     assert (out / "leaderboard.json").read_bytes() == (whole / "leaderboard.json").read_bytes()
-    other = subprocess.run(command(folder, out, *checks, "--seed", "1"), capture_output=True, text=True, timeout=300)
+    other = subprocess.run(words(folder, out, *checks, "--seed", "1"), capture_output=True, text=True, timeout=300)
     assert other.returncode == 2 and "seed was 0 and is now 1" in other.stderr
 
 

@@ -19,22 +19,28 @@ from test_figures import disc_trace
 from test_report import Page, picture_of, unpacked
 
 import denoscope
-from denoscope import cli, hooks, runs, schedules, variants
-from denoscope.bundled.scenes import Scene, Thing, render
+from denoscope import cli
+from denoscope.commands import compare as command
+from denoscope.commands import explain, job
+from denoscope.commands.compare import AXES, Comparison, compare, record
 from denoscope.errors import InputError, ModelError, RecordingError, ScheduleError
 from denoscope.evaluation.distances import distances, ssim
-from denoscope.evaluation.scenery import facts
-from denoscope.explanations import Explanation, folder_names
-from denoscope.juxtaposition import Axis, render_variants
-from denoscope.models import Model
-from denoscope.strips import plot_variants, shared_levels
-from denoscope.variants import AXES, Comparison, compare, record
+from denoscope.figures.noise_axis import Axis
+from denoscope.figures.variants import plot_variants, shared_levels
+from denoscope.recording import schedules
+from denoscope.recording.hooks import schedulers
+from denoscope.recording.models import Model
+from denoscope.report.variants import render_variants
+from denoscope.results.explanations import Explanation
+from denoscope.results.folders import folder_names
+from denoscope.worlds.facts import facts
+from denoscope.worlds.shapes.scenes import Scene, Thing, render
 
 PROMPT = "a red circle"
 
 
-def asked(**settings) -> runs.Request:
-    return runs.Request(**{"prompt": PROMPT, "model": "small", "steps": 4, "masks": 8, **settings})
+def asked(**settings) -> explain.Request:
+    return explain.Request(**{"prompt": PROMPT, "model": "small", "steps": 4, "masks": 8, **settings})
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_relevance_is_taken_at_every_step_and_others_at_a_few(small):
     assert found.explanations["seed-0"].methods()["relevance"].sizes["step"] == 4
     comparison = Comparison(asked(steps=30), "seed", (0, 1))
     steps = comparison.steps(30, ["relevance", "df_rise"])
-    assert list(steps["relevance"]) == list(range(30)) and steps["df_rise"] == runs.early_to_late(30)
+    assert list(steps["relevance"]) == list(range(30)) and steps["df_rise"] == explain.early_to_late(30)
     named = Comparison(asked(at=(1, 3)), "seed", (0, 1)).steps(4, ["relevance", "df_rise"])
     assert named == {"relevance": (1, 3), "df_rise": (1, 3)}
 
@@ -184,7 +190,7 @@ def test_swapped_schedulers_are_recorded(small):
 
 def test_models_are_loaded_one_after_the_other(small, monkeypatch):
     names = []
-    monkeypatch.setattr(variants, "load", lambda name, **_: names.append(name) or Model(small["small"].pipeline, name))
+    monkeypatch.setattr(command, "load", lambda name, **_: names.append(name) or Model(small["small"].pipeline, name))
     comparison = Comparison(asked(), "model", ("one", "two"), methods=())
     found = compare(comparison)
     assert names == ["one", "two"] and float(found.distances["mse"].max()) == 0
@@ -360,8 +366,8 @@ def ramped(levels, title="relevance", words=("red", "disc"), seed=0) -> Explanat
 def two() -> tuple[dict[str, Explanation], dict]:
     explanations = {"early": ramped([-5, -4, -3]), "late": ramped([-5, 1, 2, 3], seed=1)}
     comparison = Comparison(asked(prompt='a <b>"red"</b> disc'), values=("early", "late"))
-    found = variants.Compared(explanations)
-    variants._measure(found, None, None)
+    found = compare.Compared(explanations)
+    compare._measure(found, None, None)
     return explanations, record(comparison, found)
 
 
@@ -446,7 +452,7 @@ def test_pictures_that_look_the_same_are_a_warning():
 def test_other_words_have_no_shared_chart():
     explanations, run = two()
     other = ramped([-5, 0], words=("blue", "disc"))
-    explanations["late"], run["variants"]["late"] = other, {**run["variants"]["late"], **variants._told(other)}
+    explanations["late"], run["variants"]["late"] = other, {**run["variants"]["late"], **compare._told(other)}
     page = render_variants(explanations, run)
     assert page.count('class="curve"') == 2 and "blue" in page  # its maps are still there
 
@@ -571,17 +577,20 @@ class Adapted:
 @pytest.mark.parametrize("before", [(), ("theirs",)])
 @pytest.mark.parametrize("folder", ["good", "bad"])
 def test_a_lora_is_gone_afterwards_and_others_are_back(monkeypatch, before, folder):
-    monkeypatch.setattr(hooks, "find_spec", lambda name: True)
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: True)
     pipeline = Adapted(before)
-    with pytest.raises(KeyboardInterrupt if folder == "good" else ModelError) as stopped, hooks.lora(pipeline, folder):
-        assert pipeline.active == [hooks.LORA] and pipeline.told == [("load", "good", hooks.LORA, True)]
+    with (
+        pytest.raises(KeyboardInterrupt if folder == "good" else ModelError) as stopped,
+        schedulers.lora(pipeline, folder),
+    ):
+        assert pipeline.active == [schedulers.LORA] and pipeline.told == [("load", "good", schedulers.LORA, True)]
         raise KeyboardInterrupt
     assert pipeline.active == list(before) and (before or pipeline.told[-1] == "unload")
     assert folder == "good" or '"bad" could not be loaded: no file of weights.' in str(stopped.value)
 
 
 def test_a_missing_peft_is_said_before_anything_is_made(small, monkeypatch):
-    monkeypatch.setattr(hooks, "find_spec", lambda name: None)
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: None)
     monkeypatch.setattr(Model, "trace", lambda *args, **kwargs: pytest.fail("a picture was made"))
     message = refusal(compare, Comparison(asked(), "lora", (None, "x")), models=small, kind=ModelError)
     assert "pip install peft" in message
@@ -589,13 +598,13 @@ def test_a_missing_peft_is_said_before_anything_is_made(small, monkeypatch):
 
 def test_a_lora_lasts_while_its_variant_is_explained(small, monkeypatch):
     """Relevance calls the denoiser again: it must be the one that made the picture."""
-    monkeypatch.setattr(hooks, "find_spec", lambda name: True)
+    monkeypatch.setattr(schedulers, "find_spec", lambda name: True)
     now = []
     for name in ("get_active_adapters", "unload_lora_weights"):
         monkeypatch.setattr(small["small"].pipeline, name, lambda name=name: now.append(name) or [])
     monkeypatch.setattr(small["small"].pipeline, "load_lora_weights", lambda folder, **_: now.append(folder))
-    attribute = runs.attribute
-    monkeypatch.setattr(runs, "attribute", lambda *args: now.append("explained") or attribute(*args))
+    attribute = job.attribute
+    monkeypatch.setattr(explain, "attribute", lambda *args: now.append("explained") or attribute(*args))
     comparison, found = compared("lora", (None, "some/lora"), small, methods=("df-rise",))
     assert now == ["explained", "get_active_adapters", "some/lora", "explained", "unload_lora_weights"]
     assert [each["lora"] for each in record(comparison, found)["variants"].values()] == [None, "some/lora"]
@@ -604,7 +613,7 @@ def test_a_lora_lasts_while_its_variant_is_explained(small, monkeypatch):
 
 def test_a_pipeline_that_takes_no_lora_says_so():
     def opened():
-        with hooks.lora(PIPELINES["ddpm"](), "x"):
+        with schedulers.lora(PIPELINES["ddpm"](), "x"):
             pass
 
     assert "takes no LoRA" in refusal(opened, kind=ModelError)

@@ -56,7 +56,7 @@ def test_it_has_every_file_of_the_package(names: set[str]):
     "pattern",
     [
         "denoscope/py.typed",
-        "denoscope/templates/*",
+        "denoscope/report/templates/*",
         "denoscope/bundled/shapes/model_index.json",
         "denoscope/bundled/shapes/scheduler/scheduler_config.json",
         "denoscope/bundled/shapes/text_encoder/*.safetensors",

@@ -14,10 +14,10 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 import denoscope
 from denoscope import DFRise
 from denoscope.attributors.masks import BalancedMasks
-from denoscope.commitment import finish
 from denoscope.evaluation import auroc
-from denoscope.evaluation.worlds import GaussianWorld, MixtureWorld, measured_emergence, ou_time
 from denoscope.targets import Closeness
+from denoscope.timing.commitment import finish
+from denoscope.worlds.exact import GaussianWorld, MixtureWorld, measured_emergence, ou_time
 
 SCHEDULERS = {
     "ddpm": lambda: diffusers.DDPMScheduler(clip_sample=False),

@@ -15,7 +15,7 @@ from loop import cached_pictures, reduced, to_tensor, train
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 from words import LENGTH, tokenizer
 
-from denoscope.bundled.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
+from denoscope.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
 
 WIDTH = 128
 LAYER = dict(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_attention_heads=4)

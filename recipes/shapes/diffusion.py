@@ -10,7 +10,7 @@ from loop import cached_latents, reduced, train
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from words import LENGTH, cached_tokens
 
-from denoscope.bundled.scenes import Scene
+from denoscope.worlds.shapes.scenes import Scene
 
 UNET = dict(
     sample_size=16,

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from denoscope.bundled import scenes
-from denoscope.bundled.scenes import Scene, caption, render
+from denoscope.worlds.shapes import scenes
+from denoscope.worlds.shapes.scenes import Scene, caption, render
 
 RENDERED = 1000  # pictures that one process renders at a time
 

@@ -8,7 +8,7 @@ from loop import DRAWN, captions, kept
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from denoscope.bundled.scenes import WORDS
+from denoscope.worlds.shapes.scenes import WORDS
 
 LENGTH = 32
 

@@ -10,33 +10,33 @@ except PackageNotFoundError:  # run from a folder that was never installed
     __version__ = "0+unknown"
 
 _HOMES = {
-    "load": "models",
-    "Model": "models",
-    "Trace": "traces",
-    "Step": "traces",
+    "load": "recording.models",
+    "Model": "recording.models",
+    "Trace": "recording.traces",
+    "Step": "recording.traces",
     "DFCam": "attributors.cam",
     "DFRise": "attributors.rise",
     "Lime": "attributors.lime",
-    "Words": "attributors.attention",
+    "Words": "attributors.words",
     "words_at": "attributors.regions",
     "IntegratedGradients": "attributors.gradients",
     "GradientShap": "attributors.gradients",
     "Occlusion": "attributors.occlusion",
     "Relevance": "attributors.relevance",
     "ClassScore": "targets",
-    "Classifier": "classifiers",
-    "load_classifier": "classifiers",
-    "load_photograph": "photographs",
-    "blend": "frames",
-    "ddpm": "frames",
-    "frames_of": "frames",
-    "likelihood": "timing",
+    "Classifier": "vision.classifiers",
+    "load_classifier": "vision.classifiers",
+    "load_photograph": "vision.photographs",
+    "blend": "vision.frames",
+    "ddpm": "vision.frames",
+    "frames_of": "vision.frames",
+    "likelihood": "timing.likelihood",
     "list_methods": "attributors.base",
     "register": "attributors.base",
-    "Explanation": "explanations",
-    "Request": "runs",
-    "Comparison": "variants",
-    "compare": "variants",
+    "Explanation": "results.explanations",
+    "Request": "commands.explain",
+    "Comparison": "commands.compare",
+    "compare": "commands.compare",
     "DenoscopeError": "errors",
     "InputError": "errors",
 }
@@ -74,7 +74,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .attributors.attention import Words
     from .attributors.base import list_methods, register
     from .attributors.cam import DFCam
     from .attributors.gradients import GradientShap, IntegratedGradients
@@ -83,17 +82,18 @@ if TYPE_CHECKING:
     from .attributors.regions import words_at
     from .attributors.relevance import Relevance
     from .attributors.rise import DFRise
-    from .classifiers import Classifier, load_classifier
+    from .attributors.words import Words
+    from .commands.compare import Comparison, compare
+    from .commands.explain import Request
     from .errors import DenoscopeError, InputError
-    from .explanations import Explanation
-    from .frames import blend, ddpm, frames_of
-    from .models import Model, load
-    from .photographs import load_photograph
-    from .runs import Request
+    from .recording.models import Model, load
+    from .recording.traces import Step, Trace
+    from .results.explanations import Explanation
     from .targets import ClassScore
-    from .timing import likelihood
-    from .traces import Step, Trace
-    from .variants import Comparison, compare
+    from .timing.likelihood import likelihood
+    from .vision.classifiers import Classifier, load_classifier
+    from .vision.frames import blend, ddpm, frames_of
+    from .vision.photographs import load_photograph
 
 
 def __getattr__(name: str) -> Any:

@@ -171,18 +171,19 @@ def compare(
 
 def _compared(asked: dict[str, Any], rating: dict[str, Any], out: Path, overwrite: bool) -> None:
     """Check what can be checked, then record and explain every variant, save and tell."""
-    from .explanations import check_output, save_variants
+    from .results.explanations import save_variants
+    from .results.folders import check_output
 
     check_output(out, overwrite)
     with _quiet():
-        from . import variants
+        from .commands import compare
 
-        comparison = variants.Comparison.of(asked, **rating)
+        comparison = compare.Comparison.of(asked, **rating)
         typer.echo(f"Comparing {', '.join(comparison.titles())}", err=True)
         with _progress() as watch:
-            found = variants.compare(comparison, watch=watch)
+            found = compare.compare(comparison, watch=watch)
         typer.echo(f"Writing {out}", err=True)
-        run = variants.record(comparison, found)
+        run = compare.record(comparison, found)
         folder = save_variants(found.explanations, run, out, overwrite)
     _tell_compared(run, folder)
 
@@ -263,22 +264,23 @@ def _recognised(
     preset: str | None, asked: dict[str, Any], made: dict[str, Any] | None, out: Path, overwrite: bool
 ) -> None:
     """Check what can be checked, then load, look, save and tell."""
-    from .explanations import check_output, save_together
+    from .results.explanations import save_together
+    from .results.folders import check_output
 
     check_output(out, overwrite)
     with _quiet():
-        from . import recognition, runs
-        from .models import load
+        from .commands import explain, recognise
+        from .recording.models import load
 
-        study = recognition.Study.of(preset, **asked, trace=None if made is None else runs.Request(**made))
+        study = recognise.Study.of(preset, **asked, trace=None if made is None else explain.Request(**made))
         typer.echo(f"Loading {study.classifier}{f' and {study.trace.model}' if study.trace else ''}", err=True)
         model = load(study.trace.model, device=study.device, dtype=study.dtype) if study.trace else None
         if model is not None:
             model.pipeline.set_progress_bar_config(disable=True)
         with _progress() as watch:
-            found = recognition.recognise(study, model=model, watch=watch)
+            found = recognise.recognise(study, model=model, watch=watch)
         typer.echo(f"Writing {out}", err=True)
-        run = recognition.record(study, found)
+        run = recognise.record(study, found)
         if len(study.photographs) > 1:
             folder = save_together(found.explanations, run, out, overwrite)
         else:
@@ -365,32 +367,32 @@ def evaluate(
 
 def _evaluated(asked: dict[str, Any], workers: int | None, out: Path, overwrite: bool) -> None:
     """Check what can be checked, then measure what is not there yet, save and tell."""
-    from .ledgers import Ledger
+    from .results.resumable import Ledger
 
     with _quiet():
-        from . import trials
+        from .commands import evaluate
 
         if asked.get("at") == "all":
             asked["at"] = tuple(range(asked["steps"]))
-        evaluation = trials.Evaluation(**asked)
-        trials.prepare(evaluation)
+        evaluation = evaluate.Evaluation(**asked)
+        evaluate.prepare(evaluation)
         _tell_left_out(evaluation)
-        count = trials.workers_for(evaluation.device) if workers is None else workers
+        count = evaluate.workers_for(evaluation.device) if workers is None else workers
         if count > 1:
-            trials.forget()
+            evaluate.forget()
         ledger = Ledger.opened(out, evaluation.settings(), overwrite)
         with _progress() as watch:
-            found = trials.evaluate(evaluation, ledger, workers=count, watch=watch)
+            found = evaluate.evaluate(evaluation, ledger, workers=count, watch=watch)
         typer.echo(f"Writing {out}", err=True)
-        scores, table = trials.summary(trials.collected(evaluation, ledger, found))
-        run = trials.record(evaluation, found, trials.unmade(evaluation, ledger))
-        trials.save(ledger, scores, table, run)
+        scores, table = evaluate.summary(evaluate.collected(evaluation, ledger, found))
+        run = evaluate.record(evaluation, found, evaluate.unmade(evaluation, ledger))
+        evaluate.save(ledger, scores, table, run)
     _tell_evaluated(table, run, ledger.folder)
 
 
 def _tell_left_out(evaluation: Any) -> None:
     """What will not be measured although it was not said so."""
-    from .evaluation.subjects import unused_masks
+    from .commands.subjects import unused_masks
 
     for check, why in (evaluation.left_out if evaluation.checks is None else {}).items():
         typer.echo(f"denoscope: {check} is left out: {why}.", err=True)
@@ -404,7 +406,7 @@ def _tell_evaluated(table: dict[str, Any], run: dict[str, Any], folder: Path) ->
     from rich.console import Console
     from rich.table import Table
 
-    from .leaderboard import short_rows
+    from .report.leaderboard import short_rows
 
     head, rows = short_rows(table)
     steps = ", ".join(map(str, table["steps"]))
@@ -452,20 +454,20 @@ def _kept(work: Callable[[], None]) -> None:
 
 
 def _saved(asked: dict[str, Any], out: Path, overwrite: bool) -> tuple[Any, Path]:
-    from .explanations import check_output
+    from .results.folders import check_output
 
     check_output(out, overwrite)
     typer.echo(f"Loading {asked.get('model', 'the bundled model')}", err=True)
     with _quiet():
-        from . import runs
-        from .models import load
+        from .commands import explain
+        from .recording.models import load
 
-        request = runs.Request(**asked)
+        request = explain.Request(**asked)
         request.attributors()
         model = load(request.model, device=request.device, dtype=request.dtype)
         model.pipeline.set_progress_bar_config(disable=True)
         with _progress() as watch:
-            explanation = runs.explain(model, request, watch)
+            explanation = explain.explain(model, request, watch)
         typer.echo(f"Writing {out}", err=True)
         return explanation, explanation.save(out, overwrite)
 
@@ -473,7 +475,7 @@ def _saved(asked: dict[str, Any], out: Path, overwrite: bool) -> tuple[Any, Path
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Other libraries' notices stay silent, except the bars of a download; our own warnings are one line each."""
-    from .models import quiet_libraries
+    from .recording.loading import quiet_libraries
 
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

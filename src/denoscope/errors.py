@@ -11,10 +11,10 @@
     ├── OutputError         a result could not be written; nothing is left half-written
     └── Interrupted         Ctrl-C; `partial` holds what was finished
 
-Every message is one paragraph: what failed, what was given, what is allowed, what to do.
-"""
+Every message is one paragraph: what failed, what was given, what is allowed, what to do."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,7 +85,7 @@ def sentence(text: object) -> str:
     return words if words.endswith((".", "?", "!")) else f"{words}."
 
 
-def said(given: Any) -> str:
+def shown_value(given: Any) -> str:
     """What the user gave, short and on one line."""
     return one_line(repr(given), 100)
 
@@ -98,3 +98,8 @@ def one_line(text: object, most: int) -> str:
     """
     words = " ".join(str(text).split())
     return words if len(words) <= most else f"{words[: most - 4]} ..."
+
+
+def in_short(error: BaseException, most: int = 300) -> str:
+    """What an exception says, as one sentence of one line."""
+    return sentence(textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ..."))

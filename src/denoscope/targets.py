@@ -1,28 +1,24 @@
 """What is explained: a score, or a map of scores, for each perturbed sample of a step.
 
 A target is a frozen dataclass with one method, `at(step)`, that returns a function from samples (n, channels, h, w)
-to scores (n,) or (n, h, w). What depends on the unperturbed step alone is computed there, once a step.
-"""
+to scores (n,) or (n, h, w). What depends on the unperturbed step alone is computed there, once a step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 
-from .classifiers import Classifier
-from .encoders import Features
 from .errors import InputError, did_you_mean
-from .frames import Frame
-from .traces import Step
+from .recording.traces import Step
+from .vision.classifiers import Classifier
+from .vision.encoders import Features
+from .vision.frames import Frame
+from .vision.similarity import SIMILARITIES, LocalMoments, structure
 
 Score = Callable[[torch.Tensor], torch.Tensor]
 Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-C1, C2 = 0.01**2, 0.03**2
-C3 = C2 / 2
 
 
 class Target(ABC):
@@ -78,80 +74,6 @@ def _recorded(space: str, step: Step) -> torch.Tensor:
 def _wide(values: torch.Tensor) -> torch.Tensor:
     """In float32 at least: local variances of half precision are rounding errors."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-# The terms of structural similarity (Wang et al. 2004), as pure functions of local moments.
-
-
-@dataclass(frozen=True, eq=False)
-class LocalMoments:
-    """Gaussian-weighted local mean and standard deviation of maps (n, channels, h, w)."""
-
-    values: torch.Tensor
-    mean: torch.Tensor
-    variance: torch.Tensor
-
-    @classmethod
-    def of(cls, values: torch.Tensor, window: int = 15, sigma: float = 1.5) -> "LocalMoments":
-        """Window `window` × `window`, zero padding; variances clamped at 0 before any root is taken."""
-        mean = blurred(values, window, sigma)
-        variance = (blurred(values * values, window, sigma) - mean * mean).clamp(min=0)
-        return cls(values, mean, variance)
-
-
-def blurred(values: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
-    """Gaussian filter with zero padding, as two matrix products: K_h x K_wᵀ."""
-    height, width = values.shape[-2:]
-    rows = _band_matrix(height, window, sigma).to(values)
-    columns = rows if height == width else _band_matrix(width, window, sigma).to(values)
-    return rows @ values @ columns.mT
-
-
-@lru_cache(maxsize=32)
-def _band_matrix(size: int, window: int, sigma: float) -> torch.Tensor:
-    offset = torch.arange(size, dtype=torch.float64)[:, None] - torch.arange(size)
-    reach = torch.arange(window, dtype=torch.float64) - window // 2
-    total = torch.exp(-(reach**2) / (2 * sigma**2)).sum()
-    return torch.exp(-(offset**2) / (2 * sigma**2)) / total * (offset.abs() <= window // 2)
-
-
-def covariance(a: LocalMoments, b: LocalMoments, window: int = 15, sigma: float = 1.5) -> torch.Tensor:
-    """Local covariance σ_ab."""
-    return blurred(a.values * b.values, window, sigma) - a.mean * b.mean
-
-
-def structure(a: LocalMoments, b: LocalMoments, numerator: float = 1.0) -> torch.Tensor:
-    """s = (σ_ab + C3) / (σ_a σ_b + C3); the published code has 2 σ_ab, `numerator=2`."""
-    return (numerator * covariance(a, b) + C3) / ((a.variance * b.variance).sqrt() + C3)
-
-
-def contrast(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """c = (2 σ_a σ_b + C2) / (σ_a² + σ_b² + C2)."""
-    return (2 * (a.variance * b.variance).sqrt() + C2) / (a.variance + b.variance + C2)
-
-
-def luminance(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """l = (2 μ_a μ_b + C1) / (μ_a² + μ_b² + C1)."""
-    return (2 * a.mean * b.mean + C1) / (a.mean**2 + b.mean**2 + C1)
-
-
-def full_ssim(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """SSIM = l · c · s."""
-    return luminance(a, b) * contrast(a, b) * structure(a, b)
-
-
-def cosine(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """Cosine of the channel vectors at each position, (n, 1, h, w)."""
-    return torch.nn.functional.cosine_similarity(a.values, b.values, dim=1)[:, None]
-
-
-SIMILARITIES: dict[str, Callable[[LocalMoments, LocalMoments], torch.Tensor]] = {
-    "structure": structure,
-    "contrast": contrast,
-    "luminance": luminance,
-    "ssim": full_ssim,
-    "cosine": cosine,
-}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
-from ..frames import Frame, Frames
-from ..traces import Step, Trace
+from ..recording.traces import Step, Trace
+from ..vision.frames import Frame, Frames
 
 Advance = Callable[[int], None]
 DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
@@ -35,8 +35,6 @@ def register(name: str) -> Callable[[Callable[..., "Attributor"]], Callable[...,
 
 def list_methods() -> list[str]:
     """The names that `method` and `denoscope explain --methods` take."""
-    from . import attention, cam, lime, relevance, rise  # noqa: F401  (entering a module enters its methods)
-
     return sorted(METHODS)
 
 

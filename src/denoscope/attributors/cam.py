@@ -13,11 +13,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..classifiers import at_rest
 from ..errors import InputError, ReplayError, did_you_mean
-from ..hooks import activations
-from ..models import layers_of
-from ..traces import Step
+from ..recording.hooks.layers import activations
+from ..recording.patterns import layers_of
+from ..recording.traces import Step
+from ..vision.classifiers import at_rest
 from .base import Advance, Attributor, Found, register
 
 PUBLISHED_LAYERS = ("**.{resnets,attentions,downsamplers,upsamplers}.*", "!mid_block.attentions.*")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..targets import blurred
-from ..traces import Step
+from ..recording.traces import Step
+from ..vision.similarity import blurred
 
 ONE, S = 0, 1
 WINDOW, SIGMA = 15, 1.5

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..frames import Frame, FrameGroup
+from ..recording.traces import Step
 from ..targets import Score, Target
-from ..traces import Step
+from ..vision.frames import Frame, FrameGroup
 from .base import Advance, Attributor, Found
 
 Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..traces import Step
+from ..recording.traces import Step
 from .base import Advance, Attributor, Found, register
 
 EXTRA = 'pip install "denoscope[lime]"'

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..frames import Frame
+from ..recording.traces import Step
 from ..targets import Target
-from ..traces import Step
+from ..vision.frames import Frame
 from .base import Advance
 from .gradients import CHUNK, PictureAttributor, by_position, samples_of, side_by_side, threads_for
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from ..errors import InputError, said
+from ..errors import InputError, shown_value
 
 Box = tuple[float, float, float, float]
 
@@ -76,11 +76,13 @@ def _inside(box: Box, width: int, height: int) -> Box:
     try:
         x0, y0, x1, y1 = (float(edge) for edge in box)
     except (TypeError, ValueError):
-        raise InputError(f"The box {said(box)} is not one. Give four numbers: x0, y0, x1, y1, in pixels.") from None
+        raise InputError(
+            f"The box {shown_value(box)} is not one. Give four numbers: x0, y0, x1, y1, in pixels."
+        ) from None
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise InputError(
-            f"The box {said(box)} is empty or outside the picture of {width} × {height} pixels. Give (x0, y0, x1, y1) "
-            f"with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height}; y counts downwards."
+            f"The box {shown_value(box)} is empty or outside the picture of {width} × {height} pixels. Give "
+            f"(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height}; y counts downwards."
         )
     return x0, y0, x1, y1
 

@@ -15,11 +15,12 @@ import torch
 import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError, did_you_mean
-from ..frames import Frames
-from ..hooks import AttentionCall, Replay, attending
-from ..traces import Step, Trace
+from ..recording.hooks.attention import AttentionCall, attending
+from ..recording.hooks.replay import Replay
+from ..recording.prompts import Prompt, Word, prompt_of, read
+from ..recording.traces import Step, Trace
+from ..vision.frames import Frames
 from .base import Advance, Attributor, Found, choose, register
-from .prompts import Prompt, Word, prompt_of, read
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix by what it does to another."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError, did_you_mean
+from ..recording.traces import Step
 from ..targets import Score, Similarity, Target
-from ..traces import Step
 from .base import Advance, Attributor, options_of, register
 from .estimators import Estimator, MaskMoments, Surrogates, Tally, keep_contrast, kept_mean, plain_sum
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks

@@ -4,29 +4,23 @@ Every number is a pure function first; `METRICS` keeps the range of its values, 
 source.
 """
 
+from ..worlds.shapes.judge import masks_of_things, object_masks
 from .ablations import ablation, similarities
-from .adversarial import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
+from .attacks import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
 from .baselines import BASELINES, Baseline, centre_ranking, random_ranking, sample_magnitude
-from .conditioning import ConstantTime, ShuffledTime, told
 from .diagnosis import Signature, diagnose, indistinguishable, morans_i, shuffled_level
-from .faithfulness import GAMES, area, feature_distance, games
 from .frequencies import band_agreement, band_powers, coarse_to_fine, emergence
-from .intervals import Interval, bootstrap, over_scenes, paired
-from .interventions import (
+from .games import GAMES, area, feature_distance, games
+from .infidelity import (
     GaussianNoise,
-    OfFeatures,
     Probe,
-    Resampling,
     Squares,
-    WithinMask,
-    advantage,
     infidelities,
     infidelity,
     infidelity_beyond_area,
     relative_infidelity,
-    resampling,
-    root_mean_square,
 )
+from .intervals import Interval, bootstrap, over_scenes, paired
 from .localisation import (
     auroc,
     average_precision,
@@ -34,21 +28,23 @@ from .localisation import (
     centre_prior,
     iou,
     localisation,
-    masks_of_things,
     mass_inside,
-    object_masks,
     on_grid,
     pointing,
     spearman,
 )
 from .metrics import METRICS, Metric, metric, metrics_of
+from .resampling import OfFeatures, Resampling, WithinMask, advantage, resampling, root_mean_square
 from .sanity import (
+    ConstantTime,
+    ShuffledTime,
     above_chance,
     has_fallen,
     prompt_randomisation,
     random_level,
     stages_of,
     time_agreement,
+    told,
     weight_randomisation,
 )
 from .stability import agreement, neighbour_agreement, noise_agreement, seed_agreement

@@ -9,11 +9,12 @@ import xarray as xr
 from ..attributors.base import Advance, choose
 from ..attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio
 from ..attributors.masks import BalancedMasks
-from ..encoders import Features
 from ..errors import InputError
-from ..targets import SIMILARITIES, FeatureCloseness, PredictionTarget, Similarity
-from ..traces import Step, Trace
-from .faithfulness import batch_for, coordinates_of
+from ..recording.traces import Step, Trace
+from ..targets import FeatureCloseness, PredictionTarget, Similarity
+from ..vision.encoders import Features
+from ..vision.similarity import SIMILARITIES
+from .games import batch_for, coordinates_of
 
 PUBLISHED = "structure and cosine best, contrast worst"
 """What the paper finds."""

@@ -14,8 +14,8 @@ import xarray as xr
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..attributors.base import Advance, Attributor
+from ..recording.traces import Step, Trace
 from ..targets import Score
-from ..traces import Step, Trace
 from .localisation import centre_prior
 from .stages import edge_map
 

@@ -1,8 +1,7 @@
 """Signs that an explanation failed, computed for every run from what it left: no pattern, no likeness, no difference.
 
 Everything here is arithmetic on results that are there already: maps with NaN, flat maps, one step, further dims such
-as `token` are all read for what they have, and what cannot be told is None, never an error.
-"""
+as `token` are all read for what they have, and what cannot be told is None, never an error."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ..bundled.judge import find
-from ..bundled.scenes import COLOURS, SHAPES, Thing
-from .localisation import auroc_of_shifts, object_masks, on_grid
-from .scenery import readable_scene
+from ..criteria import BY_CHANCE, PERMUTATIONS, QUANTILE, SAME_WORDS
+from ..worlds.facts import readable_scene
+from ..worlds.shapes.judge import find, object_masks
+from ..worlds.shapes.scenes import COLOURS, SHAPES, Thing
+from .localisation import auroc_of_shifts, on_grid
 
-PERMUTATIONS, QUANTILE = 199, 0.99
-"""How often positions are shuffled, and the share of the shuffles that a map with a pattern must exceed."""
-BY_CHANCE = 0.95
-"""The share of a word's shifted maps that its map must point better than."""
-SAME_WORDS = 0.01
-"""Largest difference of a word's share in the sum of all words' relevance, from 0 to 1, that counts as none.
-
-One percentage point: bars that differ by less look equally long. Shares, as sums grow with the number of steps."""
 FLAT = 1e-6  # of the largest magnitude: what differs by less does so by rounding
 BATCH = 2**20  # cells that are shuffled at once
 TOLD = 4  # maps named in a text; the numbers have all

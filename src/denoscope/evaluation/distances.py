@@ -6,8 +6,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..encoders import Features
-from ..targets import LocalMoments, full_ssim
+from ..vision.encoders import Features
+from ..vision.similarity import LocalMoments, full_ssim
 
 REACH = 7
 """Pixels at the border where the 15 × 15 window of the SSIM would see beyond the picture."""

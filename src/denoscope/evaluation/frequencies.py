@@ -9,7 +9,7 @@ import xarray as xr
 from scipy import fft, stats
 
 from ..errors import InputError
-from ..timing import crossing
+from ..timing.likelihood import crossing
 from .metrics import metric
 
 

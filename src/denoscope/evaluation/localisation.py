@@ -3,15 +3,12 @@
 Every metric here is of a map (h, w) and a boolean mask of the same shape, and all but `mass_inside` look at the order
 of the map's values alone: maps of different methods have no common scale or zero. All raise `InputError` for a mask
 that is empty, covers everything or is of another size, and for a map with NaN or infinite values. A flat map is at
-chance.
-"""
+chance."""
 
 import numpy as np
 import xarray as xr
 from scipy import ndimage, stats
 
-from ..bundled.judge import find, matched
-from ..bundled.scenes import Scene, coverage
 from ..errors import InputError
 from .metrics import metric, metrics_of, over_maps, without_gaps
 from .stages import rank_agreement, share_inside
@@ -158,25 +155,6 @@ def on_grid(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
         for small, large in zip(saliency.shape, (height, width), strict=True)
     )
     return ndimage.map_coordinates(saliency, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
-
-
-def object_masks(picture: np.ndarray) -> np.ndarray:
-    """Masks of the things in a picture (64, 64, 3) of the bundled world, values in [0, 1]: boolean (things, 64, 64)."""
-    things = find(picture).things
-    return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
-
-
-def masks_of_things(picture: np.ndarray, scene: Scene) -> np.ndarray | None:
-    """Which of the things in a picture of the bundled world is which of a scene's: masks (things, 64, 64) in its order.
-
-    None where the picture has another number of things, or one of them has another colour or shape than it should.
-    """
-    found = find(picture).things
-    pairs = matched(found, scene.things)
-    right = all(t is not None and (t.colour, t.shape) == (asked.colour, asked.shape) for t, asked in pairs)
-    if len(found) != len(scene.things) or not right:
-        return None
-    return np.array([coverage(thing) >= 0.5 for thing, _ in pairs if thing is not None])
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:

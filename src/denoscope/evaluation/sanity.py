@@ -1,12 +1,13 @@
-"""Does a map depend on what it claims to explain: the network's weights, the prompt, the time step?
+"""Does the model need to be told the time? Made again with the denoiser told a constant time step, or shuffled ones.
 
-Source: Adebayo, Gilmer, Muelly, Goodfellow, Hardt, Kim 2018, "Sanity checks for saliency maps". A map that stays as it
-is when what it explains is gone shows something else, the picture's edges or the middle of the frame.
-"""
+Only the denoiser is misled: the scheduler goes on as before. What is then asked: is it the same picture, are the maps
+the same (`sanity.time_agreement`), do coarse things still come before fine ones (`frequencies`)?"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,77 @@ import xarray as xr
 from scipy import stats
 
 from ..attributors.base import Advance, Attributor, choose
+from ..criteria import SANITY_TOLERANCE
 from ..errors import InputError
-from ..hooks import called_layers, other_times, randomised
-from ..traces import Step, Trace
+from ..recording.hooks.layers import called_layers, other_times, randomised
+from ..recording.hooks.replay import Replay
+from ..recording.traces import Step, Trace
 from .intervals import Interval, bootstrap
 from .metrics import over_maps
 from .stability import agreement, own_maps, remade
 
-TOLERANCE = 0.1
-"""So much rank agreement above the random level is as good as none."""
+Time = Callable[[float], float]
+"""From the time step that a denoiser would have been told to the one that it is told."""
+
+
+@dataclass(frozen=True)
+class ConstantTime:
+    """The same time step always, in the denoiser's own units.
+
+    >>> ConstantTime(500)(999.0)
+    500.0
+    """
+
+    timestep: float
+
+    def __call__(self, timestep: float) -> float:
+        return float(self.timestep)
+
+
+@dataclass(frozen=True)
+class ShuffledTime:
+    """The run's own time steps in another order: `others` stands for each of `timesteps`.
+
+    >>> ShuffledTime((999.0, 500.0, 1.0), (1.0, 999.0, 500.0))(999.0)
+    1.0
+    """
+
+    timesteps: tuple[float, ...]
+    others: tuple[float, ...]
+
+    @classmethod
+    def of(cls, trace: Trace, seed: int = 0) -> "ShuffledTime":
+        """The time steps that a trace's denoiser was told, in an order drawn at random."""
+        told = tuple(dict.fromkeys(step.replay.time for step in trace if isinstance(step.replay, Replay)))
+        if len(told) < 2:
+            raise InputError(f"The time steps {list(told)} cannot be shuffled: there are fewer than two. Record more.")
+        return cls(told, tuple(np.random.default_rng(seed).permutation(told).tolist()))
+
+    def __call__(self, timestep: float) -> float:
+        if timestep not in self.timesteps:
+            raise InputError(
+                f"The denoiser was told the time step {timestep:g}, which is not among those that were shuffled, "
+                f"{', '.join(f'{t:g}' for t in self.timesteps)}. Shuffle the time steps of the same schedule."
+            )
+        return self.others[self.timesteps.index(timestep)]
+
+
+def told(trace: Trace, change: Time) -> Trace:
+    """The same call again, the same seed, with the denoiser told `change(t)` for each time step t.
+
+    The new trace's steps replay what the denoiser was told then. Raises `InputError` for a trace without a seed.
+    """
+    call: dict[str, Any] = dict(trace.call)
+    args, picture = call.pop("args", ()), call.pop("picture", None)
+    if call.get("seed") is None:
+        raise InputError(
+            "This trace was recorded without a seed, so it cannot be made again. Record it with one: "
+            "model.trace(..., seed=0)."
+        )
+    with other_times(trace.model.denoiser, change):
+        again = trace.model.trace(*args, **call)
+    return again if picture is None else again.picture(picture)
+
 
 Changed = Callable[[], AbstractContextManager[None]]
 """Opens a context in which the denoiser is another."""
@@ -186,7 +249,7 @@ def above_chance(agreements: np.ndarray, levels: np.ndarray) -> Interval:
     return bootstrap(np.abs(np.asarray(agreements)) - np.asarray(levels))
 
 
-def has_fallen(agreements: np.ndarray, levels: np.ndarray, tolerance: float = TOLERANCE) -> bool | None:
+def has_fallen(agreements: np.ndarray, levels: np.ndarray, tolerance: float = SANITY_TOLERANCE) -> bool | None:
     """Whether maps have fallen to the random level: `above_chance` is below `tolerance` with its whole interval.
 
     False where they have not: the interval is above 0 and reaches beyond the tolerance. None where the scenes do not

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..attributors.base import Advance, Attributor, choose
 from ..errors import InputError
-from ..traces import Step, Trace
+from ..recording.traces import Step, Trace
 from .metrics import metric, over_maps, without_gaps
 from .stages import rank_agreement
 

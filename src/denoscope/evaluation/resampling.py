@@ -1,0 +1,168 @@
+"""Resampling the noise of a region: does the picture change more where the map is high?"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..attributors.base import Advance
+from ..errors import InputError
+from ..recording.traces import Step, Trace
+from .games import brought_to, coordinates_of, ranks
+from .infidelity import steps_of
+from .metrics import metric, with_facts, without_gaps
+
+
+@metric("advantage", "resampling", (-1, 1), True, "an intervention of Denoscope's own")
+def advantage(chosen: np.ndarray, elsewhere: np.ndarray) -> float:
+    """(a − b) / (a + b) of the mean changes when the chosen region is resampled, a, and when another is, b.
+
+    0: the region is no better than any of its size and form. NaN where nothing changes.
+    """
+    a, b = float(np.mean(chosen)), float(np.mean(elsewhere))
+    return (a - b) / (a + b) if a + b > 0 else float("nan")
+
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From pictures (n, 3, height, width) and one picture (1, 3, height, width) to distances (n,)."""
+
+
+def root_mean_square(pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+    """√ of the mean squared difference, (n,), in units of the pictures' [0, 1]."""
+    return (pictures - picture).square().mean(dim=(1, 2, 3)).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class WithinMask:
+    """`root_mean_square` inside a boolean mask (height, width) of the pictures."""
+
+    mask: np.ndarray
+
+    def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        mask = np.asarray(self.mask, bool)
+        if mask.shape != tuple(pictures.shape[-2:]) or not mask.any():
+            raise InputError(
+                f"The mask has shape {mask.shape} with {int(mask.sum())} positions, and the pictures are "
+                f"{pictures.shape[-2]} × {pictures.shape[-1]}. Give the object's mask in the pictures' size."
+            )
+        inside = torch.from_numpy(mask).to(pictures.device)
+        return (pictures - picture)[..., inside].square().mean(dim=(1, 2)).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class OfFeatures:
+    """Euclidean distance of an encoder's features (n, d), such as the bundled CLIP's."""
+
+    encoder: Callable[[torch.Tensor], torch.Tensor]
+
+    def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+        return (self.encoder(pictures) - self.encoder(picture)).square().sum(dim=1).sqrt()
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How the noise of a region is drawn anew: the highest `share` of the positions, `draws` times, from `seed`."""
+
+    share: float = 0.15
+    draws: int = 8
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"share is {self.share}. The region is a share of the positions, such as 0.15.")
+        if self.draws < 1:
+            raise InputError(f"draws is {self.draws}. The noise is drawn anew at least once; 8 times is usual.")
+
+    def samples(self, step: Step, saliency: np.ndarray) -> torch.Tensor:
+        """Samples x_t with other noise in the map's highest region, then in others like it: (2 · draws, c, h, w).
+
+        Each draw is one field of noise, seen by either region in its own place. The clean prediction stays as it is.
+        """
+        rng = np.random.default_rng([self.seed, step.index])
+        region = top_region(saliency, self.share)
+        regions = [region] * self.draws + [elsewhere(region, rng) for _ in range(self.draws)]
+        chosen = torch.from_numpy(np.stack(regions))[:, None].to(step.sample.device)
+        original = step.pred_original_sample
+        noise = step.level.noise(step.sample, step.model_output)
+        fresh = rng.standard_normal((self.draws, *noise.shape[1:]), dtype=np.float32)
+        other = torch.from_numpy(np.concatenate([fresh, fresh])).to(noise)
+        return step.level.noisy(original, torch.where(chosen, other, noise))
+
+
+def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
+    """The highest positions of a map (h, w), as a boolean mask: so many, and at least one; ties row by row.
+
+    >>> top_region(np.array([[0.1, 0.9], [0.3, 0.2]]), share=0.5)
+    array([[False,  True],
+           [ True, False]])
+    """
+    return ranks(without_gaps(saliency)) < max(1, round(share * saliency.size))
+
+
+def elsewhere(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A region of the same size and form at another place, the picture's edges joined.
+
+    One of the quarter of all shifts that overlap it least, as a large region has none without overlap.
+    """
+    spectrum = np.fft.fft2(region)
+    overlaps = np.fft.ifft2(spectrum * spectrum.conj()).real.round().astype(int)
+    limit = np.sort(overlaps, axis=None)[(region.size - 1) // 4]
+    shift = np.unravel_index(rng.choice(np.flatnonzero(overlaps <= limit)), region.shape)
+    return np.roll(region, shift, axis=(0, 1))
+
+
+def resampling(
+    trace: Trace,
+    saliency: xr.DataArray,
+    distances: Mapping[str, Distance] | None = None,
+    options: Resampling | None = None,
+    *,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """Draw the noise of the map's highest region anew at each step, go on to the end, and see how much has changed.
+
+    >>> found = resampling(trace, maps.saliency, {"object": WithinMask(mask)})       # doctest: +SKIP
+    >>> found.advantage.sel(distance="object").values                                # doctest: +SKIP
+    array([0.31, 0.22])
+
+    Against the same with regions of the same size and form elsewhere. `change` (distance, step, region, draw) is the
+    distance of the final pictures, region "top" or "elsewhere"; `advantage` (distance, step) is positive where the
+    map's region changes them more. `distances` are `root_mean_square` of the whole picture unless given. The way on is
+    deterministic (`Trace.continued`), so nothing else differs. Early steps cost most: each goes on to the last.
+    """
+    measures = distances or {"picture": root_mean_square}
+    own, steps = options or Resampling(), steps_of(trace, saliency)
+    changes = []
+    for step in steps:
+        changes.append(_changes(trace, step, saliency.sel(step=step.index).values, measures, own, advance))
+    coords = {"distance": list(measures), **coordinates_of(steps), "region": ["top", "elsewhere"]}
+    dims = ("distance", "step", "region", "draw")
+    change = xr.DataArray(np.stack(changes, axis=1), coords, dims)
+    top, other = (change.sel(region=name, drop=True) for name in ("top", "elsewhere"))
+    found = xr.apply_ufunc(advantage, top, other, input_core_dims=[["draw"]] * 2, vectorize=True)
+    return xr.Dataset({"change": change, "advantage": with_facts(found, "advantage")})
+
+
+@torch.no_grad()
+def _changes(
+    trace: Trace,
+    step: Step,
+    saliency: np.ndarray,
+    measures: Mapping[str, Distance],
+    options: Resampling,
+    advance: Advance | None,
+) -> np.ndarray:
+    """Of every measure, (distances, 2, draws)."""
+    height, width = step.sample.shape[-2:]
+    samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, height, width))])
+    pictures = []
+    for portion in samples.split(options.batch_size):
+        pictures.append(step.decoder.decode(trace.continued(step.index, portion)))
+        if advance is not None:
+            advance(len(portion))
+    untouched, others = torch.cat(pictures).split([1, len(samples) - 1])
+    found = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
+    return np.stack(found).reshape(len(measures), 2, options.draws)

@@ -1,0 +1,47 @@
+"""The axis of noise levels that several variants share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from .theme import readable
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The noise levels of all variants, noisiest first, and where they are on a chart, linear in log-SNR."""
+
+    levels: np.ndarray
+    timesteps: np.ndarray
+
+    @classmethod
+    def of(cls, traces: Sequence[xr.Dataset]) -> "Axis":
+        """Every step's level once; what differs by less than a thousandth is the same."""
+        levels = np.concatenate([trace["log_snr"].values for trace in traces]).astype(float)
+        timesteps = np.concatenate([trace["timestep"].values for trace in traces])
+        _, chosen = np.unique(np.round(levels, 3), return_index=True)
+        return cls(levels[chosen], timesteps[chosen])
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        finite = self.levels[np.isfinite(self.levels)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+    def across(self, log_snr: float) -> float:
+        """Where a level is, in per cent of a chart's width; infinite ones are at its ends."""
+        low, high = self.ends
+        return 100 * ((min(max(log_snr, low), high) - low) / (high - low))
+
+    def places(self, trace: xr.Dataset) -> list[int]:
+        """For each level the last step of a run that is no less noisy, by its place; before its first step, that."""
+        own = np.maximum.accumulate(trace["log_snr"].values)
+        return np.clip(np.searchsorted(own, self.levels + 1e-3, side="right") - 1, 0, None).tolist()
+
+    def ticks(self) -> list[tuple[float, str]]:
+        low, high = self.ends
+        values = np.arange(math.ceil(low), math.floor(high) + 1)
+        return [(self.across(value), readable(value)) for value in values[:: max(1, math.ceil(len(values) / 9))]]

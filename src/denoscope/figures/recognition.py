@@ -1,0 +1,363 @@
+"""Still pictures of a recognition study: likelihood curves, grids of heat maps, zooms, stages, several photographs.
+
+A heat map lies over the frame in grey, red where a position speaks for the label and blue where against it, and no
+colour where it says nothing. Bands and bars are intervals over noise draws."""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from .measures import MEASURES
+from .results import three
+from .theme import ACCENT, FAINT, HUES, INK, RULE, readable, short_labels, shortened
+from .tiles import plot_grid, plot_zooms
+
+LINE_HUES = (*HUES, "#000000")
+"""On white paper black is one more hue."""
+STROKES = ("-", "--", ":", "-.")
+MANY_DRAWS = 20  # from here on a band is the central 90 % of the draws, and not from the lowest to the highest
+SHAPES = ("o", "s", "D", "^", "v")  # of the markers, by level
+STAGES = sorted(MEASURES, key=lambda name: MEASURES[name].of_object)
+"""The measures in the order of their panels: what every picture has first, then what needs a known object."""
+
+
+def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str | None = None) -> Figure:
+    """The likelihood of each label along the frames, and when the explained one is recognised.
+
+    `likelihood` (step, draw, label) in [0, 1]; `timing` with `crossing` (quantile, label, level). `label` is the one
+    that was explained; without it, the one that is likeliest in the end. Its crossings are marked, with bars for the
+    interval over draws, and its critical window is shaded.
+    """
+    label = _likeliest(likelihood) if label is None else label
+    labels = [label, *(str(other) for other in likelihood["label"].values if other != label)]
+    names, word = short_labels(labels), _word(likelihood)
+    figure = Figure(figsize=(8, 4.4 + 0.18 * len(labels)), facecolor="white", dpi=120)
+    ax = _likelihood_axes(figure.subplots(), likelihood, timing["level"].values)
+    handles = [_curve(ax, likelihood.sel(label=known), i, i == 0) for i, known in enumerate(labels)]
+    crossing = timing["crossing"].sel(label=label)
+    _mark_window(ax, crossing)
+    _mark_crossings(ax, crossing, float(likelihood["step"].values[-1]))
+    _add_log_snr(ax, likelihood)
+    legend = _legend(figure, handles, [f"{names[known]}: {_told(timing.sel(label=known))}" for known in labels])
+    legend[0].set_fontweight("bold")
+    ax.set_xlabel(f"{word} (0 is pure noise)", fontsize=9, color=INK)
+    _headline(figure, f"How likely the classifier finds “{names[label]}”", _likelihood_note(likelihood, crossing))
+    return figure
+
+
+def _likeliest(likelihood: xr.DataArray) -> str:
+    final = likelihood.isel(step=-1).mean("draw").fillna(-1.0)
+    return str(likelihood["label"].values[int(final.values.argmax())])
+
+
+def _word(likelihood: xr.DataArray) -> str:
+    """What a place along the sequence is called: frames of a photograph, steps of a generation."""
+    return "step" if likelihood.attrs.get("kind") in ("sample", "clean") else "frame"
+
+
+def _likelihood_axes(ax: Axes, likelihood: xr.DataArray, levels: np.ndarray) -> Axes:
+    """Empty axes from 0 to 1, with a line at each level that counts as a moment."""
+    ax.set_ylim(-0.015, 1.015)
+    ax.set_yticks([0, *levels, 1], ["0", *(f"{level:g}" for level in levels), "1"])
+    ax.set_ylabel("likelihood", fontsize=9, color=INK)
+    return _ruled(ax, likelihood["step"].values)
+
+
+def _ruled(ax: Axes, steps: np.ndarray) -> Axes:
+    """Quiet axes along the steps: horizontal rules, no box, whole numbers below."""
+    spare = max(0.5, 0.012 * float(steps[-1] - steps[0]))
+    ax.set_xlim(float(steps[0]) - spare, float(steps[-1]) + spare)
+    ax.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.tick_params(labelsize=8, color=RULE, labelcolor=INK)
+    ax.grid(axis="y", color=RULE, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _curve(ax: Axes, curves: xr.DataArray, number: int, emphasised: bool = True) -> Line2D:
+    """The median over draws of curves (step[, draw]) in the hue of its number, and the band over them."""
+    steps = curves["step"].values
+    low, middle, high = _spread(curves)
+    style = _style(number)
+    if curves.sizes.get("draw", 1) > 1:
+        opacity = 0.2 if emphasised else 0.1
+        ax.fill_between(steps, low, high, color=style["color"], alpha=opacity, linewidth=0)
+    width, marker = (2.2 if emphasised else 1.2), ("o" if len(steps) <= 20 else None)
+    (line,) = ax.plot(
+        steps, middle, **style, linewidth=width, marker=marker, markersize=3, zorder=3 if emphasised else 2
+    )
+    return line
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": LINE_HUES[number % len(LINE_HUES)], "linestyle": STROKES[number // len(LINE_HUES) % len(STROKES)]}
+
+
+def _spread(curves: xr.DataArray) -> np.ndarray:
+    """(step[, draw]) -> (3, step): the band's lower edge, the median, its upper edge; NaN where no draw has a value."""
+    values = curves.transpose("step", ...).values.reshape(curves.sizes["step"], -1)
+    tail = 0.05 if values.shape[1] > MANY_DRAWS else 0.0
+    known = [row[np.isfinite(row)] for row in values]
+    missing = np.full(3, np.nan)
+    return np.stack([np.quantile(row, [tail, 0.5, 1 - tail]) if row.size else missing for row in known], axis=1)
+
+
+def _mark_window(ax: Axes, crossing: xr.DataArray) -> None:
+    """Shade from the median onset to the median crossing of the last level, if both were reached."""
+    first, last = _ends(crossing)
+    if math.isfinite(last - first):
+        ax.axvspan(first, last, color=ACCENT, alpha=0.08, linewidth=0, zorder=0)
+
+
+def _ends(crossing: xr.DataArray) -> tuple[float, float]:
+    middle = crossing.sel(quantile="median").values
+    return float(middle[0]), float(middle[-1])
+
+
+def _mark_crossings(ax: Axes, crossing: xr.DataArray, end: float) -> None:
+    """At each level a point at the median crossing, and a bar over the draws; to the end if some never cross."""
+    for level, shape in zip(crossing["level"].values, _shapes(crossing["level"].values), strict=True):
+        low, middle, high = three(crossing.sel(level=level))
+        if math.isfinite(middle):
+            _mark(ax, (low, middle, high), float(level), shape, {"color": INK}, end)
+
+
+def _shapes(levels: np.ndarray) -> list[str]:
+    return [SHAPES[i % len(SHAPES)] for i in range(len(levels))]
+
+
+def _mark(
+    ax: Axes, interval: tuple[float, float, float], y: float, shape: str, style: Mapping[str, Any], end: float
+) -> None:
+    """A point with a bar; the bar ends in an arrow at `end` where the interval has no upper end."""
+    low, middle, high = interval
+    never, colour = math.isnan(middle), style["color"]
+    stop = end if math.isnan(high) else high
+    if math.isfinite(low):
+        ax.plot([low, stop], [y, y], **style, linewidth=1.6, solid_capstyle="butt", zorder=4)
+        if math.isnan(high) and not never:
+            ax.plot(end, y, marker=">", color=colour, markersize=5, zorder=4, clip_on=False)
+    ax.plot(
+        end if never else middle, y, marker=shape, markersize=6.5, color="white" if never else colour, zorder=5,
+        markeredgecolor=colour if never else "white", markeredgewidth=1.3 if never else 0.9, clip_on=False,
+    )  # fmt: skip
+
+
+def _add_log_snr(ax: Axes, likelihood: xr.DataArray) -> None:
+    """A second axis above with round values of log-SNR, where they are known and rise; none that would touch."""
+    if "log_snr" not in likelihood.coords:
+        return
+    steps, log_snr = likelihood["step"].values.astype(float), likelihood["log_snr"].values.astype(float)
+    finite = np.isfinite(log_snr)
+    steps, log_snr = steps[finite], log_snr[finite]
+    if len(steps) < 2 or not (np.diff(log_snr) > 0).all():
+        return
+    values = np.asarray(MaxNLocator(12).tick_values(log_snr[0], log_snr[-1]))
+    values = values[(values >= log_snr[0]) & (values <= log_snr[-1])]
+    values, places = _apart(values, np.interp(values, log_snr, steps), 0.05 * (ax.get_xlim()[1] - ax.get_xlim()[0]))
+    above = ax.secondary_xaxis("top")
+    above.set_xticks(places, [readable(value) for value in values])
+    above.tick_params(labelsize=8, color=RULE, labelcolor=FAINT)
+    above.set_xlabel("log-SNR", fontsize=8, color=FAINT)
+    above.spines[:].set_visible(False)
+
+
+def _apart(values: np.ndarray, places: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of ticks at rising places those that keep a distance from the one kept before."""
+    kept: list[int] = []
+    for i, place in enumerate(places):
+        if not kept or place - places[kept[-1]] >= distance:
+            kept.append(i)
+    return values[kept], places[kept]
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D], texts: Sequence[str], columns: int = 1) -> Sequence[Any]:
+    """A legend below everything, and its texts, shown as they are, whatever signs a label has."""
+    legend = figure.legend(
+        handles, [str(i) for i in range(len(texts))], loc="outside lower left", ncols=columns, fontsize=8,
+        frameon=False, labelcolor=INK, handlelength=2.2,
+    )  # fmt: skip
+    for drawn, text in zip(legend.get_texts(), texts, strict=True):
+        drawn.set_parse_math(False)
+        drawn.set_text(text)
+    return legend.get_texts()
+
+
+def _told(timing: xr.Dataset) -> str:
+    """When one label reaches each level, by its median over draws, up to the first level that it does not reach."""
+    parts: list[str] = []
+    for level in timing["level"].values:
+        middle = float(timing["crossing"].sel(level=level, quantile="median"))
+        if math.isnan(middle):
+            share = float(timing["crossed"].sel(level=level)) if "crossed" in timing else 0.0
+            some = (
+                f"reaches {level:g} in only {100 * share:.0f} % of the draws" if share else f"never reaches {level:g}"
+            )
+            return ", ".join([*parts, some])
+        parts.append(f"{level:g} at {middle:.1f}" if middle > 0 else f"{level:g} from the start")
+    return ", ".join(parts)
+
+
+def _likelihood_note(likelihood: xr.DataArray, crossing: xr.DataArray) -> str:
+    first, last = _ends(crossing)
+    low, high = (f"{level:g}" for level in crossing["level"].values[[0, -1]])
+    word, draws = _word(likelihood), likelihood.sizes["draw"]
+    window = f"Shaded: its critical window, {low} to {high}, {word}s {first:.1f} to {last:.1f}. "
+    if not math.isfinite(last - first):
+        window = f"No critical window: the median never reaches {low if math.isnan(first) else high}. "
+    if draws == 1:
+        return f"{window}One noise draw." if word == "frame" else window
+    band = f"the central 90 % of {draws}" if draws > MANY_DRAWS else f"the lowest to the highest of {draws}"
+    return f"{window}Lines are medians, bands {band} noise draws, bars at least 90 % of the draws."
+
+
+def _headline(figure: Figure, title: str, note: str) -> None:
+    """Title and note above everything, the note wrapped to the figure's width; the layout keeps clear of both."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(note, int(width * 17.5))
+    x, y = 0.1 / width, 1 - 0.1 / height
+    figure.text(x, y, title, fontsize=11, color=INK, va="top", parse_math=False)
+    figure.text(x, y - 0.25 / height, "\n".join(lines), fontsize=8, color=FAINT, va="top", linespacing=1.35)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, y - (0.32 + 0.15 * len(lines)) / height))
+
+
+def plot_stages(methods: Mapping[str, xr.Dataset]) -> Figure:
+    """How the maps change along the frames: a panel per measure (step[, draw]) that is there, a line per method."""
+    present = [name for name in STAGES if any(name in method for method in methods.values())]
+    columns = min(3, len(present)) if len(present) != 4 else 2
+    rows = math.ceil(len(present) / columns)
+    figure = Figure(figsize=(max(4.5, 3.3 * columns), 0.9 + 2.2 * rows), facecolor="white", dpi=120)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    steps = np.unique(np.concatenate([method["step"].values for method in methods.values()]))
+    word = "frame" if _draws(methods) else "step"
+    for ax, measure in zip(panels, present, strict=False):
+        _draw_stage(_ruled(ax, steps), measure, methods)
+    for ax in panels[len(present) :]:
+        ax.remove()
+    for ax in panels[(rows - 1) * columns : len(present)]:
+        ax.set_xlabel(f"{word} (0 is pure noise)", fontsize=8, color=INK)
+    handles = [Line2D([], [], **_style(i), linewidth=2) for i in range(len(methods))]
+    titles = [str(method.attrs.get("title", name)) for name, method in methods.items()]
+    _legend(figure, handles, titles, columns=min(len(titles), columns + 1))
+    note = "Lines are medians, bands the range over noise draws. " if _draws(methods) > 1 else ""
+    note += "The positive part of a map is what speaks for the label."
+    _headline(figure, f"How the maps change from {word} to {word}", note)
+    return figure
+
+
+def _draws(methods: Mapping[str, xr.Dataset]) -> int:
+    """The most noise draws that a method has; 0 where none has any, as in a generation."""
+    return max(method.sizes.get("draw", 0) for method in methods.values())
+
+
+def _draw_stage(ax: Axes, measure: str, methods: Mapping[str, xr.Dataset]) -> None:
+    """One measure; its axis has the values' own range, to zero at least."""
+    for number, method in enumerate(methods.values()):
+        if measure in method:
+            _curve(ax, method[measure], number)
+    low, high = ax.dataLim.intervaly
+    if not math.isfinite(high - low):
+        low, high = 0.0, 1.0
+        ax.text(0.5, 0.61, "no value", fontsize=8, color=FAINT, ha="center", va="center", transform=ax.transAxes)
+    low, high = min(low, 0.0), max(high, 0.0)
+    spare = 0.06 * ((high - low) or 1.0)
+    ax.set_ylim(low - spare, high + spare)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.set_title(MEASURES[measure].heading, fontsize=9, color=INK, loc="left", pad=17)
+    ax.text(0, 1.03, MEASURES[measure].extent, fontsize=7.5, color=FAINT, transform=ax.transAxes, va="bottom")
+
+
+def plot_comparison(
+    likelihoods: Mapping[str, xr.DataArray], timings: Mapping[str, xr.Dataset], explained: Mapping[str, str]
+) -> Figure:
+    """When each of several photographs is recognised as what it is: their curves, and below them the crossings.
+
+    All by the photograph's name: `likelihoods` (step, draw, label), `timings` as in `plot_likelihood`, and the label
+    that was `explained`. Photographs are in the order of their onset; a level that is never reached is an open marker
+    at the right edge.
+    """
+    crossings = {name: timings[name]["crossing"].sel(label=explained[name]) for name in likelihoods}
+    order = sorted(crossings, key=lambda name: _onset(crossings[name]))
+    longest = max(likelihoods.values(), key=lambda curves: curves.sizes["step"])
+    figure = Figure(figsize=(8, 4.6 + 0.62 * len(order)), facecolor="white", dpi=120)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 0.3 + 0.55 * len(order)))
+    levels = next(iter(crossings.values()))["level"].values
+    _likelihood_axes(above, longest, levels)
+    for number, name in enumerate(order):
+        _curve(above, likelihoods[name].sel(label=explained[name]), number)
+    _draw_crossings(below, [crossings[name] for name in order], float(longest["step"].values[-1]))
+    _label_rows(below, [_row_label(name, explained[name]) for name in order])
+    below.set_xlabel(f"{_word(longest)} (0 is pure noise)", fontsize=9, color=INK)
+    shapes = [Line2D([], [], marker=shape, color=FAINT, linewidth=1.6) for shape in _shapes(levels)]
+    _legend(figure, shapes, [f"likelihood {level:g}" for level in levels], columns=len(levels))
+    note = (
+        "Above the likelihood of each photograph's own label, below when it is reached. Bands and bars are over draws."
+    )
+    _headline(figure, "When each photograph is recognised", note)
+    return figure
+
+
+def _onset(crossing: xr.DataArray) -> float:
+    first = _ends(crossing)[0]
+    return math.inf if math.isnan(first) else first
+
+
+def _draw_crossings(ax: Axes, crossings: Sequence[xr.DataArray], end: float) -> None:
+    """A row per photograph from the top, its levels one below the other, so that their bars do not cover each other."""
+    _ruled(ax, np.array([0, end])).grid(False)
+    ax.grid(axis="x", color=RULE, linewidth=0.8)
+    for row, crossing in enumerate(crossings):
+        levels = crossing["level"].values
+        for level, shape, offset in zip(levels, _shapes(levels), np.linspace(-0.26, 0.26, len(levels)), strict=True):
+            interval = three(crossing.sel(level=level))
+            _mark(ax, interval, row + offset, shape, _style(row), end)
+            if math.isnan(interval[1]):
+                _say_never(ax, end, row + offset, "never" if math.isnan(interval[0]) else "in some draws")
+        ax.axhline(row + 0.5, color=RULE, linewidth=0.8)
+    ax.set_ylim(len(crossings) - 0.5, -0.5)
+
+
+def _say_never(ax: Axes, end: float, y: float, text: str) -> None:
+    away: dict[str, Any] = dict(xytext=(7, 0), textcoords="offset points", annotation_clip=False)
+    ax.annotate(text, (end, y), fontsize=7.5, color=FAINT, va="center", **away)
+
+
+def _row_label(name: str, label: str) -> str:
+    return f"{shortened(name, 24)}\n{shortened(label.split(',')[0], 24)}"
+
+
+def _label_rows(ax: Axes, texts: Sequence[str]) -> None:
+    """Names beside the rows, each with a sample of its line between it and the axes."""
+    ax.set_yticks(range(len(texts)), texts, fontsize=8)
+    ax.tick_params(axis="y", length=0, pad=32)
+    for number, tick in enumerate(ax.get_yticklabels()):
+        tick.set_parse_math(False)
+        sample = Line2D([-0.042, -0.005], [number] * 2, **_style(number), linewidth=2.2, clip_on=False)
+        sample.set_transform(ax.get_yaxis_transform())
+        ax.add_artist(sample)
+
+
+def drawn(
+    frames: xr.Dataset, methods: Mapping[str, xr.Dataset], likelihood: xr.DataArray, timing: xr.Dataset, label: str
+) -> Iterator[tuple[str, Figure]]:
+    """(file stem, figure) of all that the data of one picture allow, made one at a time as they are asked for.
+
+    "likelihood", each method's name with its grid, "zooms" and, where a method has measures of its maps, "stages".
+    """
+    yield "likelihood", plot_likelihood(likelihood, timing, label=label)
+    explained = {name: method for name, method in methods.items() if method.sizes["step"]}
+    for name, method in explained.items():
+        yield name, plot_grid(frames, method)
+    if explained:
+        yield "zooms", plot_zooms(frames, explained, timing, label)
+    if any(measure in method for measure in STAGES for method in explained.values()):
+        yield "stages", plot_stages(explained)

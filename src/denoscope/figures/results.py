@@ -1,0 +1,77 @@
+"""Facts of a result that a figure needs: its steps, layers and units."""
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+import xarray as xr
+
+MOMENTS = {"0.05": "onset", "0.5": "half", "0.9": "ninety per cent"}
+
+
+def explained_steps(method: xr.Dataset) -> list[int]:
+    """The steps whose map has at least one finite value; an interrupted run leaves the others as NaN."""
+    saliency = method["saliency"]
+    finished = saliency.notnull().any([dim for dim in saliency.dims if dim != "step"])
+    return [int(step) for step in saliency["step"].values[finished.values]]
+
+
+def layers(method: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
+    """(label, dataset over step, y, x) for each entry of one further dimension, such as `token`; else one, unlabelled.
+
+    >>> grid = np.zeros((1, 2, 4, 4))
+    >>> words = xr.Dataset({"saliency": (("step", "token", "y", "x"), grid)}, {"step": [3], "token": ["red", "disc"]})
+    >>> [(label, dict(layer.saliency.sizes)) for label, layer in layers(words)]
+    [('red', {'step': 1, 'y': 4, 'x': 4}), ('disc', {'step': 1, 'y': 4, 'x': 4})]
+    """
+    further: list[Hashable] = [dim for dim in method["saliency"].dims if dim not in ("step", "y", "x")]
+    if not further:
+        return [("", method)]
+    labels = method[further[0]].values
+    return [(str(label), method.isel({further[0]: i}, drop=True)) for i, label in enumerate(labels)]
+
+
+def is_layered(method: xr.Dataset) -> bool:
+    """Whether there are maps of several entries of a further dimension, such as `token`; draws are none of these."""
+    return any(size > 1 for dim, size in method["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
+
+
+def is_noised(trace: xr.Dataset) -> bool:
+    """Whether these are frames of a noised photograph, and not the steps of a model that expects a picture."""
+    return "pred_original_sample" not in trace
+
+
+def unit_of(trace: xr.Dataset) -> str:
+    """What one place of the sequence is called."""
+    return "frame" if is_noised(trace) else "step"
+
+
+def clean_pictures(trace: xr.Dataset) -> xr.DataArray:
+    """(step, row, column, channel): what the model expects at each step; the frames themselves where nothing is."""
+    return trace["sample" if is_noised(trace) else "pred_original_sample"]
+
+
+def three(values: xr.DataArray) -> tuple[float, float, float]:
+    """Low, median and high of what has no other dim than `quantile`."""
+    low, median, high = (float(values.sel(quantile=name)) for name in ("low", "median", "high"))
+    return low, median, high
+
+
+class Explained(Protocol):
+    """What a page is made from, an `Explanation`: the run, its pictures over all steps, and the methods' results.
+
+    Where a classifier looked on, `likelihood` (step, draw, label) and its moments over draws, `timing`; else None.
+    """
+
+    @property
+    def run(self) -> dict[str, Any]: ...
+
+    @property
+    def trace(self) -> xr.Dataset: ...
+
+    @property
+    def likelihood(self) -> xr.DataArray | None: ...
+
+    @property
+    def timing(self) -> xr.Dataset | None: ...
+
+    def methods(self) -> dict[str, xr.Dataset]: ...

@@ -1,0 +1,78 @@
+"""Colour scales of maps: limits, outliers, flat maps."""
+
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.colors import Colormap
+
+from .theme import DIVERGING, SEQUENTIAL
+
+OUTLIER_PERC = 5
+"""What a clipped colour scale leaves beyond its end, in per cent of the summed magnitude; see `outlier_scale`."""
+
+
+class Limits(NamedTuple):
+    """The raw values at the two ends of a colour scale; equal ends mean that there is nothing to show.
+
+    On a signed scale zero is the middle, and the two signs have different hues.
+    """
+
+    low: float
+    high: float
+    signed: bool = False
+
+    @property
+    def flat(self) -> bool:
+        return self.low == self.high
+
+    def cmap(self, given: str | Colormap | None = None) -> Colormap:
+        """The colour map asked for, or the one that suits the signs of the values."""
+        return matplotlib.colormaps.get_cmap(given or (DIVERGING if self.signed else SEQUENTIAL))
+
+
+def colour_limits(method: xr.Dataset, signed: bool | None = None) -> Limits:
+    """The limits one colour scale needs for all the maps given: choose the steps to choose what is shared.
+
+    `colour_limits(method)` is shared by all steps, `colour_limits(method.sel(step=8))` is that step's own. A scale is
+    signed when it is asked to be, else as the method's attribute `signed` says, else when a value is negative.
+    """
+    values = method["saliency"].values
+    values = values[np.isfinite(values)]
+    if is_flat(values):
+        value = float(values[0]) if values.size else 0.0
+        return Limits(value, value)
+    low, high = float(values.min()), float(values.max())
+    if method.attrs.get("signed", low < 0) if signed is None else signed:
+        reach = max(-low, high)
+        return Limits(-reach, reach, signed=True)
+    return Limits(low, high)
+
+
+def error_limits(method: xr.Dataset) -> Limits:
+    """From zero to half of the map's range or more: full colour is where two standard errors are all there is."""
+    errors, limits = method["standard_error"].values, colour_limits(method)
+    largest = float(errors[np.isfinite(errors)].max(initial=0.0))
+    reach = limits.high if limits.signed else limits.high - limits.low
+    return Limits(0.0, max(largest, reach / 2))
+
+
+def outlier_scale(saliency: np.ndarray, outlier_perc: float = OUTLIER_PERC) -> float:
+    """Where the scale of a map ends, any shape: the smallest magnitude above which at most so many per cent of the
+    sum of magnitudes lie, as Captum's heat maps have it; 0 for a map that is zero or NaN everywhere.
+
+    >>> outlier_scale(np.arange(1.0, 101.0), 5)  # 99 and 100 are 3.9 % of the sum
+    98.0
+    """
+    magnitudes = np.sort(np.abs(saliency[np.isfinite(saliency)]), axis=None).astype(float)
+    if not magnitudes.size:
+        return 0.0
+    sums = np.cumsum(magnitudes)
+    return float(magnitudes[np.searchsorted(sums, (1 - outlier_perc / 100) * sums[-1])])
+
+
+def is_flat(values: np.ndarray) -> bool:
+    """Whether the finite values differ by no more than rounding does."""
+    values = values[np.isfinite(values)]
+    return not values.size or bool(np.ptp(values) <= 1e-6 * np.abs(values).max())

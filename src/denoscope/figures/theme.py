@@ -1,0 +1,70 @@
+"""Colours, and numbers as people write them."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import xarray as xr
+from matplotlib.axes import Axes
+
+FIGURE_SIDE, FRAME_SIDE = 256, 512  # pixels of one picture in a figure and in the time line, at most
+
+
+def bare(ax: Axes) -> Axes:
+    """No ticks, and no frame around what is a picture."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def heading(trace: xr.Dataset, step: int) -> str:
+    here = trace.sel(step=step)
+    return f"step {step}\nt = {readable(float(here['timestep']), 4)}\nlog-SNR {readable(float(here['log_snr']))}"
+
+
+def short_labels(labels: Sequence[str]) -> dict[str, str]:
+    """The first synonym of each label, or all of them where two labels share it.
+
+    >>> _names(["tiger, Panthera tigris", "crane, bird", "crane, machine"])
+    {'tiger, Panthera tigris': 'tiger', 'crane, bird': 'crane, bird', 'crane, machine': 'crane, machine'}
+    """
+    first = [label.split(",")[0] for label in labels]
+    chosen = [name if first.count(name) == 1 else label for name, label in zip(first, labels, strict=True)]
+    return {label: shortened(name, 40) for label, name in zip(labels, chosen, strict=True)}
+
+
+SEQUENTIAL, DIVERGING, ERROR = "inferno", "RdBu_r", "Purples"
+ALPHA = 0.7
+INK, FAINT, RULE, ACCENT = "#1b1f24", "#68717d", "#dfe3e8", "#3a5bc7"
+HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Okabe and Ito (2008), of lines: told apart with any colour vision, on light and on dark ground."""
+
+
+def readable(number: float, digits: int = 3) -> str:
+    """A number as people print it, with a real minus sign.
+
+    >>> [readable(value) for value in (-0.012345, 1234567.0, float("inf"), float("nan"), 8)]
+    ['−0.0123', '1.23e+06', '∞', 'n/a', '8']
+    """
+    if math.isnan(number):
+        return "n/a"
+    text = "∞" if math.isinf(number) else f"{abs(number):.{digits}g}"
+    return f"−{text}" if number < 0 and text != "0" else text
+
+
+def shortened(text: str, most: int) -> str:
+    """
+    >>> shortened("tabby", 5), shortened("tabby cat", 5)
+    ('tabby', 'tabb…')
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+class Key(NamedTuple):
+    """How the line of a label is drawn; the explained one in the colour of the text, without gaps."""
+
+    label: str
+    hue: str
+    dash: str
+    explained: bool

@@ -1,0 +1,132 @@
+"""The moving picture of a run."""
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from matplotlib import font_manager
+from matplotlib.colors import Colormap
+from PIL import Image, ImageDraw, ImageFont
+
+from .methods import SMALL_COLUMNS, SMALL_SIDE
+from .overlays import enlarged, overlay, shrunk
+from .results import clean_pictures, explained_steps, is_layered, layers
+from .scales import colour_limits
+from .theme import ACCENT, ALPHA, FAINT, FRAME_SIDE, INK, RULE, heading, shortened
+
+
+def timeline_gif(
+    path: str | os.PathLike[str],
+    trace: xr.Dataset,
+    *methods: xr.Dataset,
+    cmap: str | Colormap | None = None,
+    alpha: float = ALPHA,
+    milliseconds: int = 320,
+) -> Path:
+    """The clean prediction step by step, beside it the methods' maps, as a looping GIF at least 256 px high or wide.
+
+    A method with a further dimension, such as `token`, has a small map for each entry below. A step that was not
+    explained shows the map of the nearest explained step, and the frame says so. The file appears whole or not at all.
+    """
+    path = Path(path)
+    frames = [_compact(frame) for frame in _frames(trace, methods, cmap, alpha)]
+    durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _compact(frame: Image.Image) -> Image.Image:
+    """At most 256 colours without dithering, whose noise a GIF would have to store."""
+    return frame.quantize(256, dither=Image.Dither.NONE)
+
+
+class _Panel(NamedTuple):
+    """A picture of a frame of the time line, with what stands above it."""
+
+    title: str
+    note: str
+    picture: np.ndarray
+
+
+def _frames(
+    trace: xr.Dataset, methods: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
+) -> Iterator[Image.Image]:
+    steps = explained_steps(methods[0]) if methods else []
+    for step in map(int, trace["step"].values):
+        picture = shrunk(clean_pictures(trace).sel(step=step).values, FRAME_SIDE)
+        large, small = enlarged(picture), enlarged(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
+        first, rows = [_Panel("clean prediction", "", large)], []
+        for method in methods:
+            if is_layered(method):
+                below = list(_panels(method, step, small, cmap, alpha))
+                rows += [below[i : i + SMALL_COLUMNS] for i in range(0, len(below), SMALL_COLUMNS)]
+            else:
+                first += list(_panels(method, step, large, cmap, alpha))[:1]
+        yield _frame(trace, step, steps, [first, *rows])
+
+
+def _panels(
+    method: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
+) -> Iterator[_Panel]:
+    """The method's maps of the nearest explained step; none where no step was finished."""
+    limits, small = colour_limits(method), is_layered(method)
+    for label, layer in layers(method):
+        if not (steps := explained_steps(layer)):
+            continue
+        nearest = min(steps, key=lambda known: abs(known - step))
+        note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
+        if small:
+            note = "" if nearest == step else f"of step {nearest}"
+        title = label if small else " · ".join(filter(None, [method.attrs.get("title", "heat map"), label]))
+        heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
+        yield _Panel(title, note, heat)
+
+
+def _frame(trace: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
+    """One frame of the time line: titled pictures in rows, and below them where in the run this is."""
+    margin, head, foot = 16, 46, 50
+    columns = [max(row[0].picture.shape[1], 256 if row is rows[0] else SMALL_SIDE) for row in rows]
+    heights = [head + row[0].picture.shape[0] for row in rows]
+    width = max(len(row) * (column + margin) for row, column in zip(rows, columns, strict=True))
+    frame = Image.new("RGB", (width + margin, sum(heights) + foot), "white")
+    draw, top = ImageDraw.Draw(frame), 0
+    for row, column, height in zip(rows, columns, heights, strict=True):
+        for i, panel in enumerate(row):
+            left = margin + i * (column + margin)
+            draw.text((left, top + 9), shortened(panel.title, column // 8), font=_font(13), fill=INK)
+            draw.text((left, top + 27), panel.note, font=_font(10), fill=FAINT)
+            frame.paste(Image.fromarray(panel.picture), (left, top + head))
+        top += height
+    draw.text((margin, top + 10), heading(trace, step).replace("\n", "   "), font=_font(12), fill=INK)
+    _draw_progress(draw, trace, step, marked, (margin, frame.width - margin, top + 35))
+    return frame
+
+
+def _draw_progress(
+    draw: ImageDraw.ImageDraw, trace: xr.Dataset, step: int, marked: list[int], where: tuple[int, int, int]
+) -> None:
+    """A line for the run, a tick for each explained step, a dot for this one."""
+    left, right, y = where
+    first, last = int(trace["step"].values[0]), int(trace["step"].values[-1])
+
+    def x(index: int) -> float:
+        return left + (right - left) * (index - first) / max(1, last - first)
+
+    draw.line((left, y, right, y), fill=RULE, width=3)
+    for index in marked:
+        draw.line((x(index), y - 5, x(index), y + 5), fill=FAINT, width=2)
+    draw.circle((x(step), y), 5, fill=ACCENT)
+
+
+def _font(size: int) -> Any:
+    """DejaVu Sans comes with matplotlib, so that frames look alike on every machine."""
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

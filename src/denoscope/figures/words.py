@@ -1,0 +1,85 @@
+"""Which words a step serves, drawn: the relevance of words along a run, and what it adds up to under each schedule."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .theme import FAINT, HUES, INK, RULE, Key, readable
+
+DASHES = ("none", "7 3", "2 3")
+"""A pattern for each round of the hues, so that three times as many words are told apart as there are hues."""
+
+
+def has_words(method: xr.Dataset) -> bool:
+    """Whether a result says how much each word counted at each step."""
+    return "relevance_scaled" in method and set(method["relevance_scaled"].dims) == {"step", "token"}
+
+
+def word_keys(words: Sequence[str]) -> list[Key]:
+    """How the line of each word is drawn; the first words, and those beyond eighteen, in full lines."""
+    return [
+        Key(word, HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)], explained=False)
+        for i, word in enumerate(words)
+    ]
+
+
+def plot_curves(method: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+    """`relevance_scaled` (step, token) against the step, a line for each word; above, the log-SNR of the steps.
+
+    On the axes given, or on new ones with their own figure (`ax.figure`).
+    """
+    ax = ax or Figure(figsize=(8.2, 3.9), layout="constrained", facecolor="white", dpi=110).subplots()
+    steps = method["step"].values
+    for key in word_keys([str(word) for word in method["token"].values]):
+        values = method["relevance_scaled"].sel(token=key.label).values
+        ax.plot(steps, values, color=key.hue, linestyle=_style(key), linewidth=1.6, label=key.label, marker=".")
+    _plain(ax, title or method.attrs.get("title", "Relevance of words"))
+    ax.set(xlabel="step", ylabel="relevance, 0 to 1 at each step", ylim=(-0.03, 1.03))
+    _snr_above(ax, method)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7.5, frameon=False, handlelength=2.6)
+    return ax
+
+
+def plot_totals(totals: Mapping[str, xr.DataArray], *, ax: Axes | None = None, title: str = "") -> Axes:
+    """Bars for every word, one for each schedule by its name: Σ_t ρ_k(t), (token), with the same words in each."""
+    ax = ax or Figure(figsize=(8.2, 2.9), layout="constrained", facecolor="white", dpi=110).subplots()
+    words = [str(word) for word in next(iter(totals.values()))["token"].values]
+    places, width = np.arange(len(words)), 0.8 / len(totals)
+    for i, (schedule, total) in enumerate(totals.items()):
+        at = places + (i - (len(totals) - 1) / 2) * width
+        ax.bar(at, total.sel(token=words).values, width, color=HUES[i % len(HUES)], label=schedule)
+    _plain(ax, title or "Relevance of words, added up over the steps")
+    ax.set_xticks(places, words, rotation=35, ha="right", rotation_mode="anchor")
+    ax.legend(fontsize=7.5, frameon=False)
+    return ax
+
+
+def _plain(ax: Axes, title: str) -> None:
+    ax.set_title(title, fontsize=9, color=INK, loc="left")
+    ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(RULE)
+    ax.grid(axis="y", color=RULE, linewidth=0.6)
+    ax.set_axisbelow(True)
+    for label in (ax.xaxis.label, ax.yaxis.label):
+        label.set(fontsize=8, color=INK)
+
+
+def _snr_above(ax: Axes, method: xr.Dataset) -> None:
+    """At a few of the steps, how much picture the sample holds: what other schedules share, when steps are not."""
+    steps = method["step"].values
+    shown = steps[np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))]
+    above = ax.secondary_xaxis("top")
+    above.set_xticks(shown, [readable(float(method["log_snr"].sel(step=step)), 2) for step in shown])
+    above.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT, length=2)
+    above.set_xlabel("log-SNR", fontsize=8, color=FAINT)
+    above.spines["top"].set_visible(False)
+
+
+def _style(key: Key) -> Any:
+    """A dash of a page as matplotlib has it."""
+    return "-" if key.dash == "none" else (0, tuple(float(part) / 2 for part in key.dash.split()))

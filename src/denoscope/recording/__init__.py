@@ -1,0 +1,1 @@
+"""A run, kept so that it can be asked again."""

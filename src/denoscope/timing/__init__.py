@@ -1,0 +1,1 @@
+"""When: likelihood along the steps, and when an attribute is decided."""

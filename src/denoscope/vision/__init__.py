@@ -1,0 +1,1 @@
+"""What looks at pictures: photographs, classifiers, encoders, frames."""
