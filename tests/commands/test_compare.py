@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from pages import Page, data_of, picture_of, unpacked
+from pictures import disc_trace
 from scipy import ndimage
 from small import PIPELINES, SCHEDULERS, refusal
-from test_comparison import data_of
-from test_figures import disc_trace
-from test_report import Page, picture_of, unpacked
 
 import denoscope
 from denoscope import cli

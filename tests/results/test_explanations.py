@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from pictures import disc_method, disc_trace
 from PIL import Image
-from test_figures import disc_method, disc_trace
 
 from denoscope.errors import InputError, OutputError
 from denoscope.report import run

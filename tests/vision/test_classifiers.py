@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from places import shared
 from small import HUB_SAYS, failing_hub, processor_named, refusal, saved_clip
 from torch.nn.functional import interpolate
 
@@ -667,10 +668,7 @@ def test_imagenets_pixels(imagenet):
 )
 def test_imagenet_names_the_photographs(imagenet, file, number, published):
     """Probabilities as they were measured with another script on the photographs of the study."""
-    folders = [parent / "shared" / "data" / "photos" for parent in Path(__file__).resolve().parents[1:3]]
-    if not (found := [folder / file for folder in folders if (folder / file).is_file()]):
-        pytest.skip("the study's photographs are not beside this checkout")
-    inputs = imagenet.prepare(Image.open(found[0]).convert("RGB"))
+    inputs = imagenet.prepare(Image.open(shared("data", "photos", file)).convert("RGB"))
     probabilities = imagenet.probabilities(inputs[None])[0]
     assert int(probabilities.argmax()) == number
     assert float(probabilities[number]) == pytest.approx(published, abs=0.03)

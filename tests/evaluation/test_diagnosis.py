@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 import xarray as xr
+from pages import RUN, Page
+from pictures import disc_method, disc_trace
 from scipy import ndimage
-from test_figures import disc_method, disc_trace
-from test_report import RUN, Page
 
 from denoscope.commands import explain
 from denoscope.commands.compare import Comparison, compare, record

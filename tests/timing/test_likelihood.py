@@ -1,19 +1,18 @@
 """Crossings of curves with known answers, and the published table from the published curves."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from places import shared
 
 from denoscope.errors import InputError, Interrupted
 from denoscope.timing import likelihood as timing
 from denoscope.vision import frames
 from denoscope.vision.classifiers import load_classifier
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published_softmax.csv"
 TABLE = {  # crossing at 0.05, 0.5, 0.9 as the study's two plots have them
     "repo_283": (50.6, 55.9, 60.4),
     "repo_284": (49.7, 58.6, 65.8),
@@ -57,10 +56,9 @@ def test_gaps_are_interpolated_over():
     assert timing.crossing(gappy, 0.5) == pytest.approx(timing.crossing(curve, 0.5), abs=0.3)
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="the study's published curves are not beside this checkout")
 @pytest.mark.parametrize("name", TABLE)
 def test_the_published_curves_give_the_published_table(name):
-    rows = list(csv.DictReader(PUBLISHED.read_text().splitlines()))
+    rows = list(csv.DictReader(shared("data", "published_softmax.csv").read_text().splitlines()))
     curve = np.array([float(row[name]) for row in rows])
     for level, published in zip(timing.LEVELS, TABLE[name], strict=True):
         found = timing.crossing(curve, level)

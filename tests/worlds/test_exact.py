@@ -2,12 +2,12 @@
 
 import functools
 import math
-from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from places import ROOT
 from small import refusal
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_is_refused():
 
 
 def test_the_documented_example_says_what_the_page_says():
-    text = (Path(__file__).parents[1] / "docs" / "exact-worlds.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "exact-worlds.md").read_text(encoding="utf-8")
     said: list[tuple] = []
     exec(text.split("```python\n")[1].split("```")[0], {"print": lambda *values: said.append(values)})
     (expected, measured), (areas,), (speciation, agreement) = said

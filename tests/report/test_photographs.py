@@ -1,12 +1,11 @@
 """The page of several photographs: every frame of each, its own label, and the order in which they are recognised."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 import xarray as xr
-from test_report import LABELS, Page, attribution, photograph, picture_of, recognised, rising, unpacked
+from pages import LABELS, Page, attribution, data_of, photograph, picture_of, recognised, rising, unpacked
 
 from denoscope.errors import InputError
 from denoscope.figures.scales import outlier_scale
@@ -24,10 +23,6 @@ def three() -> dict[str, Explanation]:
         "early": recognised(likelihood=rising(middle=20.0)),
         "a <b>#1</b>": recognised(likelihood=rising(top=0.04), label=LABELS[1], interrupted=True),
     }
-
-
-def data_of(page: str) -> dict:
-    return json.loads(re.search(r'id="payload">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def rows_of(page: str) -> list[list[str]]:

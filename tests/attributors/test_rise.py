@@ -6,9 +6,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
+from oracles import slow_terms
 from scipy import stats
 from small import PIPELINES
-from test_targets import slow_terms
 
 import denoscope
 from denoscope import DFRise
