@@ -138,7 +138,7 @@ class FeatureCloseness(PredictionTarget):
     """Minus the squared distance of image features of the decoded clean predictions, (n,), at most 0.
 
     `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d): any function, or
-    `denoscope.encoders.load_encoder`.
+    `denoscope.vision.encoders.load_encoder`.
     """
 
     encoder: Features

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from oracles import EARLY_60, LATE_60
 from pages import Page, data_of, picture_of, unpacked
 from pictures import disc_trace
 from scipy import ndimage
@@ -153,7 +154,6 @@ def test_a_variant_is_the_run_alone(small):
 
 def test_the_record_has_the_published_vectors():
     """Ground truth: methods.md 1.3, from the schedules' own tests, through the whole record."""
-    from test_schedules import EARLY_60, LATE_60
 
     with torch.device("cpu"):
         pipeline = PIPELINES["stable-diffusion"]()
@@ -365,8 +365,8 @@ def ramped(levels, title="relevance", words=("red", "disc"), seed=0) -> Explanat
 def two() -> tuple[dict[str, Explanation], dict]:
     explanations = {"early": ramped([-5, -4, -3]), "late": ramped([-5, 1, 2, 3], seed=1)}
     comparison = Comparison(asked(prompt='a <b>"red"</b> disc'), values=("early", "late"))
-    found = compare.Compared(explanations)
-    compare._measure(found, None, None)
+    found = command.Compared(explanations)
+    command._measure(found, None, None)
     return explanations, record(comparison, found)
 
 
@@ -451,7 +451,7 @@ def test_pictures_that_look_the_same_are_a_warning():
 def test_other_words_have_no_shared_chart():
     explanations, run = two()
     other = ramped([-5, 0], words=("blue", "disc"))
-    explanations["late"], run["variants"]["late"] = other, {**run["variants"]["late"], **compare._told(other)}
+    explanations["late"], run["variants"]["late"] = other, {**run["variants"]["late"], **command._told(other)}
     page = render_variants(explanations, run)
     assert page.count('class="curve"') == 2 and "blue" in page  # its maps are still there
 

@@ -168,7 +168,7 @@ def test_a_mask_of_another_size_or_without_an_object_is_refused(folder):
 
 def test_a_trial_has_the_figures_of_the_functions_themselves():
     evaluation = Evaluation(**{**FAST, "checks": ("localisation", "stability")})
-    found, maps = evaluate.trial(evaluation, bundled_subject(0))
+    found, maps = command.trial(evaluation, bundled_subject(0))
     case = Case.of(evaluation, bundled_subject(0))
     saliency = DFCam()(case.trace, [2, 4]).saliency
     expected = localisation(saliency, case.masks.any(axis=0))
@@ -219,7 +219,7 @@ def test_a_phrase_s_map_is_the_mean_of_its_words(trace):
 def test_attacks_are_of_the_maps_that_can_be_differentiated(monkeypatch, methods, attacked):
     monkeypatch.setattr(command, "Attack", lambda ball, iterations, seed: Attack(ball, 4, seed=seed))
     asked = dict(methods=methods, checks=("attacks",), steps=3, at=(0, 1), num_masks=64)
-    found, _ = evaluate.trial(Evaluation(**asked), bundled_subject(0))
+    found, _ = command.trial(Evaluation(**asked), bundled_subject(0))
     assert found["failures"] == {}
     measured = {name: values for name, values in found["scores"].items() if values}
     assert set(measured) == attacked
@@ -232,9 +232,9 @@ def test_attacks_are_of_the_maps_that_can_be_differentiated(monkeypatch, methods
 def test_every_check_runs_on_every_method_of_the_bundled_model():
     """With as few masks and steps as there can be: what is told of each is tested where it is made."""
     evaluation = Evaluation(steps=3, at=(1,), num_masks=8)
-    found, _ = evaluate.trial(evaluation, bundled_subject(1))
+    found, _ = command.trial(evaluation, bundled_subject(1))
     assert found["failures"] == {}
-    assert set(found["scores"]) == {*evaluate.known_methods(), *BASELINES}
+    assert set(found["scores"]) == {*command.known_methods(), *BASELINES}
     expected = {"auroc", "deletion", "infidelity_beyond_area", "resampling, object", "noise agreement", "weights, all"}
     assert all(expected <= set(values) for values in found["scores"].values())
     assert set().union(*found["scores"].values()) <= set(MEASURES)
@@ -292,7 +292,7 @@ def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(fold
 
 
 def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_tried_again(monkeypatch, tmp_path):
-    right, explained = evaluate.attributor_of, []
+    right, explained = command.attributor_of, []
 
     def sometimes(name, evaluation, subject):
         explained.append((name, subject.scene))
@@ -317,7 +317,7 @@ def test_a_method_that_fails_on_one_picture_is_told_the_rest_goes_on_and_it_is_t
 
 
 def test_a_picture_that_cannot_be_made_is_told_and_the_rest_goes_on(monkeypatch, folder):
-    right = evaluate._traced
+    right = command._traced
 
     def traced(evaluation, prompt, seed):
         if prompt == "a blue cross":
@@ -329,11 +329,11 @@ def test_a_picture_that_cannot_be_made_is_told_and_the_rest_goes_on(monkeypatch,
     ledger = Ledger.opened(folder / "out", evaluation.settings())
     found = evaluate(evaluation, ledger)
     assert [each["subject"]["name"] for each in found] == ["first", "third"]
-    told = record(evaluation, found, evaluate.unmade(evaluation, ledger))["failures"]
+    told = record(evaluation, found, command.unmade(evaluation, ledger))["failures"]
     assert told == {"the picture": {"times": 1, "first": "RuntimeError: out of memory"}}
 
 
-@pytest.mark.filterwarnings("ignore::denoscope.models.TruncatedPromptWarning")
+@pytest.mark.filterwarnings("ignore::denoscope.recording.models.TruncatedPromptWarning")
 def test_a_phrase_that_is_cut_off_is_told_and_the_rest_goes_on(folder):
     long = " ".join(["a red circle"] * 30)
     (folder / "prompts.txt").write_text(f"first\t{long} left of a cross\tcross\nsecond\ta blue cross\n")
@@ -349,7 +349,7 @@ def test_what_is_finished_is_not_done_again_and_the_table_is_the_same(monkeypatc
     evaluation = Evaluation(**{**FAST, "checks": ("localisation",)}, scenes=3)
     whole = run(evaluation, tmp_path / "out")
     (tmp_path / "out" / "trials" / f"{bundled_subject(1).name}.json").unlink()
-    done, right = [], evaluate.trial
+    done, right = [], command.trial
     monkeypatch.setattr(command, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     again = run(evaluation, tmp_path / "out")
     assert done == [bundled_subject(1).name]
@@ -453,7 +453,7 @@ def test_what_is_left_of_a_map_is_told_above_the_random_level(monkeypatch, tmp_p
 def test_more_scenes_go_on_from_fewer(monkeypatch, tmp_path):
     few = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=2)
     run(few, tmp_path / "out")
-    done, right = [], evaluate.trial
+    done, right = [], command.trial
     monkeypatch.setattr(command, "trial", lambda *asked: (done.append(asked[1].name), right(*asked))[1])
     more = Evaluation(**{**FAST, "methods": ("df-cam",), "checks": ("localisation",)}, scenes=3)
     assert run(more, tmp_path / "out")["scenes"] == 3 and len(done) == 1

@@ -240,7 +240,7 @@ def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, 
     dark = saved(np.full((20, 20, 3), 0.2), tmp_path / "dark.png")
     study = short([bright, dark])
     found = recognise(study, classifier=brightness)
-    folder = save_together(found.explanations, recognise.record(study, found), tmp_path / "out")
+    folder = save_together(found.explanations, command.record(study, found), tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"report.html", "comparison.png", "run.json", "bright", "dark"}
     again = Explanation.load(folder / "dark")
     assert np.array_equal(again.likelihood, found.explanations["dark"].likelihood)
@@ -248,7 +248,7 @@ def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, 
     assert {path.name for path in (folder / "dark" / "figures").iterdir()} >= {"likelihood.png", "occlusion.png"}
     with pytest.raises(InputError, match="earlier run"):
         save_together(found.explanations, {}, folder)
-    save_together(found.explanations, recognise.record(study, found), folder, overwrite=True)
+    save_together(found.explanations, command.record(study, found), folder, overwrite=True)
     (folder / "mine.txt").write_text("keep me")
     with pytest.raises(InputError, match=r"mine\.txt"):
         save_together(found.explanations, {}, folder, overwrite=True)

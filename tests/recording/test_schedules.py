@@ -4,19 +4,12 @@ import math
 from fractions import Fraction
 
 import pytest
+from oracles import EARLY_30, EARLY_60, LATE_30, LATE_60
 
 from denoscope.errors import ScheduleError
 from denoscope.recording.schedules import BANDS, band, coverage, early, late, resolve, takes_shift, uniform
 
 # Made by the published code (arXiv 2402.10404), 30 steps of 1000.
-EARLY_60 = """999 893 884 875 865 854 842 829 816 801 785 768 749 729 708 684 659 632 602 571 536 499 459 416 370 319
-265 206 143 74"""
-LATE_60 = """999 926 857 794 735 681 630 584 541 501 464 429 398 368 341 316 292 271 251 232 215 199 184 171 158 146 135
-125 116 107"""
-EARLY_30 = """999 965 961 956 950 944 937 930 921 911 901 888 875 859 842 823 801 777 749 719 684 646 602 554 499 438
-370 293 206 109"""
-LATE_30 = """999 891 794 707 630 562 501 446 398 354 316 281 251 223 199 177 158 141 125 112 99 89 79 70 63 56 50 44 39
-35"""
 
 
 @pytest.mark.parametrize(

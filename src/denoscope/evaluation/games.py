@@ -247,7 +247,7 @@ def _checked(encoder: Any) -> Features:
     if not callable(encoder):
         raise InputError(
             f"The encoder is {shown_value(encoder)}. It is a function from pictures (n, 3, height, width) in [0, 1] to "
-            "features (n, d), such as denoscope.encoders.load_encoder()."
+            "features (n, d), such as denoscope.vision.encoders.load_encoder()."
         )
     return encoder
 
