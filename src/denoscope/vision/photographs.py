@@ -1,4 +1,4 @@
-"""A photograph from a file, a PIL image or an array, as an upright RGB picture."""
+"""A photograph from a file, a PIL image or an array, as an upright RGB picture in sRGB."""
 
 import difflib
 import os
@@ -12,38 +12,78 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError, one_line, shown_value
+from .profiles import Profile, ProfileError
 
 SHORT_SIDE = 1024
-"""A large JPEG is decoded reduced, and no further than to this many pixels on its short side."""
+"""The smallest short side, in pixels, that a large JPEG is decoded to."""
 
 Photograph = str | os.PathLike[str] | Image.Image | np.ndarray
+"""A picture: a path, a PIL image or an array."""
 
 
 class AnimatedPhotographWarning(UserWarning):
     """A file holds several pictures, of which one is used."""
 
 
+class DarkPhotographWarning(UserWarning):
+    """A picture of 16 or 32 bits has no value above 255, so it is almost black: perhaps it holds values of 8 bits."""
+
+
+class ColourProfileWarning(UserWarning):
+    """A picture's colour profile cannot be used, so its colours are read as sRGB."""
+
+
 def load_photograph(source: Photograph) -> Image.Image:
-    """A photograph as an upright RGB picture.
+    """Read a photograph as an upright RGB picture, its colours in sRGB.
 
     >>> load_photograph(np.full((2, 3), 65535, np.uint16)).getpixel((0, 0))
     (255, 255, 255)
 
     `source` is a path, a PIL image of any mode (it is not changed), or an array (h, w) or (h, w, 1 | 3 | 4) of uint8,
-    uint16, bool, or floats in [0, 1]. EXIF orientation is applied; what is transparent is laid on white; 16 bits become
-    8; of several pictures in a file the first is used (of a PIL image the one it stands at), with an
-    `AnimatedPhotographWarning`. A JPEG may be decoded reduced, its short side 1024 pixels or more. Raises `InputError`
-    for what is no picture, broken, or has more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`.
+    uint16, bool, or floats in [0, 1]. EXIF orientation and an ICC profile are applied, transparent parts are laid on
+    white, and 16 bits become 8. A JPEG may be decoded reduced, its short side 1024 pixels or more.
+
+    Of several pictures in a file the first is used, of a PIL image the current one, with an
+    `AnimatedPhotographWarning`. A `DarkPhotographWarning` says that 16 or 32 bits hold no value above 255, and a
+    `ColourProfileWarning` that a profile cannot be used. Raises `InputError` for a source that is not a picture, is
+    broken, or has more pixels than Pillow's `Image.MAX_IMAGE_PIXELS`.
     """
     name = _name(source)
+    cautions: list[Warning] = []
     with _readable(name), _opened(source) as image:
         _refuse_size(image, name)
-        photograph = _rgb(ImageOps.exif_transpose(image))
+        if _is_dark(source if isinstance(source, np.ndarray) else image):
+            cautions.append(_dark(name))
+        try:
+            profile = Profile.of(image)
+        except ProfileError as error:
+            profile = None
+            cautions.append(_without_profile(name, str(error)))
+        photograph = _rgb(ImageOps.exif_transpose(image), profile)
         if getattr(image, "is_animated", False) and image.format != "MPO":  # a camera's MPO: previews, depth, gain map
-            which = f"number {image.tell()}, counted from 0," if image.tell() else "the first"
-            message = f"{name} holds several pictures ({image.format}); only {which} is used."
-            warnings.warn(message, AnimatedPhotographWarning, stacklevel=2)
-        return photograph
+            cautions.append(_animated(image, name))
+    for caution in cautions:
+        warnings.warn(caution, stacklevel=2)
+    return photograph
+
+
+def _animated(image: Image.Image, name: str) -> Warning:
+    which = f"number {image.tell()}, counted from 0," if image.tell() else "the first"
+    return AnimatedPhotographWarning(f"{name} holds several pictures ({image.format}); only {which} is used.")
+
+
+def _dark(name: str) -> Warning:
+    return DarkPhotographWarning(
+        f"{name} is almost black: it is read as 16 bits, 0 to 65535, and has no value above 255. If it holds values of "
+        "8 bits, save it as 8 bits, or give array.astype(np.uint8)."
+    )
+
+
+def _without_profile(name: str, reason: str) -> Warning:
+    return ColourProfileWarning(
+        f"The colour profile of {name[0].lower()}{name[1:]} cannot be used: {reason}. Its colours are read as sRGB; "
+        "convert it to sRGB first if they matter."
+    )
 
 
 def _name(source: Any) -> str:
@@ -61,7 +101,7 @@ def _name(source: Any) -> str:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """While open, what Pillow and its many decoders raise becomes an `InputError` of one paragraph."""
+    """Raise every exception of Pillow and its decoders as an `InputError` of one paragraph."""
     try:
         yield
     except (InputError, Warning):
@@ -78,7 +118,7 @@ def _readable(name: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(source: Photograph) -> Iterator[Image.Image]:
-    """The source as a PIL image; a file is closed again, and a large JPEG is set to be decoded reduced."""
+    """Open the source as a PIL image; close a file again, and have a large JPEG decoded reduced."""
     if isinstance(source, Image.Image):
         yield source
     elif isinstance(source, np.ndarray):
@@ -97,13 +137,13 @@ def _existing(source: str | os.PathLike[str]) -> Path:
     if path.is_file():
         return path
     if path.exists():
-        raise InputError(f"{_name(source)} is not a file but {_what(path)}. Give the path of one picture.")
+        raise InputError(f"{_name(source)} is not a file but {_kind(path)}. Give the path of one picture.")
     near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], n=1)
     hint = f'Did you mean "{one_line(near[0], 100)}"? ' if near else ""
     raise InputError(f"{_name(source)} does not exist. {hint}Give the path of a picture, such as photos/cat.jpg.")
 
 
-def _what(path: Path) -> str:
+def _kind(path: Path) -> str:
     if path == Path():
         return "the folder you are in"
     return "a folder" if path.is_dir() else "a device or a pipe"
@@ -127,42 +167,65 @@ def _too_large(name: str, numbers: str) -> str:
     )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, profile: Profile | None) -> Image.Image:
     if image.mode[0] in "IF":  # 16 and 32 bits, and floating point
         image = _of_array(_deep(image))
     if image.mode == "La":
         image = image.convert("LA")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return _in_srgb(image, profile)
     page, ink = Image.new("RGB", image.size, "white"), image.convert("RGBA")
-    page.paste(ink, mask=ink)
+    page.paste(_in_srgb(ink.convert("RGB"), profile), mask=ink)
     return page
 
 
+def _in_srgb(image: Image.Image, profile: Profile | None) -> Image.Image:
+    photograph = image.convert("RGB") if profile is None else profile.to_srgb(image)
+    photograph.info.pop("icc_profile", None)  # it is applied, and must not be applied again
+    return photograph
+
+
+def _is_dark(picture: Image.Image | np.ndarray) -> bool:
+    """Return True if the largest value of 16 or 32 bits is below 256, but not 0."""
+    if isinstance(picture, Image.Image):
+        if picture.mode[0] != "I":
+            return False
+        values = np.asarray(picture)
+        transparent = picture.info.get("transparency")
+        values = values[values != transparent] if isinstance(transparent, int) else values
+    else:
+        values = picture
+    deep = values.dtype.kind in "iu" and values.dtype.itemsize > 1
+    return bool(deep and values.size and 0 < values.max() < 256)
+
+
 def _deep(image: Image.Image) -> np.ndarray:
-    """The values of a picture of 16 bits (Pillow keeps some as 32) or floats, what is transparent in it white."""
+    """Return the values of a picture of 16 bits (Pillow keeps some as 32) or floats; transparent ones are white."""
     values = np.array(image)
     if image.mode == "F":
         return values
     if values.min() < 0 or values.max() > 65535:
         raise InputError(
-            f"The picture of mode {image.mode} has values from {values.min()} to {values.max()}. Of such pictures "
-            "those of 16 bits are read, 0 to 65535. Scale it to that, or to 8 bits, first."
+            f"The picture of mode {image.mode} has values from {values.min()} to {values.max()}. Values of 16 bits "
+            "are read, 0 to 65535. Scale them to that range, or to 8 bits, first."
         )
-    if isinstance(transparent := image.info.get("transparency"), int):
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
         values[values == transparent] = 65535
     return values.astype(np.uint16)
 
 
 def _of_array(array: np.ndarray) -> Image.Image:
-    """A PIL image of mode L, RGB or RGBA."""
+    """Return a PIL image of mode L, RGB or RGBA."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or not array.size:
         raise InputError(
             f"{_name(array)} is not a photograph. Its shape must be (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), with "
             "at least one pixel and the channels last: np.moveaxis(array, 0, -1) puts them there."
         )
     pixels = _eight_bits(array)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if array.shape[2:] == (1,) else pixels))
+    if array.shape[2:] == (1,):
+        pixels = pixels[..., 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _eight_bits(array: np.ndarray) -> np.ndarray:
@@ -188,4 +251,6 @@ def _eight_bits_of_floats(array: np.ndarray) -> np.ndarray:
             f"{_name(array)} has values from {low:g} to {high:g}. Floats must be in [0, 1], without NaN: divide those "
             "up to 255 by 255, and replace NaN by a colour."
         )
-    return np.rint(np.multiply(array, 255, dtype=np.promote_types(array.dtype, np.float32))).astype(np.uint8)
+    precision = np.promote_types(array.dtype, np.float32)
+    pixels: np.ndarray = np.rint(np.multiply(array, 255, dtype=precision)).astype(np.uint8)
+    return pixels
