@@ -33,7 +33,7 @@ from denoscope.recording.models import Model
 from denoscope.report.variants import render_variants
 from denoscope.results.explanations import Explanation
 from denoscope.results.folders import folder_names
-from denoscope.worlds.facts import facts
+from denoscope.worlds.facts import scene_facts
 from denoscope.worlds.shapes.scenes import Scene, Thing, render
 
 PROMPT = "a red circle"
@@ -303,7 +303,7 @@ BLUE = Thing("square", "blue", "small", "striped", 48, 44, 8.0)
 
 def changed(*scenes: Scene) -> dict[str, dict[str, str]]:
     """What differs from the first, by fact and scene."""
-    found = facts({str(i): render(scene) for i, scene in enumerate(scenes)})
+    found = scene_facts({str(i): render(scene) for i, scene in enumerate(scenes)})
     return {fact.name: {name: fact.values[name] for name in fact.changed} for fact in found if fact.changed}
 
 

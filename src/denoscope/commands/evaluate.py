@@ -59,7 +59,6 @@ from ..evaluation import (
 )
 from ..evaluation.baselines import random_map
 from ..evaluation.resampling import Distance
-from ..recording.loading import BUNDLED
 from ..recording.models import Model, load
 from ..recording.traces import Trace
 from ..report.leaderboard import render_leaderboard, table_of, with_intervals
@@ -68,6 +67,7 @@ from ..results.resumable import Ledger
 from ..targets import ClassScore, Closeness
 from ..vision.classifiers import load_classifier
 from ..vision.encoders import load_encoder
+from ..worlds.shapes.judge import is_shapes_model
 from .job import PACKAGES, Watch, fitting, flags, version_of
 from .subjects import NotAsTold, Subject, bundled_subject, subjects_of
 
@@ -163,7 +163,7 @@ class Evaluation:
 
     @property
     def bundled(self) -> bool:
-        return self.model in BUNDLED
+        return is_shapes_model(self.model)
 
     @property
     def shown(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from ..recording.hooks.schedulers import lora
 from ..recording.models import Model
 from ..recording.traces import Trace
 from ..results.explanations import Explanation
-from ..vision.encoders import BUNDLED
+from ..worlds.shapes.judge import is_shapes_model
 from .job import At, Outcome, Watch, attribute, check_steps, fitting, flags, image_of, pictured, shown_steps, stamp
 
 DEFAULT_METHODS = ("df-rise-contrast", "df-rise")
@@ -112,7 +112,7 @@ def explained(
         outcome = attribute(trace, attributors, steps(len(trace)), watch, before)
     outcome.seconds = {"trace": seconds, **outcome.seconds}
     record = _record_of(model, request, trace, attributors, outcome)
-    picture = shown["image"].values if model.name == BUNDLED else None
+    picture = shown["image"].values if is_shapes_model(model.name) else None
     try:
         record["diagnosis"] = [each.plain() for each in diagnose(outcome.methods, RELIABLE, request.prompt, picture)]
     except KeyboardInterrupt:

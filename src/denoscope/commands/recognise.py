@@ -34,6 +34,7 @@ from ..timing import likelihood
 from ..vision.classifiers import Classifier, load_classifier
 from ..vision.frames import Frames, blend, ddpm, frames_of
 from ..vision.photographs import load_photograph
+from ..worlds.shapes.judge import is_readable, is_shapes_model
 from .explain import Request, recorded
 from .job import At, Outcome, Watch, attribute, check_steps, flags, pictured, shown_steps, stamp
 
@@ -279,7 +280,7 @@ def _object(study: Study, model: Model, picture: np.ndarray) -> np.ndarray | Non
     if study.masks:
         drawn = load_photograph(study.masks[0]).convert("L").resize(picture.shape[1::-1], Image.Resampling.NEAREST)
         return _telling(np.asarray(drawn) > 127, study.masks[0])
-    if model.name != "shapes" or picture.shape[:2] != (64, 64):
+    if not is_shapes_model(model.name) or not is_readable(picture):
         return None
     inside = np.asarray(object_masks(picture / 255).any(axis=0))
     return inside if inside.any() and not inside.all() else None
@@ -376,7 +377,7 @@ def record(study: Study, found: Recognised) -> dict[str, Any]:
     """What is told and kept of all pictures together: the command, the table of moments, what failed."""
     curves = {name: e.likelihood for name, e in found.explanations.items() if e.likelihood is not None}
     rows = list(likelihood.rows_of(likelihood.comparison(curves)))
-    levels = [f"{level:g}" for level in likelihood.LEVELS]
+    levels = [f"{level:g}" for level in likelihood.LIKELIHOOD_LEVELS]
     return {
         "command": study.command(),
         "preset": study.preset,

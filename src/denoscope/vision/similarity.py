@@ -8,9 +8,7 @@ import torch
 
 C1, C2 = 0.01**2, 0.03**2
 C3 = C2 / 2
-
-
-# The terms of structural similarity (Wang et al. 2004), as pure functions of local moments.
+"""The constants that keep the terms finite, for values in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +21,14 @@ class LocalMoments:
 
     @classmethod
     def of(cls, values: torch.Tensor, window: int = 15, sigma: float = 1.5) -> "LocalMoments":
-        """Window `window` × `window`, zero padding; variances clamped at 0 before any root is taken."""
+        """Return the moments in a window of `window` × `window`, zero padded; variances are clamped at 0."""
         mean = blurred(values, window, sigma)
         variance = (blurred(values * values, window, sigma) - mean * mean).clamp(min=0)
         return cls(values, mean, variance)
 
 
 def blurred(values: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
-    """Gaussian filter with zero padding, as two matrix products: K_h x K_wᵀ."""
+    """Filter maps (..., h, w) by a Gaussian with zero padding, as two matrix products: K_h x K_wᵀ."""
     height, width = values.shape[-2:]
     rows = _band_matrix(height, window, sigma).to(values)
     columns = rows if height == width else _band_matrix(width, window, sigma).to(values)
@@ -46,32 +44,32 @@ def _band_matrix(size: int, window: int, sigma: float) -> torch.Tensor:
 
 
 def covariance(a: LocalMoments, b: LocalMoments, window: int = 15, sigma: float = 1.5) -> torch.Tensor:
-    """Local covariance σ_ab."""
+    """Return the local covariance σ_ab, (n, channels, h, w)."""
     return blurred(a.values * b.values, window, sigma) - a.mean * b.mean
 
 
 def structure(a: LocalMoments, b: LocalMoments, numerator: float = 1.0) -> torch.Tensor:
-    """s = (σ_ab + C3) / (σ_a σ_b + C3); the published code has 2 σ_ab, `numerator=2`."""
+    """Return s = (σ_ab + C3) / (σ_a σ_b + C3); the published code has 2 σ_ab, `numerator=2`."""
     return (numerator * covariance(a, b) + C3) / ((a.variance * b.variance).sqrt() + C3)
 
 
 def contrast(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """c = (2 σ_a σ_b + C2) / (σ_a² + σ_b² + C2)."""
+    """Return c = (2 σ_a σ_b + C2) / (σ_a² + σ_b² + C2)."""
     return (2 * (a.variance * b.variance).sqrt() + C2) / (a.variance + b.variance + C2)
 
 
 def luminance(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """l = (2 μ_a μ_b + C1) / (μ_a² + μ_b² + C1)."""
+    """Return l = (2 μ_a μ_b + C1) / (μ_a² + μ_b² + C1)."""
     return (2 * a.mean * b.mean + C1) / (a.mean**2 + b.mean**2 + C1)
 
 
 def full_ssim(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """SSIM = l · c · s."""
+    """Return SSIM = l · c · s."""
     return luminance(a, b) * contrast(a, b) * structure(a, b)
 
 
 def cosine(a: LocalMoments, b: LocalMoments) -> torch.Tensor:
-    """Cosine of the channel vectors at each position, (n, 1, h, w)."""
+    """Return the cosine of the channel vectors at each position, (n, 1, h, w)."""
     return torch.nn.functional.cosine_similarity(a.values, b.values, dim=1)[:, None]
 
 
@@ -82,3 +80,4 @@ SIMILARITIES: dict[str, Callable[[LocalMoments, LocalMoments], torch.Tensor]] = 
     "ssim": full_ssim,
     "cosine": cosine,
 }
+"""Similarities by name, from local moments of two maps to values at each position."""

@@ -1,4 +1,4 @@
-"""Exact worlds: denoisers known in closed form, so that what is measured on them has a right answer.
+"""Exact worlds: denoisers in closed form, so that every measurement on them has a right answer.
 
 A world is a distribution of pictures x0 in about [−1, 1]. With y = x_t / alpha = x0 + s ε, s² = sigma² / alpha², its
 denoiser is E[x0 | y]; `world.pipeline()` is a diffusers pipeline of it, which `denoscope.load` takes.
@@ -17,11 +17,12 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from scipy import integrate, stats
 
-from ..errors import InputError
+from ..errors import InputError, shown_value
 from ..recording.traces import Trace
 from ..timing.likelihood import crossing
 
 HALF_POWER = math.sqrt(0.5)
+"""The amplitude at half of the power."""
 
 
 class World(ABC):
@@ -29,23 +30,29 @@ class World(ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture."""
 
     @abstractmethod
     def denoised(self, y: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-        """E[x0 | x0 + s ε = y] of y (n, channels, h, w) and s² (n, 1, 1, 1) or one number."""
+        """Return E[x0 | x0 + s ε = y] of y (n, channels, h, w) and s² (n, 1, 1, 1) or one number."""
 
     @abstractmethod
     def draw(self, count: int, seed: int = 0) -> torch.Tensor:
-        """Pictures of the world itself, (count, channels, h, w)."""
+        """Draw pictures of the world itself, (count, channels, h, w)."""
 
     def pipeline(self, scheduler: Any = None) -> "ExactPipeline":
-        """A pipeline with the exact denoiser; the scheduler, DDIM if none is given, has to predict ε."""
-        scheduler = scheduler or DDIMScheduler(clip_sample=False)
-        if (kind := scheduler.config.get("prediction_type")) != "epsilon":
+        """Return a pipeline with the exact denoiser and a scheduler, DDIM if it is None.
+
+        Raises `InputError` for a scheduler that does not predict ε.
+        """
+        ddim: Any = DDIMScheduler
+        scheduler = scheduler or ddim(clip_sample=False)
+        prediction = scheduler.config.get("prediction_type")
+        if prediction != "epsilon":
             raise InputError(
-                f"{type(scheduler).__name__} has prediction_type={kind!r}, and the exact denoisers predict the noise. "
-                'Give a scheduler with prediction_type="epsilon".'
+                f"{type(scheduler).__name__} has prediction_type={shown_value(prediction)}, and the exact denoisers "
+                'predict the noise. Give a scheduler with prediction_type="epsilon".'
             )
         return ExactPipeline(ExactDenoiser(self, scheduler.alphas_cumprod), scheduler)
 
@@ -65,7 +72,7 @@ class GaussianWorld(World):
 
     @classmethod
     def cosines(cls, side: int, variances: list[float]) -> "GaussianWorld":
-        """Grey pictures of plane cosines, the coarsest first, with these variances; mean 0.
+        """Return the world of grey pictures of plane cosines, the coarsest first, with these variances; mean 0.
 
         >>> GaussianWorld.cosines(8, [4.0, 1.0, 0.25]).modes.shape
         torch.Size([3, 1, 8, 8])
@@ -80,14 +87,17 @@ class GaussianWorld(World):
 
     @classmethod
     def of_covariance(cls, covariance: torch.Tensor, mean: torch.Tensor) -> "GaussianWorld":
-        """The world of a covariance (d, d) of the d = c·h·w values of a `mean` (c, h, w); largest variance first."""
+        """Return the world of a covariance (d, d) of the d = c·h·w values of a `mean` (c, h, w).
+
+        Its modes are ordered by their variances, the largest first.
+        """
         variances, vectors = torch.linalg.eigh(covariance.double())
-        kept = (variances > 1e-6 * variances[-1]).nonzero()[:, 0].flip(0)
-        return cls(mean, vectors.T[kept].reshape(-1, *mean.shape).to(mean), variances[kept].to(mean))
+        order = (variances > 1e-6 * variances[-1]).nonzero()[:, 0].flip(0)
+        return cls(mean, vectors.T[order].reshape(-1, *mean.shape).to(mean), variances[order].to(mean))
 
     @classmethod
     def window(cls, mask: np.ndarray, variance: float = 0.25, reach: float = 2.0) -> "GaussianWorld":
-        """Grey pictures that vary inside a boolean mask (side, side) only, smoothly over `reach` pixels.
+        """Return the world of grey pictures that vary inside a boolean mask (side, side) only, over `reach` pixels.
 
         The predicted clean picture depends on the noisy one inside the mask and on nothing outside it.
         """
@@ -103,7 +113,7 @@ class GaussianWorld(World):
         return channels, height, width
 
     def coefficients(self, pictures: torch.Tensor) -> torch.Tensor:
-        """u_kᵀ (x − μ) of pictures (n, c, h, w), as (n, k)."""
+        """Return u_kᵀ (x − μ) of pictures (n, c, h, w), as (n, k)."""
         return torch.einsum("nchw,kchw->nk", pictures - self.mean.to(pictures), self.modes.to(pictures))
 
     def denoised(self, y: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -119,7 +129,7 @@ class GaussianWorld(World):
         return self.mean.to(coefficients) + torch.einsum("nk,kchw->nchw", coefficients, modes)
 
     def emergence(self, level: float = HALF_POWER) -> np.ndarray:
-        """s² (k,) at which a mode of the clean prediction has reached a share `level` of its final value.
+        """Return s² (k,) at which each mode of the clean prediction has reached a share `level` of its final value.
 
         Without noise of the sampler's own, y's part along u_k is proportional to √(λ_k + s²), so the prediction's is
         √(λ_k / (λ_k + s²)) of the final one: s² = λ_k (1 / level² − 1). At half of its power, level √½, that is λ_k.
@@ -128,10 +138,10 @@ class GaussianWorld(World):
 
 
 def measured_emergence(trace: Trace, world: GaussianWorld, level: float = HALF_POWER) -> np.ndarray:
-    """s² (k,) at which the modes of a recorded run's clean predictions reach a share `level` of their final value.
+    """Return s² (k,) at which the modes of a run's clean predictions reach a share `level` of their final value.
 
-    To be compared with `world.emergence(level)`, for samplers without noise of their own. Between steps log s² is
-    interpolated; NaN where a mode is there from the first step on, or never.
+    Compare it with `world.emergence(level)`, for samplers without noise of their own. Between steps log s² is
+    interpolated. NaN for a mode that reaches it at the first step, or never.
     """
     clean = torch.cat([step.pred_original_sample[:1] for step in trace])
     shares = (world.coefficients(clean) / world.coefficients(trace[-1].prev_sample[:1])).numpy()
@@ -143,9 +153,9 @@ def measured_emergence(trace: Trace, world: GaussianWorld, level: float = HALF_P
 @final
 @dataclass(frozen=True, eq=False)
 class MixtureWorld(World):
-    """Σ_j w_j N(m_j, v I): `means` (j, c, h, w), `variance` v, `weights` w, equal if none are given.
+    """Σ_j w_j N(m_j, v I): `means` (j, c, h, w), `variance` v, `weights` w, equal if empty.
 
-    Which of the modes a picture comes to is decided around the speciation time (Biroli, Bonnaire, de Bortoli, Mézard
+    The mode of a picture is decided around the speciation time (Biroli, Bonnaire, de Bortoli, Mézard
     2024).
     """
 
@@ -161,11 +171,11 @@ class MixtureWorld(World):
     @property
     def shares(self) -> torch.Tensor:
         """The weights, adding up to one."""
-        given = torch.tensor(self.weights) if self.weights else torch.ones(len(self.means))
-        return given / given.sum()
+        weights = torch.tensor(self.weights) if self.weights else torch.ones(len(self.means))
+        return weights / weights.sum()
 
     def posterior(self, y: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-        """p(mode | y), (n, j)."""
+        """Return p(mode | y), (n, j), of y (n, c, h, w) and s²."""
         apart = (y[:, None] - self.means.to(y)).square().sum(dim=(2, 3, 4))
         return (self.shares.to(y).log() - apart / (2 * (self.variance + variance.reshape(-1, 1)))).softmax(dim=1)
 
@@ -179,12 +189,12 @@ class MixtureWorld(World):
         return self.means[modes] + math.sqrt(self.variance) * torch.randn(count, *self.shape, generator=generator)
 
     def nearest(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The mode that each picture (n, c, h, w) is closest to, (n,)."""
+        """Return the number of the mode that each picture (n, c, h, w) is closest to, (n,)."""
         return torch.cdist(pictures.flatten(1), self.means.to(pictures).flatten(1)).argmin(dim=1)
 
     @property
     def speciation(self) -> float:
-        """s² at which the class begins to be decided: the largest variance between the modes, less that within them.
+        """The s² at which the class begins to be decided: the largest variance between the modes, less that within.
 
         There the density of y loses its single peak: for two equal modes ± m the curvature along m vanishes where
         |m|² = v + s². `ou_time` gives the published form, ½ ln(1 + |m|² − v), which tends to ½ ln Λ, Λ being the
@@ -200,10 +210,10 @@ class MixtureWorld(World):
         return between - self.variance
 
     def agreement(self, log_snr: float) -> float:
-        """P(two clones of one x_t end in the same mode), a sampler with noise of its own; two equal modes ± m.
+        """Return P(two clones of one x_t end in the same mode) for a noisy sampler and two equal modes ± m.
 
         It is E[p² + (1 − p)²] with p = 1 / (1 + exp(−2 √r z)), z ~ N(√r, 1) and r = |m|² / (v + s²): ½ in pure noise,
-        1 without. As much is P(a picture keeps its mode) when it is noised to x_t and finished again.
+        1 without. The same is P(a picture keeps its mode) when it is noised to x_t and finished again.
         """
         root = math.sqrt(self._separation(log_snr))
 
@@ -214,11 +224,11 @@ class MixtureWorld(World):
         return float(integrate.quad(same, root - 8, root + 8)[0])
 
     def survival(self, log_snr: float) -> float:
-        """P(a picture keeps its mode), noised to x_t and finished without noise: Φ(√r), the side that x_t is on."""
+        """Return P(a picture keeps its mode), noised to x_t and finished without noise: Φ(√r)."""
         return float(stats.norm.cdf(math.sqrt(self._separation(log_snr))))
 
     def _separation(self, log_snr: float) -> float:
-        """r = |m|² / (v + s²)."""
+        """Return r = |m|² / (v + s²)."""
         if len(self.means) != 2 or not math.isclose(*self.shares.tolist()):
             raise InputError(f"The closed form is of two equal modes, and there are {len(self.means)}: {self.shares}.")
         distance = float((self.means[0] - self.means[1]).norm()) / 2
@@ -226,19 +236,20 @@ class MixtureWorld(World):
 
 
 def ou_time(variance: float) -> float:
-    """t of s² on the Ornstein–Uhlenbeck process, x_t = e^{−t} x0 + √(1 − e^{−2t}) ε: ½ ln(1 + s²)."""
+    """Return t of s² on the Ornstein–Uhlenbeck process, x_t = e^{−t} x0 + √(1 − e^{−2t}) ε: ½ ln(1 + s²)."""
     return math.log1p(variance) / 2
 
 
 class ExactDenoiser(torch.nn.Module):
-    """Predicts ε of x = alpha x0 + sigma ε exactly, alpha and sigma being those of the time step."""
+    """The exact prediction of ε for x = alpha x0 + sigma ε, with alpha and sigma of the time step."""
 
     def __init__(self, world: World, alphas_cumprod: torch.Tensor):
         super().__init__()
         self.world = world
         self.sigmas = ((1 - alphas_cumprod) / alphas_cumprod).double().sqrt().numpy()
         channels, _, side = world.shape
-        self.config = FrozenDict(in_channels=channels, sample_size=side)
+        config_of: Any = FrozenDict
+        self.config = config_of(in_channels=channels, sample_size=side)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     def forward(self, sample: torch.Tensor, timestep: Any, return_dict: bool = True) -> Any:
@@ -251,18 +262,19 @@ class ExactDenoiser(torch.nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """A denoiser's output under diffusers' name for it."""
+    """A denoiser's output, under diffusers' name for it."""
 
     sample: torch.Tensor = field(repr=False)
 
 
 class ExactPipeline(DiffusionPipeline):
-    """Unconditional sampling in pixels with whatever scheduler it has."""
+    """A pipeline of unconditional sampling in pixels, with any scheduler."""
 
     def __init__(self, unet: ExactDenoiser, scheduler: Any):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.set_progress_bar_config(disable=True)
+        pipeline: Any = self
+        pipeline.register_modules(unet=unet, scheduler=scheduler)
+        pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def __call__(
@@ -277,9 +289,12 @@ class ExactPipeline(DiffusionPipeline):
         scheduler.set_timesteps(num_inference_steps)
         noise = torch.randn(batch_size, *self.unet.world.shape, generator=generator)
         x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-        own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         for t in scheduler.timesteps:
             output = self.unet(scheduler.scale_model_input(x, t), t).sample
-            x = scheduler.step(output, t, x, **own).prev_sample
+            x = scheduler.step(output, t, x, **options).prev_sample
         images = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        return ImagePipelineOutput(images=images if output_type == "np" else self.numpy_to_pil(images))
+        if output_type != "np":
+            to_pil: Any = self.numpy_to_pil
+            images = to_pil(images)
+        return ImagePipelineOutput(images=images)

@@ -1,4 +1,4 @@
-"""What a picture of the bundled world shows, as the experiments of `commitment` read it."""
+"""Readers of the bundled model's pictures, for the experiments of `timing.commitment`."""
 
 import math
 from collections.abc import Callable
@@ -6,48 +6,46 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ModelError
-from ..recording.loading import BUNDLED
+from ..errors import ModelError
 from ..recording.models import Model
-from .shapes.judge import find
-from .shapes.scenes import SIDE
+from .shapes.judge import SHAPES_MODEL, find, is_shapes_model
 
-NEAR = 4.0
-"""Pixels within which two places are one: half the radius of a small thing, and the grid that centres lie on."""
+SAME_PLACE = 4.0
+"""The largest distance of two positions, in pixels, that are the same place.
+
+It is half the radius of a small thing, and the grid that centres lie on.
+"""
 
 Place = tuple[float, float]
+"""A position in pixels, (x, y)."""
 
 
 def attributes_shown(picture: np.ndarray) -> dict[str, str | Place | None]:
-    """The background and the largest thing of a picture (64, 64, 3) in [0, 1]; None for what no thing has.
+    """Return the background of a picture, (64, 64, 3) in [0, 1], and the attributes of its largest thing.
 
-    The attributes are background, colour, shape, size, texture and position, the last in pixels (x, y). Raises
-    `InputError` for a picture of another size.
+    The attributes are background, colour, shape, size, texture and position, the last in pixels (x, y). Without any
+    thing they are None, but for the background. Raises `InputError` for a picture of another shape.
     """
-    if picture.shape != (SIDE, SIDE, 3):
-        raise InputError(
-            f"The judge reads pictures of the bundled world, ({SIDE}, {SIDE}, 3), and was given {picture.shape}. For "
-            "another model give a reader of your own: a function from a picture to a dict of attributes and values."
-        )
-    found = find(picture)
-    thing = found.things[0] if found.things else None
-    own = {name: getattr(thing, name, None) for name in ("colour", "shape", "size", "texture")}
-    return {"background": found.background, **own, "position": (thing.x, thing.y) if thing else None}
+    finding = find(picture)
+    thing = finding.things[0] if finding.things else None
+    attributes = {name: getattr(thing, name, None) for name in ("colour", "shape", "size", "texture")}
+    position = None if thing is None else (thing.x, thing.y)
+    return {"background": finding.background, **attributes, "position": position}
 
 
 def same_value(first: Any, second: Any) -> bool:
-    """Whether two values of an attribute are one; places are within `NEAR` pixels of each other."""
+    """Return True if two values of an attribute are the same; two places may be `SAME_PLACE` pixels apart."""
     if isinstance(first, tuple) and isinstance(second, tuple):
-        return math.dist(first, second) <= NEAR
+        return math.dist(first, second) <= SAME_PLACE
     return bool(first == second)
 
 
 def reader_for(model: Model) -> Callable[[np.ndarray], dict[str, str | Place | None]]:
-    """The judge of a bundled model's pictures; raises `ModelError` for a model that none was made for."""
-    if model.name not in BUNDLED:
+    """Return the reader of the bundled model's pictures; raises `ModelError` for another model."""
+    if not is_shapes_model(model.name):
         raise ModelError(
-            f'There is no judge of the pictures of "{model.name}": the attributes of the bundled '
-            f"{', '.join(BUNDLED)} are known, and no others. Give a reader of your own, a function from a picture "
-            "(height, width, 3) in [0, 1] to a dict of attributes and values, such as a classifier's best label."
+            f'There is no judge of the pictures of "{model.name}": only pictures of the bundled model "{SHAPES_MODEL}" '
+            "can be read. Give a reader of your own, a function from a picture (height, width, 3) in [0, 1] to a dict "
+            "of attributes and values, such as a classifier's best label."
         )
     return attributes_shown

@@ -1,1 +1,4 @@
-"""The shapes world: scenes with exact masks, a judge of pictures, and the model trained on them."""
+"""The shapes world: scenes with exact masks and captions (`scenes`), and a judge of its pictures (`judge`).
+
+The bundled model, "shapes", is trained on it.
+"""

@@ -1,25 +1,35 @@
-"""What does a picture show? Read off its colours and outlines, without any trained network.
+"""The judge of the shapes world: reads the scene of a picture off its colours and outlines, without a trained network.
 
-The judge knows the palette and the outlines of `scenes.py` and nothing of the models: the background is the
-palette colour most of the frame is closest to; things are the connected regions that differ from it; each is
-compared with every outline at every plausible centre and radius."""
+The judge knows the palette and the outlines of `scenes` and nothing of the models. The background is the palette colour
+that most of the frame is closest to. Things are the connected regions that differ from it. Each region is compared with
+every outline at every plausible centre and radius.
+"""
 
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from scipy import ndimage
 
-from .scenes import BACKGROUNDS, COLOURS, DARK, SHAPES, SIDE, SIZES, Scene, Thing, coverage
+from ...errors import InputError
+from .scenes import BACKGROUNDS, COLOURS, DARK, SHAPES, SIDE, SIZES, Scene, Thing, outline_coverage
+
+SHAPES_MODEL = "shapes"
+"""The name of the bundled model, whose pictures the judge reads."""
 
 MIN_AREA = 40
+"""The smallest area of a thing, in pixels."""
 DIFFERS = 0.14
-FRINGE = 0.35  # pixels: how far outside the outline a partly covered pixel still differs from the background
+"""The smallest distance in RGB, each channel in [0, 1], from the background's colour to a thing's."""
+FRINGE = 0.35
+"""The distance outside an outline, in pixels, at which a partly covered pixel still differs from the background."""
 SIZE_LIMIT = (SIZES["small"] + SIZES["large"]) / 2
+"""The radius, in pixels, from which a thing is large."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The background and the things found, largest first, each with its fitted centre and radius in pixels."""
+    """The background and the things of a picture, largest first, each with its fitted centre and radius in pixels."""
 
     background: str
     things: tuple[Thing, ...]
@@ -27,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which facts of a scene a picture shows, as booleans; `position` is True where there is no relation to hold."""
+    """The facts of a scene that a picture shows, as booleans; `position` is True for a scene without a relation."""
 
     background: bool
     count: bool
@@ -38,47 +48,66 @@ class Verdict:
     position: bool
 
     def things_right(self) -> bool:
-        """Every thing has every attribute that was asked for, and no thing is missing or left over."""
+        """Return True if every thing has its scene's attributes, and no thing is missing or left over."""
         return self.count and all(map(all, (self.colour, self.shape, self.texture, self.size)))
 
 
+def is_shapes_model(name: str) -> bool:
+    """Return True if a model, given by its name, draws the shapes world, so that the judge can read its pictures."""
+    return name == SHAPES_MODEL
+
+
+def is_readable(picture: np.ndarray) -> bool:
+    """Return True if a picture has the shape that the judge reads, (64, 64, 3)."""
+    return picture.shape == (SIDE, SIDE, 3)
+
+
 def find(picture: np.ndarray) -> Finding:
-    """Read a picture, (64, 64, 3) in [0, 1].
+    """Read a picture, (64, 64, 3) in [0, 1]; raises `InputError` for a picture of another shape.
 
     >>> from .scenes import render
     >>> find(render(Scene.random(3))).background == Scene.random(3).background
     True
     """
     picture = np.asarray(picture, dtype=np.float64)
-    if picture.shape != (SIDE, SIDE, 3):
-        raise ValueError(f"the judge reads pictures of shape ({SIDE}, {SIDE}, 3), and was given {picture.shape}")
+    if not is_readable(picture):
+        raise InputError(
+            f"The judge cannot read a picture of shape {picture.shape}: it reads pictures of the bundled model, "
+            f"({SIDE}, {SIDE}, 3). For another model give a reader of your own, a function from a picture to a dict of "
+            "attributes and values."
+        )
     background = _background(picture)
     ground = np.array(BACKGROUNDS[background]) / 255
     differs = np.linalg.norm(picture - ground, axis=-1) > DIFFERS
     regions, count = ndimage.label(differs)
-    whole = [ndimage.binary_fill_holes(regions == i) for i in range(1, count + 1)]
-    whole = sorted((region for region in whole if region.sum() >= MIN_AREA), key=np.sum, reverse=True)
-    return Finding(background, tuple(_thing(picture, region) for region in whole))
+    filled = [ndimage.binary_fill_holes(regions == i) for i in range(1, count + 1)]
+    large = sorted((region for region in filled if region.sum() >= MIN_AREA), key=np.sum, reverse=True)
+    return Finding(background, tuple(_thing(picture, region) for region in large))
 
 
 def judge(picture: np.ndarray, scene: Scene) -> Verdict:
-    """Compare what a picture shows with what was asked for; things are matched to minimise the disagreements."""
-    found = find(picture)
-    things = matched(found.things, scene.things)
-    same = {
-        name: tuple(thing is not None and getattr(thing, name) == getattr(asked, name) for thing, asked in things)
-        for name in ("colour", "shape", "texture", "size")
-    }
+    """Compare a picture, (64, 64, 3) in [0, 1], with a scene; things are matched to minimise the disagreements."""
+    finding = find(picture)
+    pairs = matched(finding.things, scene.things)
+
+    def agreeing(attribute: str) -> tuple[bool, ...]:
+        return tuple(
+            seen is not None and getattr(seen, attribute) == getattr(wanted, attribute) for seen, wanted in pairs
+        )
+
     return Verdict(
-        background=found.background == scene.background,
-        count=len(found.things) == len(scene.things),
-        position=_relation_holds([thing for thing, _ in things], scene.relation),
-        **same,
+        background=finding.background == scene.background,
+        count=len(finding.things) == len(scene.things),
+        colour=agreeing("colour"),
+        shape=agreeing("shape"),
+        texture=agreeing("texture"),
+        size=agreeing("size"),
+        position=_relation_holds([seen for seen, _ in pairs], scene.relation),
     )
 
 
 def _background(picture: np.ndarray) -> str:
-    """The palette colour with the most pixels within reach, over the outer frame of the picture and its inside."""
+    """Return the background colour that most pixels of the picture are close to."""
     palette = np.array(list(BACKGROUNDS.values())) / 255
     distance = np.linalg.norm(picture[:, :, None] - palette, axis=-1)
     nearest, close = distance.argmin(-1), distance.min(-1) < 0.44
@@ -95,7 +124,7 @@ def _thing(picture: np.ndarray, region: np.ndarray) -> Thing:
 
 
 def _outline(region: np.ndarray) -> tuple[str, float, float, float]:
-    """The outline, centre and radius with the best overlap (intersection over union) with a region."""
+    """Return shape, centre x, y and radius of the outline with the best overlap (intersection over union)."""
     rows, columns = np.nonzero(region)
     x0, x1, y0, y1 = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
     extent = max(x1 - x0, y1 - y0) / 2
@@ -114,7 +143,7 @@ def _outline(region: np.ndarray) -> tuple[str, float, float, float]:
 
 
 def _colour(pixels: np.ndarray) -> str:
-    """The palette colour, at full or at dark shade, that most pixels are closest to."""
+    """Return the palette colour, at full or at dark shade, that most pixels are closest to."""
     palette = np.array(list(COLOURS.values())) / 255
     shades = np.concatenate([palette, DARK * palette])
     nearest = np.linalg.norm(pixels[:, None] - shades, axis=-1).argmin(-1) % len(palette)
@@ -122,7 +151,7 @@ def _colour(pixels: np.ndarray) -> str:
 
 
 def _texture(picture: np.ndarray, inside: np.ndarray) -> str:
-    """Plain where brightness hardly varies; striped where rows alone explain the variation; else dotted."""
+    """Return plain where brightness hardly varies, striped where rows explain the variation, else dotted."""
     brightness = picture.max(-1)
     values = brightness[inside]
     bright = np.quantile(values, 0.9)
@@ -135,22 +164,25 @@ def _texture(picture: np.ndarray, inside: np.ndarray) -> str:
     return "striped" if between > 0.6 * values.var() else "dotted"
 
 
-def matched(found: tuple[Thing, ...], asked: tuple[Thing, ...]) -> list[tuple[Thing | None, Thing]]:
-    """(found, asked) for each thing asked for: a different thing found, or None where there are too few."""
-    padded = [*found[:3], *[None] * len(asked)]
-    orders = [(i,) for i in range(len(padded))] if len(asked) == 1 else [
-        (i, j) for i in range(len(padded)) for j in range(len(padded)) if i != j
-    ]  # fmt: skip
-    best = max(
-        orders, key=lambda order: sum(_agreement(padded[i], thing) for i, thing in zip(order, asked, strict=True))
-    )
-    return [(padded[i], thing) for i, thing in zip(best, asked, strict=True)]
+def matched(things: tuple[Thing, ...], wanted: tuple[Thing, ...]) -> list[tuple[Thing | None, Thing]]:
+    """Return a pair (thing of the picture, wanted thing) for each wanted thing, the pairs that agree best.
+
+    The things are distinct; None stands for a thing that the picture lacks. At most the three largest are compared.
+    """
+    candidates = [*things[:3], *[None] * len(wanted)]
+
+    def total(order: tuple[int, ...]) -> float:
+        return sum(_agreement(candidates[i], thing) for i, thing in zip(order, wanted, strict=True))
+
+    best = max(permutations(range(len(candidates)), len(wanted)), key=total)
+    return [(candidates[i], thing) for i, thing in zip(best, wanted, strict=True)]
 
 
-def _agreement(found: Thing | None, asked: Thing) -> float:
-    if found is None:
+def _agreement(thing: Thing | None, wanted: Thing) -> float:
+    if thing is None:
         return -0.5
-    return float(sum(getattr(found, name) == getattr(asked, name) for name in ("colour", "shape", "texture", "size")))
+    attributes = ("colour", "shape", "texture", "size")
+    return float(sum(getattr(thing, name) == getattr(wanted, name) for name in attributes))
 
 
 def _relation_holds(things: list[Thing | None], relation: str | None) -> bool:
@@ -164,19 +196,23 @@ def _relation_holds(things: list[Thing | None], relation: str | None) -> bool:
 
 
 def object_masks(picture: np.ndarray) -> np.ndarray:
-    """Masks of the things in a picture (64, 64, 3) of the bundled world, values in [0, 1]: boolean (things, 64, 64)."""
+    """Return masks of the things in a picture, (64, 64, 3) in [0, 1]: boolean (things, 64, 64), the largest first."""
     things = find(picture).things
-    return np.array([coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
+    return np.array([outline_coverage(thing) >= 0.5 for thing in things]).reshape(len(things), *picture.shape[:2])
 
 
 def masks_of_things(picture: np.ndarray, scene: Scene) -> np.ndarray | None:
-    """Which of the things in a picture of the bundled world is which of a scene's: masks (things, 64, 64) in its order.
+    """Return masks of a scene's things in a picture, (64, 64, 3) in [0, 1]: boolean (things, 64, 64), in their order.
 
-    None where the picture has another number of things, or one of them has another colour or shape than it should.
+    None if the picture has another number of things, or one of them has another colour or shape than in the scene.
     """
-    found = find(picture).things
-    pairs = matched(found, scene.things)
-    right = all(t is not None and (t.colour, t.shape) == (asked.colour, asked.shape) for t, asked in pairs)
-    if len(found) != len(scene.things) or not right:
+    things = find(picture).things
+    pairs = matched(things, scene.things)
+    seen = [thing for thing, wanted in pairs if thing is not None and _same_kind(thing, wanted)]
+    if len(things) != len(scene.things) or len(seen) != len(scene.things):
         return None
-    return np.array([coverage(thing) >= 0.5 for thing, _ in pairs if thing is not None])
+    return np.array([outline_coverage(thing) >= 0.5 for thing in seen])
+
+
+def _same_kind(thing: Thing, wanted: Thing) -> bool:
+    return (thing.colour, thing.shape) == (wanted.colour, wanted.shape)

@@ -4,11 +4,13 @@ Everything follows from a seed: `Scene.random(seed)` draws the facts, `render(sc
 `masks(scene)` the ground truth and `caption(scene)` one of many wordings of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 SIDE = 64
+"""Height and width of a picture, in pixels."""
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -26,16 +28,23 @@ BACKGROUNDS = {
     "cyan": (130, 220, 230),
 }
 SIZES = {"small": 8.0, "large": 13.0}
+"""Half extents of things, in pixels."""
 TEXTURES = ("plain", "striped", "dotted")
 RELATIONS = ("left of", "right of", "above", "below")
 
-GRID = 4  # pixels between possible centres: one cell of the bundled autoencoder's latent
-MARGIN = 1.5  # pixels between a thing and the picture's border
-GAP = 2.0  # pixels between two things, along the axis of their relation
+GRID = 4
+"""Pixels between possible centres: one cell of the bundled autoencoder's latent."""
+MARGIN = 1.5
+"""Pixels between a thing and the picture's border."""
+GAP = 2.0
+"""Pixels between two things, along the axis of their relation."""
 
 TEXTURE_PERIOD = 7.0
+"""Pixels from stripe to stripe, and from dot to dot."""
 DOT_RADIUS = 2.1
+"""The radius of a dot, in pixels."""
 DARK = 0.4
+"""The brightness of a texture's dark shade, as a share of the colour's."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ class Scene:
         >>> Scene.random(7, count=1, size="small").things[0].size
         'small'
 
-        `count` is 1 or 2 (drawn when None); `size` fixes the size of every thing.
+        `count` is 1 or 2, or None to draw it; `size` fixes the size of every thing.
         """
         rng = np.random.default_rng([seed, 0])
         count = int(rng.integers(1, 3)) if count is None else count
@@ -84,9 +93,10 @@ def _random_thing(rng: np.random.Generator, size: str | None) -> Thing:
 
 
 def _places(thing: Thing) -> np.ndarray:
-    """The coordinates a thing's centre may have, the same across and down."""
+    """Return the coordinates that a thing's centre may have, the same across and down."""
     lowest = thing.radius + MARGIN
-    return np.arange(GRID * np.ceil(lowest / GRID), SIDE - lowest + 1e-9, GRID)
+    places: np.ndarray = np.arange(GRID * np.ceil(lowest / GRID), SIDE - lowest + 1e-9, GRID)
+    return places
 
 
 def _placed(rng: np.random.Generator, things: tuple[Thing, ...], relation: str | None) -> tuple[Thing, ...]:
@@ -109,26 +119,35 @@ def _placed(rng: np.random.Generator, things: tuple[Thing, ...], relation: str |
 
 
 def _circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.hypot(x, y) - 1.0
+    distance: np.ndarray = np.hypot(x, y) - 1.0
+    return distance
 
 
 def _square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.9
+    distance: np.ndarray = np.maximum(np.abs(x), np.abs(y)) - 0.9
+    return distance
 
 
 def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Upright, apex at y = −1, base at y = 0.9."""
+    """Return the distance to an upright triangle, apex at y = −1, base at y = 0.9."""
     side = (np.abs(x) * 1.9 + (-1.0 - y)) / np.hypot(1.9, 1.0)
-    return np.maximum(side, y - 0.9)
+    distance: np.ndarray = np.maximum(side, y - 0.9)
+    return distance
 
 
 def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.abs(x), np.abs(y)
-    return np.maximum(np.maximum(x, y) - 1.0, np.minimum(x, y) - 0.4)
+    distance: np.ndarray = np.maximum(np.maximum(x, y) - 1.0, np.minimum(x, y) - 0.4)
+    return distance
 
 
-SHAPES = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross}
-"""Signed distance to the outline in units of the radius; negative inside, y downwards."""
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+}
+"""Signed distances from points (x, y) to the outlines, in units of the radius; negative inside, y downwards."""
 
 
 def _offsets(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
@@ -136,52 +155,65 @@ def _offsets(thing: Thing) -> tuple[np.ndarray, np.ndarray]:
     return np.meshgrid(axis - thing.x, axis - thing.y)
 
 
-def coverage(thing: Thing) -> np.ndarray:
-    """Anti-aliased mask of one thing, (64, 64) in [0, 1]."""
+def outline_coverage(thing: Thing) -> np.ndarray:
+    """Return the share of each pixel that a thing covers, (64, 64) in [0, 1]."""
     x, y = _offsets(thing)
     distance = SHAPES[thing.shape](x / thing.radius, y / thing.radius) * thing.radius
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
 def _darkness(thing: Thing) -> np.ndarray:
-    """How much of the texture's dark shade each pixel has, (64, 64) in [0, 1]."""
+    """Return the share of the texture's dark shade in each pixel, (64, 64) in [0, 1]."""
     x, y = _offsets(thing)
     if thing.texture == "plain":
         return np.zeros_like(x)
-    fold = lambda u: np.abs((u / TEXTURE_PERIOD + 0.5) % 1.0 - 0.5) * TEXTURE_PERIOD  # noqa: E731
     if thing.texture == "striped":
-        return np.clip(0.5 + TEXTURE_PERIOD / 4 - fold(y), 0.0, 1.0)
-    return np.clip(0.5 + DOT_RADIUS - np.hypot(fold(x), fold(y)), 0.0, 1.0)
+        return np.clip(0.5 + TEXTURE_PERIOD / 4 - _folded(y), 0.0, 1.0)
+    dots: np.ndarray = np.clip(0.5 + DOT_RADIUS - np.hypot(_folded(x), _folded(y)), 0.0, 1.0)
+    return dots
+
+
+def _folded(offsets: np.ndarray) -> np.ndarray:
+    """Return the distance of each offset to the nearest multiple of the texture's period."""
+    distance: np.ndarray = np.abs((offsets / TEXTURE_PERIOD + 0.5) % 1.0 - 0.5) * TEXTURE_PERIOD
+    return distance
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture, (64, 64, 3) in [0, 1]."""
+    """Draw a scene's picture, (64, 64, 3) in [0, 1]."""
     picture = np.broadcast_to(np.array(BACKGROUNDS[scene.background]) / 255, (SIDE, SIDE, 3)).copy()
     for thing in scene.things:
-        alpha = coverage(thing)[..., None]
+        alpha = outline_coverage(thing)[..., None]
         shade = 1.0 - (1.0 - DARK) * _darkness(thing)[..., None]
         picture += alpha * (shade * np.array(COLOURS[thing.colour]) / 255 - picture)
     return picture
 
 
 def masks(scene: Scene) -> np.ndarray:
-    """One boolean mask per thing, (things, 64, 64): the pixels at least half covered."""
-    return np.stack([coverage(thing) >= 0.5 for thing in scene.things])
+    """Return a boolean mask of each thing, (things, 64, 64): the pixels at least half covered."""
+    return np.stack([outline_coverage(thing) >= 0.5 for thing in scene.things])
+
+
+Owner = int | str | None
+"""The owner of a caption's word: the number of a thing, "background" or None."""
+
+OwnedWords = list[tuple[str, Owner]]
+"""Words with their owners."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A wording of a scene: `words`, and for each word whose it is (0, 1, "background" or None)."""
+    """A wording of a scene: its `words`, and the owner of each word."""
 
     words: tuple[str, ...]
-    owners: tuple[int | str | None, ...]
+    owners: tuple[Owner, ...]
 
     def __str__(self) -> str:
         return " ".join(self.words)
 
     def words_of(self, owner: int | str) -> tuple[int, ...]:
-        """Positions, in `words`, of those that name one thing or the background."""
-        return tuple(i for i, o in enumerate(self.owners) if o == owner)
+        """Return the positions of the words that name one thing or the background."""
+        return tuple(i for i, word_owner in enumerate(self.owners) if word_owner == owner)
 
 
 def caption(scene: Scene, seed: int | None = None, complete: bool = True) -> Caption:
@@ -190,33 +222,34 @@ def caption(scene: Scene, seed: int | None = None, complete: bool = True) -> Cap
     >>> str(caption(Scene("white", (Thing("circle", "red", "large", "striped"),)), seed=1))
     'a large striped red circle on a white background'
 
-    `complete` keeps every attribute; without it, size or background may go unsaid, as users leave them out.
+    `complete` names every attribute; without it, size, relation or background may be left out, as users do.
     """
     rng = np.random.default_rng([scene.seed if seed is None else seed, 1])
     article = rng.random() < 0.8
     phrases = [_noun_phrase(rng, i, t, article, complete) for i, t in enumerate(scene.things)]
-    pairs = phrases[0]
-    if len(phrases) == 2:
-        pairs = _joined(rng, phrases, scene.relation, complete)
+    pairs = phrases[0] if len(phrases) == 1 else _joined(rng, phrases, scene.relation, complete)
     pairs = _with_background(rng, pairs, scene.background, article, complete)
     words, owners = zip(*pairs, strict=True)
     return Caption(words, owners)
 
 
-def _noun_phrase(rng: np.random.Generator, owner: int, thing: Thing, article: bool, complete: bool) -> list:
+def _noun_phrase(rng: np.random.Generator, owner: int, thing: Thing, article: bool, complete: bool) -> OwnedWords:
     size = [] if not complete and rng.random() < 0.1 else [thing.size]
     texture = [] if thing.texture == "plain" and rng.random() < 0.5 else [thing.texture]
     adjectives = [*size, *texture, thing.colour]
     if rng.random() < 0.3:
         adjectives = [str(word) for word in rng.permutation(adjectives)]
-    return _article(adjectives[0], article) + [(word, owner) for word in (*adjectives, thing.shape)]
+    owned: OwnedWords = [(word, owner) for word in (*adjectives, thing.shape)]
+    return _article(adjectives[0], article) + owned
 
 
-def _article(following: str, wanted: bool) -> list:
-    return [("an" if following[0] in "aeiou" else "a", None)] * wanted
+def _article(following: str, wanted: bool) -> OwnedWords:
+    if not wanted:
+        return []
+    return [("an" if following[0] in "aeiou" else "a", None)]
 
 
-def _joined(rng: np.random.Generator, phrases: list, relation: str | None, complete: bool) -> list:
+def _joined(rng: np.random.Generator, phrases: list[OwnedWords], relation: str | None, complete: bool) -> OwnedWords:
     if relation is None or (not complete and rng.random() < 0.15):
         return [*phrases[0], ("and", None), *phrases[1]]
     words = relation.split()
@@ -225,10 +258,12 @@ def _joined(rng: np.random.Generator, phrases: list, relation: str | None, compl
     return [*phrases[0], *((word, None) for word in words), *phrases[1]]
 
 
-def _with_background(rng: np.random.Generator, pairs: list, background: str, article: bool, complete: bool) -> list:
+def _with_background(
+    rng: np.random.Generator, pairs: OwnedWords, background: str, article: bool, complete: bool
+) -> OwnedWords:
     if not complete and rng.random() < 0.05:
         return pairs
-    ground = [*_article(background, article), (background, "background"), ("background", "background")]
+    ground: OwnedWords = [*_article(background, article), (background, "background"), ("background", "background")]
     wording = rng.random()
     if wording < 0.7:
         return [*pairs, ("on", None), *ground]
@@ -239,4 +274,4 @@ def _with_background(rng: np.random.Generator, pairs: list, background: str, art
 
 _PLAIN_WORDS = "a an the on of to with and picture background left right above below".split()
 WORDS = tuple(dict.fromkeys([*_PLAIN_WORDS, *SIZES, *TEXTURES, *COLOURS, *SHAPES, *BACKGROUNDS]))
-"""Every word a caption can have."""
+"""All words that captions use."""
