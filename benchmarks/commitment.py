@@ -30,7 +30,7 @@ from scenes import GUIDANCE, STEPS, model
 
 import denoscope
 from denoscope.timing.commitment import PromptSwitch, UTurn
-from denoscope.timing.windows import across, commitment, in_order
+from denoscope.timing.windows import across_scenes, commitment, in_order
 from denoscope.worlds.readers import reader_for, same_value
 from denoscope.worlds.shapes.judge import judge
 from denoscope.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES, Scene, caption
@@ -128,7 +128,7 @@ def collected(folder: Path, scenes: int, workers: int, draws: int, eta: float) -
 
 
 def summary(name: str, found: list[dict]) -> xr.Dataset:
-    return commitment(across([xr.Dataset.from_dict(result[name]) for result in found]))
+    return commitment(across_scenes([xr.Dataset.from_dict(result[name]) for result in found]))
 
 
 def interval(values: xr.DataArray) -> str:

@@ -11,7 +11,7 @@ from small import PIPELINES, SCHEDULERS, refusal
 import denoscope
 from denoscope.errors import ModelError
 from denoscope.timing.commitment import Clones, PromptSwitch, UTurn, finish
-from denoscope.timing.windows import across, commitment, in_order
+from denoscope.timing.windows import across_scenes, commitment, in_order
 from denoscope.worlds.exact import MixtureWorld
 from denoscope.worlds.readers import attributes_shown, reader_for, same_value
 from denoscope.worlds.shapes.scenes import Scene, Thing, render
@@ -102,7 +102,7 @@ def test_a_u_turn_crosses_where_the_mixture_says():
     world, steps = mixture(), range(0, 40, 4)
     for eta, predicted in ((0.0, world.survival), (1.0, world.agreement)):
         experiment = UTurn(side, draws=2, eta=eta)
-        found = commitment(across([experiment(trace, steps) for trace in traces()]), resamples=200)
+        found = commitment(across_scenes([experiment(trace, steps) for trace in traces()]), resamples=200)
         grid = np.linspace(-8, 2, 400)
         truth = np.interp(0.75, [predicted(x) for x in grid], grid)
         mode = found.sel(attribute="mode")
@@ -118,7 +118,7 @@ def test_a_u_turn_crosses_where_the_mixture_says():
 def test_clones_agree_as_the_mixture_says():
     """Truth: P(two clones in one mode), within 0.12 for 80 runs."""
     steps = [9, 21, 24, 27, 36]
-    found = across([Clones(side, draws=4)(trace, steps) for trace in traces()])
+    found = across_scenes([Clones(side, draws=4)(trace, steps) for trace in traces()])
     assert found.sizes["draw"] == 6
     agreed = found["decided"].sel(attribute="mode").mean(["scene", "draw"])
     expected = [mixture().agreement(x) for x in found["log_snr"].values]
@@ -253,7 +253,7 @@ def scenes_of(decided: np.ndarray, **more) -> xr.Dataset:
     }
     known = {name: (("attribute", "draw"), values) for name, values in more.items()}
     dims = ("attribute", "step", "draw")
-    return across([xr.Dataset({"decided": (dims, one[..., None]), **known}, coords) for one in decided])
+    return across_scenes([xr.Dataset({"decided": (dims, one[..., None]), **known}, coords) for one in decided])
 
 
 def thresholds(places: list[list[int]], steps: int = 10) -> np.ndarray:
@@ -344,7 +344,7 @@ def test_a_model_without_a_judge_is_refused(stable_diffusion):
     assert reader_for(denoscope.Model(stable_diffusion, "shapes")) is attributes_shown
     assert "reader" in refusal(UTurn, None)
     trace = guided(stable_diffusion, "a red circle")
-    assert "has to give a dict" in refusal(UTurn(lambda picture: "red"), trace)
+    assert "has to return a dict" in refusal(UTurn(lambda picture: "red"), trace)
 
 
 def test_runs_that_do_not_fit_are_refused(stable_diffusion):
@@ -369,5 +369,5 @@ def test_options_that_cannot_be_are_refused():
 def test_scenes_that_do_not_fit_are_refused(trace):
     experiment = UTurn(shade, draws=1)
     first, second = experiment(trace, [0, 1]), experiment(trace, [1, 2])
-    assert "at least 2" in refusal(across, [first])
-    assert "same steps" in refusal(across, [first, second])
+    assert "at least 2" in refusal(across_scenes, [first])
+    assert "same steps" in refusal(across_scenes, [first, second])
