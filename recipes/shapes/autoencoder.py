@@ -26,7 +26,7 @@ CROP, CELL = 32, 4  # pixels: the side of a training crop, and of a latent's cel
 
 
 def corners(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Top left corners, in cells, of one crop a picture around a pixel that is not background, (n, 2)."""
+    """Draw top left corners, in cells, (n, 2): one crop of each picture, around a pixel that is not background."""
     differs = np.abs(pictures.astype(np.int16) - pictures[:, :1, :1]).max(-1) > 20
     chosen = np.stack([pixels[rng.integers(len(pixels))] for pixels in map(np.argwhere, differs)])
     shift = rng.integers(-CROP // 4, CROP // 4, chosen.shape) - CROP // 2
@@ -34,17 +34,18 @@ def corners(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cropped(pictures: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
-    """One square of `side` rows and columns from each picture (n, height, width, channels)."""
+    """Cut one square of `side` rows and columns from each picture (n, height, width, channels)."""
     return np.stack([p[y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners, strict=True)])
 
 
 def error_of(decoded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the mean absolute plus the mean squared error."""
     error = decoded.float() - x
     return error.abs().mean() + error.square().mean()
 
 
 def main(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
-    """Encoder and decoder together."""
+    """Train encoder and decoder together."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     data = cached_pictures(folder, count)
@@ -67,7 +68,7 @@ def main(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
 
 
 def refine(folder: Path, minutes: float, count: int, batch: int = 12) -> None:
-    """The decoder alone, on the latents that the diffusion model was trained on; they stay as they are."""
+    """Train the decoder alone, on the latents that the diffusion model was trained on; the latents stay the same."""
     data, vae = cached_pictures(folder, count), AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
     cached = cached_latents(folder, vae, count) / vae.config.scaling_factor
 
@@ -99,5 +100,6 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--count", type=int, default=80_000, help="training scenes")
     parser.add_argument("--refine", action="store_true", help="go on with the decoder alone")
-    given = vars(parser.parse_args())
-    (refine if given.pop("refine") else main)(**given)
+    options = vars(parser.parse_args())
+    job = refine if options.pop("refine") else main
+    job(**options)

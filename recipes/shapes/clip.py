@@ -23,6 +23,7 @@ STATISTICS = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
 def config(words) -> CLIPConfig:
+    """Return the configuration of the small CLIP for a tokenizer."""
     ends = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     text = dict(**LAYER, **ends, num_hidden_layers=3, vocab_size=len(words), max_position_embeddings=LENGTH)
     vision = dict(**LAYER, num_hidden_layers=4, image_size=64, patch_size=8)
@@ -34,7 +35,7 @@ OFTEN = np.array([1, 2, 1, 5, 1])  # how often each fact of `Facts` is the chang
 
 
 class Facts(NamedTuple):
-    """What a phrase says of one thing and the background; None is unsaid."""
+    """The facts in a phrase about one thing and the background; None for a fact that is left out."""
 
     size: str | None
     texture: str | None
@@ -53,50 +54,50 @@ CHOICES = tuple(map(tuple, (SIZES, TEXTURES, COLOURS, SHAPES, BACKGROUNDS)))
 
 
 def facts_of(scene: Scene) -> list[Facts]:
-    """All there is to say, one for each thing."""
+    """Return the complete facts of each thing of a scene."""
     return [Facts(t.size, t.texture, t.colour, t.shape, scene.background) for t in scene.things]
 
 
 def some(facts: Facts, rng: np.random.Generator) -> Facts:
     """Leave out a random part, never everything."""
-    said = rng.random(5) < rng.choice([0.3, 0.6, 1.0])
-    said[rng.integers(5)] = True
-    return Facts(*(fact if kept else None for fact, kept in zip(facts, said, strict=True)))
+    included = rng.random(5) < rng.choice([0.3, 0.6, 1.0])
+    included[rng.integers(5)] = True
+    return Facts(*(fact if include else None for fact, include in zip(facts, included, strict=True)))
 
 
 def altered(facts: Facts, rng: np.random.Generator) -> Facts:
-    """Change one of the facts that are said."""
+    """Change one of the facts that are in a phrase."""
     values = list(facts)
-    said = OFTEN * np.array([value is not None for value in values])
-    place = rng.choice(len(values), p=said / said.sum())
+    weights = OFTEN * np.array([value is not None for value in values])
+    place = rng.choice(len(values), p=weights / weights.sum())
     values[place] = str(rng.choice([value for value in CHOICES[place] if value != values[place]]))
     return Facts(*values)
 
 
 def coded(facts: Facts | None) -> list[int]:
-    """Each fact's number among its choices, −1 if unsaid; −2, which nothing equals, for other texts."""
+    """Return each fact's number among its choices, −1 if it is left out; −2, which nothing equals, for other texts."""
     if facts is None:
         return [-2] * len(CHOICES)
     return [-1 if fact is None else choices.index(fact) for fact, choices in zip(facts, CHOICES, strict=True)]
 
 
 def texts_of(scenes: list[Scene], rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-    """One text a scene, then the altered phrases; and which of them are true of which scene, (scenes, texts)."""
+    """Return a text for each scene, then altered phrases; and the truth of each text of each scene, (scenes, texts)."""
     own, wrong = [], []
     for scene in scenes:
         things = facts_of(scene)
         thing = things[rng.integers(len(things))]
         own.append(None if rng.random() < 0.3 else some(thing, rng))
         wrong += [altered(some(thing, rng), rng) for _ in range(ALTERED)]
-    said = np.array([coded(facts) for facts in own + wrong])
-    true = [[((said == -1) | (said == coded(thing))).all(1) for thing in facts_of(scene)] for scene in scenes]
+    codes = np.array([coded(facts) for facts in own + wrong])
+    true = [[((codes == -1) | (codes == coded(thing))).all(1) for thing in facts_of(scene)] for scene in scenes]
     captions = [str(caption(scene, complete=False)) for scene in scenes]
     texts = [str(f or c) for f, c in zip(own, captions, strict=True)] + [str(f) for f in wrong]
     return texts, np.array([np.any(things, axis=0) for things in true])
 
 
 def contrast(logits: torch.Tensor, true: np.ndarray) -> torch.Tensor:
-    """Cross-entropy of each picture's own text among all texts, and of each text's own picture among the pictures."""
+    """Return the cross-entropy of each picture's text among the texts, and of each text's picture among pictures."""
     pictures, own = len(logits), torch.arange(len(logits))
     also_true = torch.from_numpy(true) & ~torch.eye(*logits.shape, dtype=torch.bool)
     logits = logits.masked_fill(also_true, float("-inf"))
@@ -105,6 +106,7 @@ def contrast(logits: torch.Tensor, true: np.ndarray) -> torch.Tensor:
 
 
 def main(folder: Path, minutes: float, count: int, start: Path | None, batch: int = 64) -> None:
+    """Train the CLIP and save it."""
     torch.manual_seed(1)
     words = tokenizer(folder / "shapes" / "tokenizer")
     words.save_pretrained(folder / "shapes" / "tokenizer")

@@ -30,7 +30,7 @@ UNCONDITIONAL_SHARE = 0.1
 
 
 class TextToLatent(torch.nn.Module):
-    """What is trained together: token ids and noisy latents in, the velocity out."""
+    """The parts that are trained together: token ids and noisy latents in, the velocity out."""
 
     def __init__(self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel):
         super().__init__()
@@ -41,16 +41,16 @@ class TextToLatent(torch.nn.Module):
 
 
 def velocity_of(scheduler, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """v = α ε − σ x0 (Salimans and Ho 2022)."""
+    """Return v = α ε − σ x0 (Salimans and Ho 2022)."""
     alpha = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
     sigma = (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None]
     return alpha * noise - sigma * clean
 
 
 def stratified(batch: int, highest: int, random: torch.Generator) -> torch.Tensor:
-    """Training time steps below `highest`, one from each of `batch` equal parts: every batch sees the whole range.
+    """Draw training time steps below `highest`, one from each of `batch` equal parts of the range.
 
-    Every other one is drawn between a tenth and six tenths of it instead, where shapes and textures are decided.
+    Every second step is drawn between a tenth and six tenths of the range, where shapes and textures are decided.
     """
     places = (torch.arange(batch) + torch.rand(batch, generator=random)) / batch
     places[::2] = 0.1 + 0.5 * places[::2]
@@ -58,11 +58,12 @@ def stratified(batch: int, highest: int, random: torch.Generator) -> torch.Tenso
 
 
 def crowded(count: int) -> torch.Tensor:
-    """The training seeds below `count` whose scenes hold two objects: the harder ones."""
+    """Return the training seeds below `count` whose scenes hold two objects, which are the harder ones."""
     return torch.tensor([seed for seed in range(count) if len(Scene.random(seed).things) == 2])
 
 
 def main(folder: Path, minutes: float, count: int, peak: float, start: Path | None, batch: int = 32) -> None:
+    """Train the diffusion model and save its pipeline."""
     torch.manual_seed(2)
     vae = AutoencoderTiny.from_pretrained(folder / "shapes" / "vae")
     words = CLIPTokenizer.from_pretrained(folder / "shapes" / "tokenizer")
@@ -87,13 +88,13 @@ def main(folder: Path, minutes: float, count: int, peak: float, start: Path | No
         chosen[1::4] = two[torch.randint(len(two), chosen[1::4].shape, generator=random)]
         chosen[2::4] = two[torch.randint(len(two), chosen[2::4].shape, generator=random)]
         timesteps = stratified(batch, scheduler.config.num_train_timesteps, random)
-        unsaid = torch.rand(batch, 1, generator=random) < UNCONDITIONAL_SHARE
+        empty = torch.rand(batch, 1, generator=random) < UNCONDITIONAL_SHARE
         clean = latents[chosen].float()
         noise = torch.randn(clean.shape, generator=random)
         noisy = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None] * clean
         noisy = noisy + (1 - scheduler.alphas_cumprod[timesteps]).sqrt()[:, None, None, None] * noise
         with reduced():
-            velocity = model(noisy, timesteps, torch.where(unsaid, nothing, ids[chosen]))
+            velocity = model(noisy, timesteps, torch.where(empty, nothing, ids[chosen]))
         return (velocity.float() - velocity_of(scheduler, clean, noise, timesteps)).square().mean()
 
     train(model, loss_of, folder / "diffusion", minutes, peak)

@@ -1,4 +1,4 @@
-"""What the three trainings share: scenes in batches, a loop with checkpoints, a moving average."""
+"""The common parts of the trainings: scenes in batches, a loop with checkpoints, a moving average."""
 
 import hashlib
 import json
@@ -18,24 +18,24 @@ RENDERED = 1000  # pictures that one process renders at a time
 
 
 def reduced() -> torch.autocast:
-    """bfloat16 where the processor is quick at it; without AVX-512 it takes twenty times as long as float32."""
+    """Use bfloat16 on a CPU with AVX-512; without, it takes twenty times as long as float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def pictures(first: int, count: int) -> np.ndarray:
-    """Rendered scenes of the seeds first .. first + count − 1: uint8 (count, 64, 64, 3)."""
+    """Render the scenes of the seeds first .. first + count − 1: uint8 (count, 64, 64, 3)."""
     return np.stack(
         [(render(Scene.random(seed)) * 255).round().astype(np.uint8) for seed in range(first, first + count)]
     )
 
 
 def captions(first: int, count: int) -> list[str]:
-    """One wording for each of the same seeds."""
+    """Word the scenes of the same seeds, one caption each."""
     return [str(caption(Scene.random(seed), complete=False)) for seed in range(first, first + count)]
 
 
-def kept(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What a file holds; it is made first where it is missing, and appears whole."""
+def cached(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the tensor in a file; a missing file is made first, and appears whole."""
     if not path.exists():
         torch.save(make(), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
@@ -43,7 +43,7 @@ def kept(path: Path, make: Callable[[], torch.Tensor]) -> torch.Tensor:
 
 
 def mark(source: bytes) -> str:
-    """A few letters that change with what something was made from."""
+    """Return eight letters that change with a source."""
     return hashlib.sha256(source).hexdigest()[:8]
 
 
@@ -51,7 +51,7 @@ DRAWN = mark(Path(scenes.__file__).read_bytes())
 
 
 def cached_pictures(folder: Path, count: int) -> np.ndarray:
-    """The pictures of the training seeds 0 .. count − 1, rendered once and kept beside the checkpoints."""
+    """Return the pictures of the training seeds 0 .. count − 1, rendered once and stored beside the checkpoints."""
 
     def rendered() -> torch.Tensor:
         firsts = range(0, count, RENDERED)
@@ -59,16 +59,16 @@ def cached_pictures(folder: Path, count: int) -> np.ndarray:
             parts = pool.map(pictures, firsts, (min(RENDERED, count - first) for first in firsts))
             return torch.from_numpy(np.concatenate(list(parts)))
 
-    return kept(folder / f"pictures-{count}-{DRAWN}.pt", rendered).numpy()
+    return cached(folder / f"pictures-{count}-{DRAWN}.pt", rendered).numpy()
 
 
 def to_tensor(uint8: np.ndarray) -> torch.Tensor:
-    """uint8 (n, 64, 64, 3) to float (n, 3, 64, 64) in [−1, 1]."""
+    """Convert uint8 (n, 64, 64, 3) to float (n, 3, 64, 64) in [−1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(uint8)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def cached_latents(folder: Path, vae, count: int) -> torch.Tensor:
-    """Scaled latents of the training pictures, bfloat16 (count, 4, 16, 16)."""
+    """Return the scaled latents of the training pictures, bfloat16 (count, 4, 16, 16), encoded once."""
 
     def encoded() -> torch.Tensor:
         data, parts = cached_pictures(folder, count), []
@@ -78,7 +78,7 @@ def cached_latents(folder: Path, vae, count: int) -> torch.Tensor:
         return torch.cat(parts)
 
     encoder = b"".join(weights.detach().numpy().tobytes() for weights in vae.encoder.parameters())
-    return kept(folder / f"latents-{count}-{DRAWN}-{mark(encoder)}.pt", encoded)
+    return cached(folder / f"latents-{count}-{DRAWN}-{mark(encoder)}.pt", encoded)
 
 
 class Average:
@@ -108,10 +108,10 @@ def learning_rate(progress: float, peak: float) -> float:
 
 
 def gradients(parameters: list, loss_of, step: int, pool: ThreadPoolExecutor, workers: int) -> float:
-    """Leave in `.grad` the mean of the workers' gradients, each of its own part of the batch; return the loss.
+    """Write the mean of the workers' gradients, each of its part of the batch, to `.grad`; return the loss.
 
-    One thread a worker, and one torch thread in each: on a shared machine they do not wait for one another at every
-    operation, which is what stalls torch's own threads there.
+    Each worker is a thread with one torch thread. On a shared machine these threads do not wait for one another at
+    every operation; that waiting stalls torch's own threads there.
     """
 
     def part(worker: int):

@@ -9,22 +9,21 @@ from transformers import CLIPModel, CLIPProcessor
 
 BUNDLED = Path(__file__).parents[2] / "src" / "denoscope" / "bundled"
 LIMIT = 25e6
+"""The largest size of the bundled models, in bytes."""
 
 
 def without_entry(path: Path, name: str) -> None:
-    """Take out an entry that its library saves and warns about when it reads it back."""
+    """Remove an entry of a JSON file that its library writes, and warns about when it reads it back."""
     config = json.loads(path.read_text())
     config.pop(name, None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main(folder: Path, bundled: Path) -> None:
+    """Write the package's models; fails above LIMIT bytes."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "shapes").to("cpu")
-    for part in (
-        pipeline.unet,
-        pipeline.vae,
-    ):  # diffusers reads these back as float32; transformers keeps what it finds
-        part.half()
+    for part in (pipeline.unet, pipeline.vae):
+        part.half()  # diffusers reads them back as float32; transformers would keep half precision
     pipeline.save_pretrained(bundled / "shapes", safe_serialization=True)
     without_entry(bundled / "shapes" / "vae" / "config.json", "block_out_channels")
     CLIPModel.from_pretrained(folder / "clip").save_pretrained(bundled / "clip", safe_serialization=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import torch
-from loop import DRAWN, captions, kept
+from loop import DRAWN, cached, captions
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
@@ -14,7 +14,7 @@ LENGTH = 32
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write vocab.json and merges.txt to `folder`; every caption word is one token, other text is spelled in pieces."""
+    """Write vocab.json and merges.txt to `folder`: every caption word is one token, other text is spelled in pieces."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -33,9 +33,12 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def cached_tokens(folder: Path, words: CLIPTokenizer, count: int) -> torch.Tensor:
-    """Token ids of one caption for each training seed, (count, LENGTH), made once and kept beside the checkpoints."""
-    made = lambda: words(captions(0, count), padding="max_length", return_tensors="pt").input_ids  # noqa: E731
-    return kept(folder / f"tokens-{count}-{DRAWN}.pt", made)
+    """Return the token ids of a caption for each training seed, (count, LENGTH), made once and stored."""
+
+    def tokens() -> torch.Tensor:
+        return words(captions(0, count), padding="max_length", return_tensors="pt").input_ids
+
+    return cached(folder / f"tokens-{count}-{DRAWN}.pt", tokens)
 
 
 if __name__ == "__main__":
