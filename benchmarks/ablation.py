@@ -17,6 +17,7 @@ import argparse
 import functools
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,92 @@ from rich.console import Console
 from rich.table import Table
 from scenes import drawn
 
-from denoscope.evaluation import GAMES, ablation, auroc, bootstrap, games, on_grid, random_ranking, similarities
-from denoscope.evaluation.ablations import PUBLISHED
-from denoscope.vision.encoders import load_encoder
+from denoscope import Trace
+from denoscope.attributors.base import Advance, choose
+from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio
+from denoscope.attributors.masks import BalancedMasks
+from denoscope.errors import InputError
+from denoscope.evaluation import GAMES, auroc, bootstrap, games, on_grid, random_ranking
+from denoscope.evaluation.games import batch_for, coordinates_of, no_advance
+from denoscope.recording.traces import Step
+from denoscope.targets import FeatureCloseness, PredictionTarget, Similarity
+from denoscope.vision.encoders import Features, load_encoder
+from denoscope.vision.similarity import SIMILARITIES
 from denoscope.worlds.shapes.scenes import Scene
 
 HIGHER = {**{name: game.higher_is_better for name, game in GAMES.items()}, "auroc": True}
-"""The measures, and whether higher is better."""
+"""The measures, each True if higher is better."""
+PUBLISHED = "structure and cosine best, contrast worst"
+"""The order of figure 5."""
+
+
+def similarities(encoder: Features) -> dict[str, PredictionTarget]:
+    """Return the six of figure 5: structure, contrast, luminance, their product, cosine, features of pictures."""
+    targets: dict[str, PredictionTarget] = {name: Similarity(name) for name in SIMILARITIES}
+    targets["features"] = FeatureCloseness(encoder)
+    return targets
+
+
+def ablation(
+    trace: Trace,
+    targets: Mapping[str, PredictionTarget],
+    steps: Sequence[int] | None = None,
+    *,
+    num_masks: int = 500,
+    seed: int = 0,
+    batch_size: int | None = None,
+    advance: Advance | None = None,
+) -> xr.Dataset:
+    """Make DF-RISE's paper map under each of several similarities, from one set of masks and one set of predictions.
+
+    The maps are those of `DFRise(num_masks, target=target, seed=seed)` for each target, at the price of one. Maps of
+    scores are averaged as in the paper's variant. A target with one number a mask, such as a feature distance, is
+    averaged as in RISE: Σ M s / Σ M (`kept_ratio`). `saliency` and `standard_error` have dims (similarity, step, y, x).
+    Raises `InputError` without a target, or with fewer than 4 masks.
+    """
+    if not targets or num_masks < 4:
+        raise InputError(
+            f"An ablation was given {len(targets)} similarities and {num_masks} masks. Give at least one similarity, "
+            "such as similarities(encoder), and at least 4 masks; 500 are usual."
+        )
+    chosen: list[Step] = choose(trace, steps)
+    maps = [maps_of_step(step, targets, num_masks, seed, batch_size, advance or no_advance) for step in chosen]
+    values = np.stack(maps, axis=2)
+    dims, coords = ("similarity", "step", "y", "x"), {"similarity": list(targets), **coordinates_of(chosen)}
+    attrs = {"title": "DF-RISE under several similarities", "published": PUBLISHED, "num_masks": num_masks}
+    variables = {"saliency": (dims, values[0]), "standard_error": (dims, values[1])}
+    return xr.Dataset(variables, coords, {**attrs, "seed": seed})
+
+
+@torch.no_grad()
+def maps_of_step(
+    step: Step,
+    targets: Mapping[str, PredictionTarget],
+    num_masks: int,
+    seed: int,
+    batch_size: int | None,
+    advance: Advance,
+) -> np.ndarray:
+    """Return maps and standard errors of a step, (2, targets, h, w)."""
+    height, width = step.sample.shape[-2:]
+    judges = [target.of(step) for target in targets.values()]
+    surrogates_of = Surrogates.of(step, 0.5)
+    moments = [MaskMoments.zero(height, width, surrogates_of)] * len(judges)
+    scalar = [False] * len(judges)
+    for masks in BalancedMasks().stream(height, width, seed, num_masks, batch_size or batch_for(step)):
+        samples = step.sample * torch.from_numpy(masks).to(step.sample)[:, None]
+        outputs, surrogates = step.predict(samples), surrogates_of(masks)
+        scores = [judge(samples, outputs).double().cpu().numpy() for judge in judges]
+        scalar = [score.ndim == 1 for score in scores]
+        moments = [m.with_masks(masks, score, surrogates) for m, score in zip(moments, scores, strict=True)]
+        advance(len(masks))
+    estimates = [estimator_of(one)(m) for m, one in zip(moments, scalar, strict=True)]
+    return np.stack(estimates, axis=1)
+
+
+def estimator_of(scalar: bool) -> Estimator:
+    """Return the average for scores of one number a mask, or for maps of scores."""
+    return kept_ratio if scalar else kept_mean
 
 
 def scores_of_scene(seed: int, count: int, masks: int) -> dict[str, Any] | None:

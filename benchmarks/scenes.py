@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import denoscope
-from denoscope.evaluation import object_masks
+from denoscope.worlds.shapes.judge import object_masks
 from denoscope.worlds.shapes.scenes import Scene, caption
 
 STEPS = 30

@@ -32,14 +32,11 @@ from denoscope.errors import InputError
 from denoscope.evaluation import (
     ConstantTime,
     ShuffledTime,
-    band_agreement,
-    band_powers,
     bootstrap,
-    coarse_to_fine,
-    emergence,
+    record_with_other_times,
     time_agreement,
-    told,
 )
+from denoscope.evaluation.frequencies import band_agreement, band_powers, coarse_to_fine, emergence
 from denoscope.worlds.shapes.judge import judge
 from denoscope.worlds.shapes.scenes import Scene
 
@@ -79,7 +76,7 @@ def scores_of(seed: int, masks: int) -> dict[str, dict[str, float]]:
     maps = time_agreement(DFRise(num_masks=masks, variant="contrast"), trace, changes, AT)
     found = {}
     for name, change in changes.items():
-        again = told(trace, change)
+        again = record_with_other_times(trace, change)
         distance = float(np.sqrt(np.mean((np.asarray(again.image) - np.asarray(trace.image)) ** 2)))
         agreed = {f"map, step {step}": float(maps.agreement.sel(time=name, step=step)) for step in AT}
         agreed["map, by chance"] = float(maps.random_level.sel(time=name).mean())

@@ -29,8 +29,9 @@ from scenes import picture_of
 import denoscope
 from denoscope import Words
 from denoscope.attributors.base import method
-from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid, pointing
+from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid, pointing
 from denoscope.recording.prompts import numbered
+from denoscope.worlds.shapes.judge import masks_of_things
 from denoscope.worlds.shapes.scenes import Caption, Scene, caption
 
 Scores = dict[str, dict[str, dict[str, float]]]

@@ -85,9 +85,9 @@ def test_gradient_map_is_the_square_of_the_baseline_and_has_a_gradient(trace):
 def test_attacks_move_more_than_chance_and_keep_what_they_should(trace):
     """Through attention, whose fast kernels have no second derivative."""
     step, attack = trace[1], Attack(MaximumBall(0.1), iterations=8, tolerance=0.1)
-    told = []
-    found = attacks(step, gradient_map(step), attack=attack, advance=told.append)
-    assert sum(told) == 2 * 9 and found.saliency.shape == (3, 8, 8)
+    counts = []
+    found = attacks(step, gradient_map(step), attack=attack, advance=counts.append)
+    assert sum(counts) == 2 * 9 and found.saliency.shape == (3, 8, 8)
     by = {name: found.sel(attack=name) for name in found.attack.values}
     assert float(by["move the map"].picture_change) <= 0.1001 and float(by["move the picture"].map_change) <= 0.1001
     assert (found.change_maximum <= 0.1001).all() and float(by["random"].change_maximum) == pytest.approx(0.1)

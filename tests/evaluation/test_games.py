@@ -12,22 +12,16 @@ from small import PIPELINES, refusal
 
 import denoscope
 from denoscope import DFRise
-from denoscope.attributors.estimators import kept_ratio
 from denoscope.errors import NumericsError
 from denoscope.evaluation import (
     BASELINES,
     Baseline,
-    ablation,
-    area,
     centre_prior,
-    centre_ranking,
-    feature_distance,
     games,
     random_ranking,
-    sample_magnitude,
-    similarities,
 )
-from denoscope.evaluation.games import brought_to, ranks, rescaled
+from denoscope.evaluation.baselines import centre_ranking, sample_magnitude
+from denoscope.evaluation.games import area, brought_to, feature_distance, ranks, rescaled
 from denoscope.recording.noise import NoiseLevel
 from denoscope.recording.traces import Step, Trace
 
@@ -206,12 +200,12 @@ def test_ties_are_taken_row_by_row():
 
 
 def test_batches_change_nothing_and_advance_counts(traces):
-    trace, told = traces["latent"], []
+    trace, counts = traces["latent"], []
     maps = random_ranking(trace, [1, 2])
-    whole = games(trace, maps, features, advance=told.append)
+    whole = games(trace, maps, features, advance=counts.append)
     single = games(trace, maps, features, batch_size=1)
     assert np.allclose(whole.distance, single.distance, atol=1e-6)
-    assert sum(told) == whole.distance.size
+    assert sum(counts) == whole.distance.size
 
 
 def test_a_curve_that_is_flat_has_no_area(traces):
@@ -316,30 +310,3 @@ def test_baselines_are_what_they_say(traces):
     assert np.allclose(sample_magnitude(trace, [3])[0], lengths)
     one, same, other = (random_ranking(trace, [1, 3], seed=seed) for seed in (0, 0, 1))
     assert one.equals(same) and not np.array_equal(one, other) and not np.array_equal(one[0], one[1])
-
-
-def test_the_ablation_is_df_rise_under_each_similarity(traces):
-    trace, targets = traces["latent"], similarities(features)
-    maps = ablation(trace, targets, [1, 3], num_masks=20, seed=2, batch_size=7)
-    assert maps.similarity.values.tolist() == ["structure", "contrast", "luminance", "ssim", "cosine", "features"]
-    for name, target in targets.items():
-        alone = DFRise(20, target=target, seed=2, estimator=kept_ratio if name == "features" else None)(trace, [1, 3])
-        for variable in ("saliency", "standard_error"):
-            found, truth = maps[variable].sel(similarity=name), alone[variable]
-            assert np.allclose(found, truth, rtol=1e-4, atol=1e-5), (name, variable)
-            assert truth.std() > 0
-
-
-def test_the_ablation_calls_the_denoiser_as_often_as_one_map(traces):
-    trace, seen = traces["latent"], []
-    trace[1].predict(trace[1].sample)  # checked once, before it is counted
-    count = lambda module, args, output: seen.append(len(args[0]))  # noqa: E731
-    handle = trace.model.denoiser.register_forward_hook(count)
-    ablation(trace, similarities(features), [1], num_masks=20)
-    handle.remove()
-    assert sum(seen) == 2 * 20  # both halves of the guidance
-
-
-def test_an_ablation_of_nothing(traces):
-    assert "at least 4 masks" in refusal(ablation, traces["latent"], similarities(features), num_masks=2)
-    assert "0 similarities" in refusal(ablation, traces["latent"], {})

@@ -15,16 +15,13 @@ from denoscope.evaluation import (
     Resampling,
     Squares,
     WithinMask,
-    advantage,
     infidelities,
     infidelity,
-    infidelity_beyond_area,
-    relative_infidelity,
     resampling,
     root_mean_square,
 )
-from denoscope.evaluation.infidelity import optimal_scale
-from denoscope.evaluation.resampling import elsewhere, top_region
+from denoscope.evaluation.infidelity import infidelity_beyond_area, optimal_scale, relative_infidelity
+from denoscope.evaluation.resampling import advantage, elsewhere, top_region
 from denoscope.targets import Closeness, Similarity, Target
 
 
@@ -75,23 +72,23 @@ def test_infidelity_against_captum(trace, normalize):
         normalize=normalize,
     )
     probe = Probe.of(step, target, GaussianNoise(0.5), count=count)
-    foretold = probe.foretold(phi)
-    beta = np.mean(foretold * probe.measured) / np.mean(foretold**2) if normalize else 1.0
-    assert infidelity(beta * foretold, probe.measured) == pytest.approx(float(expected), rel=1e-4)
+    predicted = probe.predicted(phi)
+    beta = np.mean(predicted * probe.measured) / np.mean(predicted**2) if normalize else 1.0
+    assert infidelity(beta * predicted, probe.measured) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_scale_is_the_best_there_is():
     rng = np.random.default_rng(0)
-    foretold, measured = rng.normal(size=50), rng.normal(size=50) + 1
-    foretold += measured
-    best = relative_infidelity(foretold, measured)
-    slow = min(infidelity(b * foretold, measured) for b in np.linspace(0, 2, 20_001)) / np.mean(measured**2)
+    predicted, measured = rng.normal(size=50), rng.normal(size=50) + 1
+    predicted += measured
+    best = relative_infidelity(predicted, measured)
+    slow = min(infidelity(b * predicted, measured) for b in np.linspace(0, 2, 20_001)) / np.mean(measured**2)
     assert best == pytest.approx(slow, rel=1e-6) and 0 < best < 1
     assert relative_infidelity(np.zeros(5), np.ones(5)) == 1 and np.isnan(relative_infidelity(np.ones(5), np.zeros(5)))
     assert optimal_scale(np.zeros(5), np.ones(5)) == 0
 
 
-def test_what_the_area_foretells_is_taken_out():
+def test_the_predictions_of_the_area_are_taken_out():
     rng = np.random.default_rng(0)
     area, more = rng.random(40) + 0.5, rng.normal(size=40)
     measured = 3 * area + more
@@ -128,7 +125,7 @@ def test_infidelities_of_every_step(trace):
         assert got == pytest.approx(one, rel=1e-4)
     assert found.relative_infidelity.attrs["higher_is_better"] is False
     assert "scalar=True" in refusal(infidelities, trace, maps, Similarity(), count=4)
-    assert "At least 2" in refusal(infidelities, trace, maps, Closeness(), count=1)
+    assert "at least 2" in refusal(infidelities, trace, maps, Closeness(), count=1)
     assert "NaN" in refusal(infidelities, trace, maps.where(maps > 0.1), Closeness(), count=4)
     assert "sample's grid" in refusal(infidelities, trace, maps[:, :4], Closeness(), count=4)
     assert "largest is 0" in refusal(Squares, largest=0)

@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.ndimage import zoom
+from small import refusal
 from torchmetrics.functional.classification import binary_auroc
 
 from denoscope.errors import InputError
-from denoscope.evaluation import auroc, bootstrap, centre_prior, masks_of_things, on_grid
+from denoscope.evaluation import METRICS, Metric, auroc, bootstrap, centre_prior, metric_named, metrics_of, on_grid
+from denoscope.evaluation.metrics import QUESTIONS, add, with_facts
+from denoscope.worlds.shapes.judge import masks_of_things
 from denoscope.worlds.shapes.scenes import Scene, masks, render
 
 
@@ -60,3 +64,45 @@ def test_bootstrap_covers_the_mean():
     assert str(bootstrap([0.5, 0.5])) == "0.50 [0.50, 0.50]"
     with pytest.raises(InputError):
         bootstrap([1.0, np.nan])
+
+
+# The table of measures.
+
+
+def test_facts_travel_with_the_numbers():
+    attrs = with_facts(xr.DataArray([0.25, 0.75]), "auroc").attrs
+    assert (attrs["metric"], attrs["title"], attrs["group"]) == ("auroc", "AUROC", "localisation")
+    assert (attrs["question"], attrs["range"]) == ("Does the map point at the objects?", (0, 1))
+    assert (attrs["higher_is_better"], attrs["chance"], attrs["source"]) == (True, 0.5, "Hanley and McNeil 1982")
+    assert attrs["text"].startswith("Against the objects")
+
+
+def test_every_measure_has_its_facts_under_its_own_name():
+    assert len(METRICS) >= 13
+    for name, measure in METRICS.items():
+        assert measure.name == name and measure.title and measure.source and measure.group in QUESTIONS
+        assert measure.chance is None or measure.low <= measure.chance <= measure.high
+
+
+def test_an_unknown_measure_is_an_error_and_not_a_gap():
+    assert '"auroc"' in refusal(with_facts, xr.DataArray([1.0]), "aurok")
+    assert '"auroc"' in refusal(metric_named, "aurok")
+    assert '"localisation"' in refusal(metrics_of, "localization")
+
+
+def test_one_name_has_one_meaning(monkeypatch):
+    monkeypatch.setattr("denoscope.evaluation.metrics.METRICS", dict(METRICS))
+    same = Metric("seed overlap", "other masks", "stability", 0, 1, True, "a test")
+    assert add(same) is add(same) is metric_named("seed overlap")
+    other = Metric("seed overlap", "other masks", "stability", -1, 1, True, "a test")
+    assert "other facts" in refusal(add, other)
+
+
+def test_a_measure_of_a_check_has_facts_and_no_function():
+    measure = Metric("seed overlap", "other masks", "stability", 0, 1, True, "a test")
+    assert measure.facts["chance"] is None and "Run that check" in refusal(measure, np.eye(2))
+
+
+def test_facts_that_cannot_be():
+    assert '"stability"' in refusal(Metric, "a", "b", "stabilty", 0, 1, True, "c")
+    assert "low end below" in refusal(Metric, "a", "b", "stability", 1, 1, True, "c")

@@ -21,20 +21,16 @@ from denoscope.evaluation import (
     ShuffledTime,
     above_chance,
     agreement,
-    band_agreement,
-    band_powers,
-    coarse_to_fine,
-    emergence,
     has_fallen,
     noise_agreement,
     prompt_randomisation,
-    random_level,
+    record_with_other_times,
     stages_of,
     time_agreement,
-    told,
     weight_randomisation,
 )
-from denoscope.evaluation.sanity import cascade
+from denoscope.evaluation.frequencies import band_agreement, band_powers, coarse_to_fine, emergence
+from denoscope.evaluation.sanity import cascade, random_level
 from denoscope.recording.hooks.layers import called_layers, other_times, randomised
 
 
@@ -165,7 +161,7 @@ def test_maps_that_are_there_already_are_not_made_again(trace, monkeypatch, attr
         xr.testing.assert_allclose(made, with_known, atol=1e-6)
         assert len(calls) == 6, check  # two steps: own and changed, then changed alone
         calls.clear()
-        assert "step 2 is asked for" in refusal(check, attributor, trace, steps=[2], **options, own=known.sel(step=[1]))
+        assert "step 2 is missing" in refusal(check, attributor, trace, steps=[2], **options, own=known.sel(step=[1]))
 
 
 def test_a_map_that_fails_under_random_weights_leaves_them_as_they_were(trace):
@@ -231,17 +227,17 @@ def test_under_another_prompt(stable_diffusion):
 def test_a_denoiser_that_ignores_the_time_makes_the_same(trace):
     deaf = linear_trace()
     for change in (ConstantTime(123), ShuffledTime.of(deaf, seed=1)):
-        again = told(deaf, change)
+        again = record_with_other_times(deaf, change)
         assert all(torch.equal(a.prev_sample, b.prev_sample) for a, b in zip(deaf, again, strict=True))
         found = time_agreement(CLEAN, deaf, {"other": change}, [1, 2])
         assert (found.agreement > 1 - 1e-9).all() and found.time.values.tolist() == ["other"]
-    same = told(trace, lambda t: t)
+    same = record_with_other_times(trace, lambda t: t)
     assert all(torch.equal(a.prev_sample, b.prev_sample) for a, b in zip(trace, same, strict=True))
 
 
 def test_a_denoiser_that_hears_the_time_hears_another():
     trace = linear_trace(hears_time=True)
-    again = told(trace, ConstantTime(250))
+    again = record_with_other_times(trace, ConstantTime(250))
     assert not torch.equal(again[1].sample, trace[1].sample) and [s.replay.time for s in again] == [250.0] * 4
     assert [s.timestep for s in again] == [s.timestep for s in trace] == [s.replay.time for s in trace]
     with torch.no_grad():
@@ -261,7 +257,7 @@ def test_shuffled_times_are_the_runs_own():
     given = [step.timestep for step in trace]
     assert sorted(map(shuffled, given), reverse=True) == given != [*map(shuffled, given)]
     assert ShuffledTime.of(trace, seed=2) == shuffled != ShuffledTime.of(trace, seed=3)
-    assert "not among those" in refusal(shuffled, 7.5)
+    assert "not among the shuffled" in refusal(shuffled, 7.5)
     assert "fewer than two" in refusal(ShuffledTime.of, linear_trace(steps=1))
 
 
@@ -293,9 +289,9 @@ def test_times_given_in_every_form_are_changed_and_only_while_open():
 
 def test_what_cannot_be_made_again_is_refused():
     trace = linear_model().trace(generator=torch.Generator().manual_seed(0), num_inference_steps=2)
-    assert "without a seed" in refusal(told, trace, ConstantTime(1))
+    assert "without a seed" in refusal(record_with_other_times, trace, ConstantTime(1))
     two = linear_model().trace(seed=0, num_inference_steps=2, batch_size=2).picture(1)
-    assert torch.equal(told(two, ConstantTime(1))[1].sample, two[1].sample)
+    assert torch.equal(record_with_other_times(two, ConstantTime(1))[1].sample, two[1].sample)
 
 
 # Coarse before fine.

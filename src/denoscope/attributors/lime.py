@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..recording.batches import samples_at_once
 from ..recording.traces import Step
 from .base import Advance, Attributor, Found, register
 
@@ -156,9 +157,8 @@ class Lime(Attributor):
         return np.unique(drawn, axis=0, return_counts=True)
 
     def _chunk(self, step: Step) -> int:
-        """As many samples a call as there is room for, as in DF-RISE."""
-        room = 2**14 if step.sample.device.type == "cpu" else 2**17
-        return self.batch_size or int(np.clip(room // (step.sample.shape[-2] * step.sample.shape[-1]), 1, 64))
+        """Return how many samples go into a call (`samples_at_once`)."""
+        return self.batch_size or samples_at_once(step.sample)
 
 
 def proximity(masks: np.ndarray, width: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, did_you_mean
+from ..recording.batches import samples_at_once
 from ..recording.traces import Step
 from ..targets import Score, Similarity, Target
 from .base import Advance, Attributor, options_of, register
@@ -174,10 +175,8 @@ class DFRise(Attributor):
         }
 
     def _chunks(self, step: Step, masks: np.ndarray) -> list[np.ndarray]:
-        """As many masks a call as there is room for: 16,384 positions at once on a CPU and 131,072 elsewhere."""
-        positions = step.sample.shape[-2] * step.sample.shape[-1]
-        room = 2**14 if step.sample.device.type == "cpu" else 2**17
-        size = self.batch_size or int(np.clip(room // positions, 1, 64))
+        """Split masks (n, h, w) into chunks that fit at once."""
+        size = self.batch_size or samples_at_once(step.sample)
         return np.split(masks, range(size, len(masks), size))
 
 

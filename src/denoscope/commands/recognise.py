@@ -21,7 +21,7 @@ from ..attributors.base import Attributor
 from ..attributors.gradients import GradientShap, IntegratedGradients
 from ..attributors.occlusion import Occlusion
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean
-from ..evaluation import object_masks, on_grid
+from ..evaluation import on_grid
 from ..evaluation.stages import stages
 from ..figures.overlays import rgb
 from ..recording.models import Model, load
@@ -34,7 +34,7 @@ from ..timing import likelihood
 from ..vision.classifiers import Classifier, load_classifier
 from ..vision.frames import Frames, blend, ddpm, frames_of
 from ..vision.photographs import load_photograph
-from ..worlds.shapes.judge import is_readable, is_shapes_model
+from ..worlds.shapes.judge import is_readable, is_shapes_model, object_masks
 from .explain import Request, recorded
 from .job import At, Outcome, Watch, attribute, check_steps, flags, pictured, shown_steps, stamp
 

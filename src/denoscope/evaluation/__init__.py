@@ -1,25 +1,27 @@
-"""Is it true: numbers that say whether to believe an explanation.
+"""Is an explanation true? Numbers that say how far to believe it.
 
-Every number is a pure function first; `METRICS` keeps the range of its values, whether higher is better, and its
-source.
+Every number is a pure function first. `METRICS` has the facts about each: title, range, direction, chance, source. More
+functions are in the modules named here.
+
+- Does the map point at the objects? `localisation` has all metrics of it: `auroc`, `average_precision`, `best_iou`,
+  `iou`, `pointing`, `spearman`, `mass_inside`. They need a known mask.
+- Does the model do what the map says? `games` play deletion and insertion, `infidelity` compares predicted with
+  measured changes (`Probe`), `resampling` draws other noise for the map's region.
+- Is the map the same again? `agreement` of two maps; `seed_agreement`, `neighbour_agreement`, `noise_agreement`.
+- Does the map depend on what it explains? `weight_randomisation`, `prompt_randomisation`, `time_agreement`, and the
+  verdict `has_fallen`.
+- Can the map be moved without the picture, or the picture without the map? `attacks`.
+- Does coarse structure come before fine structure? Module `frequencies`: `emergence`, `coarse_to_fine`.
+- Beside what is a number read? `BASELINES`, and over scenes `bootstrap`, `paired`, `over_scenes`.
+- Did an explanation fail without anyone asking? Module `diagnosis`. How do maps change along a run? Module `stages`.
+  How far apart are pictures? Module `distances`.
 """
 
-from ..worlds.shapes.judge import masks_of_things, object_masks
-from .ablations import ablation, similarities
+from . import frequencies  # enters its metric
 from .attacks import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
-from .baselines import BASELINES, Baseline, centre_ranking, random_ranking, sample_magnitude
-from .diagnosis import Signature, diagnose, indistinguishable, morans_i, shuffled_level
-from .frequencies import band_agreement, band_powers, coarse_to_fine, emergence
-from .games import GAMES, area, feature_distance, games
-from .infidelity import (
-    GaussianNoise,
-    Probe,
-    Squares,
-    infidelities,
-    infidelity,
-    infidelity_beyond_area,
-    relative_infidelity,
-)
+from .baselines import BASELINES, Baseline, random_ranking
+from .games import GAMES, games
+from .infidelity import GaussianNoise, Probe, Squares, infidelities, infidelity
 from .intervals import Interval, bootstrap, over_scenes, paired
 from .localisation import (
     auroc,
@@ -33,18 +35,17 @@ from .localisation import (
     pointing,
     spearman,
 )
-from .metrics import METRICS, Metric, metric, metrics_of
-from .resampling import OfFeatures, Resampling, WithinMask, advantage, resampling, root_mean_square
+from .metrics import METRICS, Metric, metric_named, metrics_of
+from .resampling import OfFeatures, Resampling, WithinMask, resampling, root_mean_square
 from .sanity import (
     ConstantTime,
     ShuffledTime,
     above_chance,
     has_fallen,
     prompt_randomisation,
-    random_level,
+    record_with_other_times,
     stages_of,
     time_agreement,
-    told,
     weight_randomisation,
 )
 from .stability import agreement, neighbour_agreement, noise_agreement, seed_agreement
@@ -65,62 +66,42 @@ __all__ = [
     "Probe",
     "Resampling",
     "ShuffledTime",
-    "Signature",
     "Squares",
     "WithinMask",
-    "ablation",
     "above_chance",
-    "advantage",
     "agreement",
-    "area",
     "attacks",
     "auroc",
     "average_precision",
-    "band_agreement",
-    "band_powers",
     "best_iou",
     "bootstrap",
     "centre_prior",
-    "centre_ranking",
-    "coarse_to_fine",
     "contrast_map",
-    "diagnose",
-    "emergence",
-    "feature_distance",
+    "frequencies",
     "games",
     "gradient_map",
     "has_fallen",
-    "indistinguishable",
     "infidelities",
     "infidelity",
-    "infidelity_beyond_area",
     "iou",
     "localisation",
-    "masks_of_things",
     "mass_inside",
-    "metric",
+    "metric_named",
     "metrics_of",
-    "morans_i",
     "neighbour_agreement",
     "noise_agreement",
-    "object_masks",
     "on_grid",
     "over_scenes",
     "paired",
     "pointing",
     "prompt_randomisation",
-    "random_level",
     "random_ranking",
-    "relative_infidelity",
+    "record_with_other_times",
     "resampling",
     "root_mean_square",
-    "sample_magnitude",
     "seed_agreement",
-    "shuffled_level",
-    "similarities",
     "spearman",
     "stages_of",
     "time_agreement",
-    "told",
     "weight_randomisation",
 ]

@@ -1,4 +1,4 @@
-"""Maps that ask nothing of a method, beside which a method's numbers mean something.
+"""Simple maps without a method, beside which a method's numbers are read.
 
 Each is a function from a step to a map (h, w) on the sample's grid; `Baseline` makes it a method like any other.
 """
@@ -27,7 +27,7 @@ BASELINES: dict[str, MapOf] = {}
 
 
 def baseline(name: str) -> Callable[[Function], Function]:
-    """Decorator: make a function from a step to a map known by the name that tables have for it."""
+    """Return a decorator that enters a function from a step to a map into `BASELINES`, under its name in tables."""
 
     def enter(map_of: Function) -> Function:
         BASELINES[name] = map_of
@@ -57,31 +57,31 @@ class Baseline(Attributor):
 
 @baseline("random")
 def random_map(step: Step, seed: int = 0) -> np.ndarray:
-    """Positions in random order; it follows from `seed` and the step's index alone."""
+    """Return random values, which follow from `seed` and the step's index alone."""
     return np.random.default_rng([seed, step.index]).random(_grid(step))
 
 
 @baseline("constant")
 def constant_map(step: Step) -> np.ndarray:
-    """The same everywhere: what a metric says of it is that metric's chance level."""
+    """Return a map that is the same everywhere; a metric's value of it is that metric's chance level."""
     return np.zeros(_grid(step))
 
 
 @baseline("centre prior")
 def centre_map(step: Step) -> np.ndarray:
-    """High in the middle, where things tend to be."""
+    """Return a map that is high in the middle, where things tend to be."""
     return centre_prior(*_grid(step))
 
 
 @baseline("|x_t|")
 def magnitude_map(step: Step) -> np.ndarray:
-    """The length of the sample's channels at each position."""
+    """Return the length of the sample's channels at each position."""
     return _length(step.sample)
 
 
 @baseline("gradient")
 def gradient_magnitude(step: Step, score: Score | None = None) -> np.ndarray:
-    """|∂y/∂x_t|, the length over channels, of a score y (n,) of samples: the sum of the clean prediction unless given.
+    """Return |∂y/∂x_t|, the length over channels, of a score y (n,) of samples; None is the clean prediction's sum.
 
     Source: Simonyan, Vedaldi, Zisserman 2014.
     """
@@ -95,34 +95,39 @@ def gradient_magnitude(step: Step, score: Score | None = None) -> np.ndarray:
 @baseline("edges")
 @torch.no_grad()
 def clean_edges(step: Step) -> np.ndarray:
-    """`edge_map` of the clean prediction's picture, averaged down to the sample's grid."""
+    """Return the `edge_map` of the clean prediction's picture, averaged down to the sample's grid."""
     return _on_sample_grid(edge_map(_picture(step)), step)
 
 
 @baseline("clean colours")
 @torch.no_grad()
 def clean_colours(step: Step) -> np.ndarray:
-    """How far the colours of the clean prediction's picture are from their median, which is a plain background's."""
+    """Return how far the clean prediction's colours are from their median, the colour of a plain background."""
     picture = _picture(step)
     return _on_sample_grid(np.abs(picture - np.median(picture, axis=(0, 1))).sum(axis=-1), step)
 
 
-# The first of them for several steps of a trace, as an array.
+# Baselines of several steps of a trace, as an array.
 
 
 def random_ranking(trace: Trace, steps: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
-    """`random_map` at every step: (step, y, x)."""
-    return Baseline(partial(random_map, seed=seed))(trace, steps).saliency
+    """Return `random_map` at every step: (step, y, x)."""
+    return _maps(partial(random_map, seed=seed), trace, steps)
 
 
 def centre_ranking(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
-    """`centre_prior` at every step: (step, y, x) on the sample's grid."""
-    return Baseline(centre_map)(trace, steps).saliency
+    """Return `centre_prior` at every step: (step, y, x) on the sample's grid."""
+    return _maps(centre_map, trace, steps)
 
 
 def sample_magnitude(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
-    """|x_t|, the length of the sample's channels at each position: (step, y, x)."""
-    return Baseline(magnitude_map)(trace, steps).saliency
+    """Return |x_t|, the length of the sample's channels at each position: (step, y, x)."""
+    return _maps(magnitude_map, trace, steps)
+
+
+def _maps(map_of: MapOf, trace: Trace, steps: Sequence[int] | None) -> xr.DataArray:
+    saliency: xr.DataArray = Baseline(map_of)(trace, steps).saliency
+    return saliency
 
 
 def _grid(step: Step) -> tuple[int, int]:
@@ -130,15 +135,17 @@ def _grid(step: Step) -> tuple[int, int]:
 
 
 def _length(values: torch.Tensor) -> np.ndarray:
-    """Of the channels of (1, channels, h, w), as (h, w)."""
+    """Return the length of the channels of (1, channels, h, w), as (h, w)."""
     return torch.linalg.vector_norm(values[0].detach().double(), dim=0).cpu().numpy()
 
 
 def _picture(step: Step) -> np.ndarray:
-    """The clean prediction's picture, (height, width, 3) in [0, 1]."""
+    """Return the clean prediction's picture, (height, width, 3) in [0, 1]."""
     picture = step.clean()[0].movedim(0, -1).double().cpu().numpy()
     return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
 
 def _on_sample_grid(values: np.ndarray, step: Step) -> np.ndarray:
-    return adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(values))[None], _grid(step))[0].numpy()
+    """Average values (height, width) down to the sample's grid."""
+    pooled = adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(values))[None], _grid(step))
+    return np.asarray(pooled[0].numpy())

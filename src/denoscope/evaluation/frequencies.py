@@ -1,7 +1,7 @@
-"""Coarse before fine: when is each octave of the final picture there?
+"""Coarse before fine: from which step on is each octave of the final picture there?
 
-The theory that says so: Wang and Vastola 2023 for Gaussian data, where modes of large variance come first; natural
-pictures have their variance in low frequencies.
+The theory: Wang and Vastola 2023 for Gaussian data, where modes of large variance come first; natural pictures have
+their variance in low frequencies.
 """
 
 import numpy as np
@@ -14,37 +14,37 @@ from .metrics import metric
 
 
 def band_powers(pictures: np.ndarray) -> xr.DataArray:
-    """Power in each octave of radial frequency of pictures (steps, h, w, channels): (step, band).
+    """Return the power in each octave of radial frequency of pictures (steps, h, w, channels): (step, band).
 
-    Bands are named by where they begin, 1, 2, 4, … cycles along the longer side; the last reaches to the corners. The
-    mean, of frequency 0, is in none; with it the bands add up to the sum of squares. Mean over channels.
+    A band is named by its lowest frequency: 1, 2, 4, … cycles along the longer side. The last reaches to the corners.
+    The mean, of frequency 0, is in none; with it the bands add up to the sum of squares. Mean over channels.
     """
     spectra = _spectra(pictures)
     return _by_band(np.abs(spectra) ** 2)
 
 
 def band_agreement(pictures: np.ndarray) -> xr.DataArray:
-    """How much of the last picture each octave already has, Re⟨F_t, F_T⟩: (step, band), in the units of `band_powers`.
+    """Return how much of the last picture each octave already has, Re⟨F_t, F_T⟩: (step, band).
 
-    Power alone cannot tell detail that stays from detail that will be another; this counts what stays.
+    In the units of `band_powers`. Power counts every detail; this counts the details that stay to the end.
     """
     spectra = _spectra(pictures)
     return _by_band((spectra * spectra[-1].conj()).real)
 
 
 def _spectra(pictures: np.ndarray) -> np.ndarray:
-    """Fourier transforms of pictures (steps, h, w, channels), scaled so that energy stays."""
+    """Return the Fourier transforms of pictures (steps, h, w, channels), scaled so that energy stays."""
     values = np.asarray(pictures, dtype=np.float64)
     if values.ndim != 4 or min(values.shape[1:3]) < 4:
         raise InputError(
             f"The pictures have shape {values.shape}. Give them as (steps, height, width, channels), 4 or more a side, "
             "such as trace.clean_decoded()."
         )
-    return fft.fft2(values, axes=(1, 2), norm="ortho")
+    return np.asarray(fft.fft2(values, axes=(1, 2), norm="ortho"))
 
 
 def _by_band(values: np.ndarray) -> xr.DataArray:
-    """Sums over each octave of values (steps, h, w, channels) on the grid of frequencies, mean over channels."""
+    """Sum values (steps, h, w, channels) on the grid of frequencies over each octave, mean over channels."""
     height, width = values.shape[1:3]
     longer = max(height, width)
     rows, columns = (fft.fftfreq(side, 1 / longer) for side in (height, width))
@@ -56,21 +56,31 @@ def _by_band(values: np.ndarray) -> xr.DataArray:
 
 
 def emergence(powers: xr.DataArray, share: float = 0.5) -> xr.DataArray:
-    """The step from which each band has at least `share` of what it has at the last: (band,), interpolated.
+    """Return the step from which each band has at least `share` of its last value: (band,), interpolated.
 
     NaN for a band that is empty at the end.
     """
     final = powers.isel(step=-1, drop=True)
     curves = (powers / final.where(final > 0)).transpose("step", "band").values
-    found = [crossing(curve, share, lasting=len(curve)) for curve in curves.T]
-    return xr.DataArray(found, {"band": powers.band}, ("band",))
+    steps = [crossing(curve, share, lasting=len(curve)) for curve in curves.T]
+    return xr.DataArray(steps, {"band": powers.band}, ("band",))
 
 
-@metric("coarse_to_fine", "order", (-1, 1), True, "Spearman 1904, of Wang and Vastola 2023's order")
+@metric(
+    "coarse_to_fine",
+    "coarse before fine",
+    "order",
+    -1,
+    1,
+    True,
+    "Spearman 1904, of Wang and Vastola 2023's order",
+    chance=0.0,
+    text="Rank correlation of bands, from coarse to fine, with their steps of emergence.",
+)
 def coarse_to_fine(emerged: np.ndarray) -> float:
-    """Rank correlation of bands, from coarse to fine, with the steps of their emergence: 1 is strictly coarse first.
+    """Return the rank correlation of bands, from coarse to fine, with their steps of emergence.
 
-    NaN where fewer than three bands emerge, or all at once.
+    1 is strictly coarse first. NaN where fewer than three bands emerge, or all at once.
     """
     steps = np.asarray(emerged, dtype=np.float64)
     there = np.isfinite(steps)

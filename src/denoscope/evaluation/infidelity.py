@@ -1,7 +1,7 @@
-"""Does the model do what a map says of it? By changing the sample and looking.
+"""Infidelity: does a map predict how much the target changes when the sample is changed?
 
-Sources: Yeh, Hsieh, Suggala, Inouye, Ravikumar 2019, "On the (in)fidelity and sensitivity of explanations"; resampling
-the noise of a region is an intervention of our own."""
+Source: Yeh, Hsieh, Suggala, Inouye, Ravikumar 2019, "On the (in)fidelity and sensitivity of explanations".
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -18,66 +18,84 @@ from ..targets import Target
 from .games import coordinates_of
 from .metrics import metric, with_facts, without_gaps
 
-# Infidelity: does the map foretell by how much the target changes?
+
+@metric("infidelity", "infidelity", "infidelity", 0, float("inf"), False, "Yeh et al. 2019, definition 2.1")
+def infidelity(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Return E[(Iᵀφ − (f(x) − f(x − I)))²] of a map's predictions, Iᵀφ (n,), and the measured changes, (n,)."""
+    return float(np.mean((np.asarray(predicted) - np.asarray(measured)) ** 2))
 
 
-@metric("infidelity", "infidelity", (0, float("inf")), False, "Yeh et al. 2019, definition 2.1")
-def infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
-    """E[(Iᵀφ − (f(x) − f(x − I)))²] of what a map foretells, Iᵀφ (n,), and what is measured, (n,)."""
-    return float(np.mean((np.asarray(foretold) - np.asarray(measured)) ** 2))
+@metric(
+    "relative_infidelity",
+    "relative infidelity",
+    "infidelity",
+    0,
+    1,
+    False,
+    "Yeh et al. 2019, with the optimal scale",
+    text="Infidelity with the area left in: LOWER is better; any map of one sign predicts what the area does.",
+)
+def relative_infidelity(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Return the infidelity of β φ over E[(f(x) − f(x − I))²], β the `optimal_scale`: 0 predicts all of it, 1 nothing.
 
-
-@metric("relative_infidelity", "infidelity", (0, 1), False, "Yeh et al. 2019, with the optimal scale")
-def relative_infidelity(foretold: np.ndarray, measured: np.ndarray) -> float:
-    """Infidelity of β φ over E[(f(x) − f(x − I))²], β the `optimal_scale`: 0 foretells all of it, 1 nothing.
-
-    NaN where nothing changes. A map that points the wrong way has 1, not the figure of its opposite. A map that is the
-    same everywhere is well below 1 where taking more away changes more; `infidelity_beyond_area` takes that out.
+    NaN where nothing changes. A map that points the wrong way has 1, not the figure of its opposite. A constant map is
+    well below 1 where taking more away changes more; `infidelity_beyond_area` takes that out.
     """
-    foretold, measured = np.asarray(foretold), np.asarray(measured)
+    predicted, measured = np.asarray(predicted), np.asarray(measured)
     changed = float(np.mean(measured**2))
     if changed == 0:
         return float("nan")
-    return infidelity(optimal_scale(foretold, measured) * foretold, measured) / changed
+    return infidelity(optimal_scale(predicted, measured) * predicted, measured) / changed
 
 
-@metric("infidelity_beyond_area", "infidelity", (0, 1), False, "Yeh et al. 2019, without what a constant map foretells")
-def infidelity_beyond_area(foretold: np.ndarray, measured: np.ndarray, area: np.ndarray) -> float:
-    """`relative_infidelity` of what is left of both once what a constant map foretells, `area`, is taken out.
+@metric(
+    "infidelity_beyond_area",
+    "infidelity beyond the area",
+    "infidelity",
+    0,
+    1,
+    False,
+    "Yeh et al. 2019, without the predictions of a constant map",
+    chance=1.0,
+    text="How much of the clean prediction's change the map does not predict when a square is taken away, once the "
+    "square’s area is taken into account: LOWER is better, 1 predicts no more than a constant map.",
+)
+def infidelity_beyond_area(predicted: np.ndarray, measured: np.ndarray, area: np.ndarray) -> float:
+    """Return the `relative_infidelity` of the rest of both, once a constant map's predictions `area` are taken out.
 
-    By least squares on the area (n,), Iᵀ1. 0: the map foretells all that the area does not; 1: it foretells nothing
-    more than a constant one, whatever that one's value. NaN where the area says all.
+    By least squares on the area (n,), Iᵀ1. 0: the map predicts all that the area does not. 1: it predicts no more than
+    a constant map of any value. NaN where the area predicts all.
     """
-    return relative_infidelity(_without(area, foretold), _without(area, measured))
+    return relative_infidelity(_without(area, predicted), _without(area, measured))
 
 
 def _without(area: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """What least squares on the area leaves of values, rounding cleared away."""
+    """Return the residual of values after least squares on the area, with rounding set to 0."""
     area, values = np.asarray(area, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    left = values - area * (area @ values) / (area @ area)
-    return np.where(np.abs(left) > 1e-12 * np.abs(values).max(), left, 0.0)
+    residual = values - area * (area @ values) / (area @ area)
+    return np.where(np.abs(residual) > 1e-12 * np.abs(values).max(), residual, 0.0)
 
 
-def optimal_scale(foretold: np.ndarray, measured: np.ndarray) -> float:
-    """β ≥ 0 that minimises E[(β Iᵀφ − (f(x) − f(x − I)))²]: E[Iᵀφ Δ] / E[(Iᵀφ)²], where that is positive."""
-    square = float(np.mean(foretold**2))
-    return max(float(np.mean(foretold * measured)) / square, 0.0) if square > 0 else 0.0
+def optimal_scale(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Return the β ≥ 0 that minimises E[(β Iᵀφ − (f(x) − f(x − I)))²]: E[Iᵀφ Δ] / E[(Iᵀφ)²], where that is positive."""
+    square = float(np.mean(predicted**2))
+    return max(float(np.mean(predicted * measured)) / square, 0.0) if square > 0 else 0.0
 
 
 class Perturbation(ABC):
-    """What is taken off a sample, I, and how much of each position that is: what Iᵀφ sums φ with."""
+    """A change I that is taken off a sample, and the weights with which Iᵀφ sums a map φ."""
 
     @abstractmethod
     def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """I (n, channels, h, w) for a sample (1, channels, h, w), and weights (n, channels or 1, h, w)."""
+        """Return I (n, channels, h, w) for a sample (1, channels, h, w), and weights (n, channels or 1, h, w)."""
 
 
 @dataclass(frozen=True)
 class Squares(Perturbation):
-    """A square at a random place is taken away, I = M (x − fill); a map's value is what taking a position away costs.
+    """A square at a random place is taken away, I = M (x − fill). A map's value is the cost of taking a position away.
 
     For maps of contributions: Integrated Gradients, occlusion, RISE. Sides are drawn evenly from 1 position to
-    `largest` of the shorter side; `fill` is what stands in their place.
+    `largest` of the shorter side; `fill` stands in their place. Raises `InputError` for a `largest` beyond 0 to 1.
     """
 
     largest: float = 0.5
@@ -100,9 +118,9 @@ class Squares(Perturbation):
 
 @dataclass(frozen=True)
 class GaussianNoise(Perturbation):
-    """Noise of standard deviation `sd`; a map's value is the rate at which the target changes with the sample.
+    """Noise of standard deviation `sd`. A map's value is the rate at which the target changes with the sample.
 
-    For maps of sensitivity, (channels, h, w): a gradient. One of (h, w) is taken to be the same for each channel.
+    For maps of sensitivity, (channels, h, w): a gradient. A map (h, w) counts as the same for each channel.
     """
 
     sd: float = 0.1
@@ -115,9 +133,9 @@ class GaussianNoise(Perturbation):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What a target of a step was measured to do under perturbations: one probe serves every method's map.
+    """The measured changes of a step's target under perturbations: one probe serves every method's map.
 
-    `weights` (n, channels or 1, h, w) is what a map's prediction is summed with, `measured` (n,) is f(x) − f(x − I).
+    `weights` (n, channels or 1, h, w) sum a map to its predictions; `measured` (n,) is f(x) − f(x − I).
     """
 
     weights: np.ndarray
@@ -136,40 +154,41 @@ class Probe:
         batch_size: int = 16,
         advance: Advance | None = None,
     ) -> "Probe":
-        """Measure the target's change under `count` perturbations, `Squares` unless given.
+        """Measure the target's change under `count` perturbations; None is `Squares()`.
 
         Raises `InputError` for a target that is a map, or fewer than 2 perturbations.
         """
         if count < 2:
-            raise InputError(f"An infidelity of {count} perturbations was asked for. At least 2; 256 are usual.")
+            raise InputError(f"count is {count}. Give at least 2 perturbations to measure infidelity; 256 are usual.")
         score, rng = target.at(step), np.random.default_rng([seed, step.index])
         taken, weights = (perturbation or Squares()).draw(step.sample, count, rng)
         before, changes = _number(score(step.sample)), []
-        for portion in taken.split(batch_size):
+        for portion in torch.split(taken, batch_size):
             changes.append(before - _number(score(step.sample - portion)))
             if advance is not None:
                 advance(len(portion))
         return cls(weights.double().cpu().numpy(), torch.cat(changes).double().cpu().numpy())
 
-    def foretold(self, attribution: np.ndarray) -> np.ndarray:
-        """Iᵀφ (n,) of a map φ, (h, w) or (channels, h, w) on the sample's grid."""
+    def predicted(self, attribution: np.ndarray) -> np.ndarray:
+        """Return Iᵀφ (n,) of a map φ, (h, w) or (channels, h, w); raises `InputError` off the sample's grid."""
         phi = np.asarray(attribution, dtype=np.float64)
-        phi = without_gaps(phi)[None] if phi.ndim == 2 else np.stack([without_gaps(channel) for channel in phi])
+        channels = [phi] if phi.ndim == 2 else list(phi)
+        phi = np.stack([without_gaps(channel) for channel in channels])
         if phi.shape[1:] != self.weights.shape[2:]:
             raise InputError(
                 f"The map is {phi.shape[1]} × {phi.shape[2]} and the sample {self.weights.shape[2]} × "
                 f"{self.weights.shape[3]}. Give the map on the sample's grid, as methods make it."
             )
-        return (self.weights * phi).sum(axis=(1, 2, 3))
+        return np.asarray((self.weights * phi).sum(axis=(1, 2, 3)))
 
     def infidelity(self, attribution: np.ndarray) -> dict[str, float]:
-        """`infidelity`, `relative_infidelity`, `infidelity_beyond_area` and the optimal `scale` of a map."""
-        foretold = self.foretold(attribution)
+        """Return `infidelity`, `relative_infidelity`, `infidelity_beyond_area` and the optimal `scale` of a map."""
+        predicted, area = self.predicted(attribution), self.predicted(self._constant)
         return {
-            "infidelity": infidelity(foretold, self.measured),
-            "relative_infidelity": relative_infidelity(foretold, self.measured),
-            "infidelity_beyond_area": infidelity_beyond_area(foretold, self.measured, self.foretold(self._constant)),
-            "scale": optimal_scale(foretold, self.measured),
+            "infidelity": infidelity(predicted, self.measured),
+            "relative_infidelity": relative_infidelity(predicted, self.measured),
+            "infidelity_beyond_area": infidelity_beyond_area(predicted, self.measured, area),
+            "scale": optimal_scale(predicted, self.measured),
         }
 
     @property
@@ -178,6 +197,7 @@ class Probe:
 
 
 def _number(scores: torch.Tensor) -> torch.Tensor:
+    """Return the scores (n,); raises `InputError` for a map for each sample."""
     if scores.ndim != 1:
         raise InputError(
             f"The target gives {tuple(scores.shape)}, a map for each sample, and infidelity is of one number. "
@@ -189,17 +209,22 @@ def _number(scores: torch.Tensor) -> torch.Tensor:
 def infidelities(
     trace: Trace, saliency: xr.DataArray, target: Target, perturbation: Perturbation | None = None, **options: Any
 ) -> xr.Dataset:
-    """`Probe.infidelity` of every step's map, (step, y, x): variables with dims (step,). Options are `Probe.of`'s."""
-    steps, found = steps_of(trace, saliency), []
+    """Compute `Probe.infidelity` of every step's map, (step, y, x): variables with dims (step,).
+
+    `options` are those of `Probe.of`.
+    """
+    steps, rows = steps_of(trace, saliency), []
     for step in steps:
-        found.append(Probe.of(step, target, perturbation, **options).infidelity(saliency.sel(step=step.index).values))
+        probe = Probe.of(step, target, perturbation, **options)
+        rows.append(probe.infidelity(saliency.sel(step=step.index).values))
     coords = coordinates_of(steps)
-    columns = {name: xr.DataArray([row[name] for row in found], coords, ("step",)) for name in found[0]}
-    return xr.Dataset({n: v if n == "scale" else with_facts(v, n) for n, v in columns.items()})
+    columns = {name: xr.DataArray([row[name] for row in rows], coords, ("step",)) for name in rows[0]}
+    scale = columns.pop("scale")
+    return xr.Dataset({name: with_facts(values, name) for name, values in columns.items()}).assign(scale=scale)
 
 
 def steps_of(trace: Trace, saliency: xr.DataArray) -> list[Step]:
-    """The steps that maps (step, y, x) are of."""
+    """Return the steps that maps (step, y, x) explain; raises `InputError` for maps with other dims."""
     if set(saliency.dims) != {"step", "y", "x"}:
         raise InputError(f"The maps have dims {saliency.dims}. Give one map a step: dims (step, y, x).")
     return choose(trace, saliency.step.values.tolist())

@@ -9,6 +9,8 @@ from scipy import stats
 
 from ..errors import InputError
 
+FIGURES = ("mean", "low", "high", "count")
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -23,14 +25,16 @@ class Interval:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
     def excludes(self, value: float) -> bool:
-        """Whether a value lies outside the interval."""
+        """Return True if a value lies outside the interval."""
         return not self.low <= value <= self.high
 
 
 def bootstrap(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean of one value per scene, with its percentile bootstrap interval (10,000 resamples of the scenes).
+    """Return the mean of one value per scene with its percentile bootstrap interval (10,000 resamples of the scenes).
 
-    Raises `InputError` for fewer than 2 finite values.
+    With few scenes the interval is too short: of 95 % intervals over 6 to 8 scenes, 79 to 88 % hold the true mean.
+    Where all values are equal, such as shares of 0 or 1, it has no width and is no bound. Raises `InputError` for
+    fewer than 2 finite values.
     """
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
@@ -55,13 +59,13 @@ def bootstrap(values: Sequence[float] | np.ndarray, level: float = 0.95, seed: i
 def paired(
     first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The mean difference first − second of two values per scene, with its interval.
+    """Return the mean difference first − second of two values per scene, with its interval.
 
     >>> print(paired([0.5, 0.75, 1.0], [0.25, 0.5, 0.75]))
     0.25 [0.25, 0.25]
 
-    Scenes are resampled with both their values, so that what makes a scene hard for both does not widen the interval.
-    Raises `InputError` where the scenes are not the same number or fewer than 2 have both values.
+    Scenes are resampled with both their values, so a scene that is hard for both does not widen the interval. Raises
+    `InputError` where the numbers of scenes differ, or fewer than 2 scenes have both values.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1:
@@ -73,10 +77,10 @@ def paired(
 
 
 def over_scenes(values: xr.DataArray, dim: str = "scene", level: float = 0.95, seed: int = 0) -> xr.Dataset:
-    """`mean`, `low`, `high` and `count` over the scenes at every place of the other dims; keeps the attributes.
+    """Return `mean`, `low`, `high` and `count` over the scenes at every place of the other dims.
 
-    Where fewer than 2 scenes have a finite value, all but `count` are NaN. Raises `InputError` where there are fewer
-    than 2 scenes at all.
+    The attributes of `values` stay. Where fewer than 2 scenes have a finite value, all but `count` are NaN. Raises
+    `InputError` for fewer than 2 scenes.
     """
     if dim not in values.dims or values.sizes[dim] < 2:
         raise InputError(
@@ -84,14 +88,13 @@ def over_scenes(values: xr.DataArray, dim: str = "scene", level: float = 0.95, s
             f"{dict(values.sizes)}. Add scenes."
         )
 
-    def summed_up(of_scenes: np.ndarray) -> tuple[float, float, float, int]:
-        count = int(np.isfinite(of_scenes).sum())
+    def summary(scenes: np.ndarray) -> tuple[float, float, float, int]:
+        count = int(np.isfinite(scenes).sum())
         if count < 2:
             return float("nan"), float("nan"), float("nan"), count
-        interval = bootstrap(of_scenes, level, seed)
+        interval = bootstrap(scenes, level, seed)
         return interval.mean, interval.low, interval.high, interval.count
 
-    names = ("mean", "low", "high", "count")
-    core: list[list[str]] = [[]] * len(names)
-    found = xr.apply_ufunc(summed_up, values, input_core_dims=[[dim]], output_core_dims=core, vectorize=True)
-    return xr.Dataset(dict(zip(names, found, strict=True)), attrs=values.attrs)
+    output_dims: list[list[str]] = [[]] * len(FIGURES)
+    columns = xr.apply_ufunc(summary, values, input_core_dims=[[dim]], output_core_dims=output_dims, vectorize=True)
+    return xr.Dataset(dict(zip(FIGURES, columns, strict=True)), attrs=values.attrs)

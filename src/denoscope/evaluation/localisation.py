@@ -1,27 +1,37 @@
-"""Does a map point at the object? Against masks that are known.
+"""Does a map point at the object? Metrics against known masks.
 
-Every metric here is of a map (h, w) and a boolean mask of the same shape, and all but `mass_inside` look at the order
-of the map's values alone: maps of different methods have no common scale or zero. All raise `InputError` for a mask
-that is empty, covers everything or is of another size, and for a map with NaN or infinite values. A flat map is at
-chance."""
+Every metric here takes a map (h, w) and a boolean mask of the same shape. All but `mass_inside` use only the order of
+the map's values, since maps of different methods have no common scale or zero. All raise `InputError` for a mask that
+is empty, covers everything or has another size, and for a map with NaN or infinite values. A flat map is at chance.
+"""
 
 import numpy as np
 import xarray as xr
 from scipy import ndimage, stats
 
 from ..errors import InputError
-from .metrics import metric, metrics_of, over_maps, without_gaps
+from .metrics import Metric, metric, metrics_of, over_maps, without_gaps
 from .stages import rank_agreement, share_inside
 
 
-@metric("auroc", "localisation", (0, 1), True, "Hanley and McNeil 1982")
+@metric(
+    "auroc",
+    "AUROC",
+    "localisation",
+    0,
+    1,
+    True,
+    "Hanley and McNeil 1982",
+    chance=0.5,
+    text="Against the objects’ true places; 0.5 is chance.",
+)
 def auroc(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Probability that a position of the object has a higher value than one outside it, ties counting half; 0 to 1.
+    """Return the probability that a position of the object has a higher value than one outside it, 0 to 1.
 
     >>> auroc(np.array([[0.1, 0.9], [0.2, 0.3]]), np.array([[False, True], [False, True]]))
     1.0
 
-    0.5 is chance; below it the map points away.
+    Ties count half. 0.5 is chance; below it the map points away.
     """
     saliency, mask = _comparable(saliency, mask)
     inside, outside = int(mask.sum()), int((~mask).sum())
@@ -30,9 +40,9 @@ def auroc(saliency: np.ndarray, mask: np.ndarray) -> float:
 
 
 def auroc_of_shifts(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`auroc` of the map moved by every cyclic shift, (h, w), that of the map as it is at [0, 0].
+    """Return the `auroc` of the map moved by every cyclic shift, (h, w); the unmoved map is at [0, 0].
 
-    Shifted, a map keeps how it varies and loses where: how often a map of this smoothness points as well by chance.
+    A shifted map varies as before but lies elsewhere. So these are the values of a map as smooth as this by chance.
     """
     saliency, mask = _comparable(saliency, mask)
     inside, outside = int(mask.sum()), int((~mask).sum())
@@ -41,9 +51,18 @@ def auroc_of_shifts(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.asarray((sums - inside * (inside + 1) / 2) / (inside * outside))
 
 
-@metric("average_precision", "localisation", (0, 1), True, "Buckley and Voorhees 2000")
+@metric(
+    "average_precision",
+    "average precision",
+    "localisation",
+    0,
+    1,
+    True,
+    "Buckley and Voorhees 2000",
+    text="Chance is the objects’ share.",
+)
 def average_precision(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Σ (R_n − R_{n−1}) P_n over falling thresholds, P the precision and R the recall; 0 to 1.
+    """Return Σ (R_n − R_{n−1}) P_n over falling thresholds, P the precision and R the recall; 0 to 1.
 
     Chance is the object's share of the picture, so it says more than `auroc` where objects are small.
     """
@@ -52,60 +71,80 @@ def average_precision(saliency: np.ndarray, mask: np.ndarray) -> float:
     return float((np.diff(hits, prepend=0) * hits / chosen).sum() / mask.sum())
 
 
-@metric("best_iou", "localisation", (0, 1), True, "Jaccard 1901, at the best threshold")
+@metric("best_iou", "IoU, best threshold", "localisation", 0, 1, True, "Jaccard 1901, at the best threshold")
 def best_iou(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union with the mask at whichever threshold it is largest; at least the object's share."""
+    """Return the largest intersection over union with the mask at any threshold; at least the object's share."""
     saliency, mask = _comparable(saliency, mask)
     return float(_ious(saliency, mask).max())
 
 
-@metric("iou", "localisation", (0, 1), True, "Jaccard 1901, at the mask's area")
+@metric("iou", "IoU, the mask’s area", "localisation", 0, 1, True, "Jaccard 1901, at the mask's area")
 def iou(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union with the mask at a fixed threshold: as many positions as the mask has, the highest.
+    """Return the intersection over union with the mask of the highest positions, as many as the mask has.
 
-    The threshold is of the order and not of the values, half of the maximum for one, which would mean something else
-    for a signed map, a sum and a ratio. Positions that tie with the last one chosen are chosen too.
+    The threshold follows the order of the values. Half of the maximum, for example, would mean something else for a
+    signed map, a sum and a ratio. Positions that tie with the last one chosen are chosen too.
     """
     saliency, mask = _comparable(saliency, mask)
     _, chosen = _by_threshold(saliency, mask)
     return float(_ious(saliency, mask)[np.argmax(chosen >= mask.sum())])
 
 
-@metric("pointing", "localisation", (0, 1), True, "Zhang et al. 2016, the pointing game")
+@metric(
+    "pointing",
+    "pointing game",
+    "localisation",
+    0,
+    1,
+    True,
+    "Zhang et al. 2016, the pointing game",
+    text="Is the map’s maximum on an object?",
+)
 def pointing(saliency: np.ndarray, mask: np.ndarray, tolerance: float = 0.0) -> float:
-    """Whether the highest position is on the object, or at most `tolerance` positions away from it: 1 or 0.
+    """Return 1 if the highest position is on the object, or at most `tolerance` positions away from it, else 0.
 
-    Where several are the highest, the share of them that is: the expectation when one is drawn.
+    Where several positions are the highest, return the share of them that is: the expectation when one is drawn.
     """
     saliency, mask = _comparable(saliency, mask)
     near = ndimage.distance_transform_edt(~mask) <= tolerance
     return float(near[saliency == saliency.max()].mean())
 
 
-@metric("spearman", "localisation", (-1, 1), True, "Spearman 1904")
+@metric("spearman", "rank correlation with the mask", "localisation", -1, 1, True, "Spearman 1904", chance=0.0)
 def spearman(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Rank correlation with the mask; NaN for a flat map. A map without ties stays below 1, as the mask is all ties."""
+    """Return the rank correlation with the mask; NaN for a flat map.
+
+    A map without ties stays below 1, as the mask has only two values.
+    """
     saliency, mask = _comparable(saliency, mask)
     return rank_agreement(saliency, mask.astype(float))
 
 
-@metric("mass_inside", "localisation", (0, 1), True, "Fong and Vedaldi 2017, the share of the positive part")
+@metric(
+    "mass_inside",
+    "share of the positive part inside",
+    "localisation",
+    0,
+    1,
+    True,
+    "Fong and Vedaldi 2017, the share of the positive part",
+)
 def mass_inside(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the map's positive part that is inside the mask; NaN where nothing is positive.
+    """Return the share of the map's positive part that is inside the mask; NaN where nothing is positive.
 
-    For signed maps: one that is positive everywhere, whatever its shape, hardly differs from the object's share.
+    It is meant for signed maps. For a map that is positive everywhere it hardly differs from the object's share.
     """
     return share_inside(*_comparable(saliency, mask))
 
 
 def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
-    """Every metric of localisation of every map, dims of `saliency` without y and x; each with its facts.
+    """Compute every metric of localisation of every map: dims of `saliency` without y and x, each with its facts.
 
     >>> scores = localisation(DFRise()(trace, steps=[6, 15]).saliency, mask)          # doctest: +SKIP
     >>> scores.auroc.dims, scores.auroc.attrs["higher_is_better"]                     # doctest: +SKIP
     (('step',), True)
 
-    Maps are enlarged bilinearly to the mask's size; raises `InputError` where its proportions are others, too.
+    Maps are enlarged bilinearly to the mask's size. Raises `InputError` where mask and maps have other proportions.
     """
     height, width = np.shape(mask)
     if saliency.sizes["y"] * width != saliency.sizes["x"] * height:
@@ -114,15 +153,14 @@ def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
             "other proportions, so it is not of the same picture. Give the mask of the picture that the maps explain."
         )
 
-    def scored(name: str) -> xr.DataArray:
-        function = metrics_of("localisation")[name].function
-        return over_maps(lambda m: function(on_grid(m, height, width), mask), saliency, name=name)
+    def scores(compute: Metric) -> xr.DataArray:
+        return over_maps(lambda each: compute(on_grid(each, height, width), mask), saliency, name=compute.name)
 
-    return xr.Dataset({name: scored(name) for name in metrics_of("localisation")})
+    return xr.Dataset({name: scores(compute) for name, compute in metrics_of("localisation").items()})
 
 
 def _comparable(saliency: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays, if the one can be held against the other."""
+    """Return map and mask as arrays; raises `InputError` where they cannot be compared."""
     saliency, mask = without_gaps(saliency), np.asarray(mask, bool)
     if saliency.shape != mask.shape:
         raise InputError(
@@ -137,27 +175,31 @@ def _comparable(saliency: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _by_threshold(saliency: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each value of the map, falling: how many positions of the object, and how many of all, are at or above it."""
+    """Count the positions at or above each value of the map, values falling: of the object, and of the picture."""
     places = np.unique(-saliency, return_inverse=True)[1].ravel()
     return np.bincount(places, mask.ravel()).cumsum(), np.bincount(places).cumsum()
 
 
 def _ious(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Intersection over union at each value of the map as the threshold, falling."""
+    """Return the intersection over union at each value of the map as the threshold, values falling."""
     hits, chosen = _by_threshold(saliency, mask)
-    return hits / (chosen + mask.sum() - hits)
+    return np.asarray(hits / (chosen + mask.sum() - hits))
 
 
 def on_grid(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map (h, w) enlarged bilinearly to (height, width), cell centres on cell centres."""
-    rows, columns = (
-        (np.arange(large) + 0.5) * small / large - 0.5
-        for small, large in zip(saliency.shape, (height, width), strict=True)
-    )
-    return ndimage.map_coordinates(saliency, np.meshgrid(rows, columns, indexing="ij"), order=1, mode="nearest")
+    """Enlarge a map (h, w) bilinearly to (height, width), cell centres on cell centres."""
+    rows = _centres(saliency.shape[0], height)
+    columns = _centres(saliency.shape[1], width)
+    places = np.meshgrid(rows, columns, indexing="ij")
+    return np.asarray(ndimage.map_coordinates(saliency, places, order=1, mode="nearest"))
+
+
+def _centres(small: int, large: int) -> np.ndarray:
+    """Return the places of the centres of `large` cells, in cells of a row of `small` ones."""
+    return (np.arange(large) + 0.5) * small / large - 0.5
 
 
 def centre_prior(height: int, width: int) -> np.ndarray:
-    """A map (height, width) that knows nothing of the picture but that things tend to be in the middle."""
+    """Return a map (height, width) that falls with the distance from the centre, where things tend to be."""
     y, x = np.mgrid[:height, :width]
-    return -np.hypot((y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5)
+    return np.asarray(-np.hypot((y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5))

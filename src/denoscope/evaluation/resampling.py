@@ -15,9 +15,19 @@ from .infidelity import steps_of
 from .metrics import metric, with_facts, without_gaps
 
 
-@metric("advantage", "resampling", (-1, 1), True, "an intervention of Denoscope's own")
+@metric(
+    "advantage",
+    "resampling",
+    "resampling",
+    -1,
+    1,
+    True,
+    "an intervention of Denoscope's own",
+    chance=0.0,
+    text="Does the picture change more when the map’s highest places get other noise than when others do?",
+)
 def advantage(chosen: np.ndarray, elsewhere: np.ndarray) -> float:
-    """(a − b) / (a + b) of the mean changes when the chosen region is resampled, a, and when another is, b.
+    """Return (a − b) / (a + b) of the mean changes under resampling of the chosen region, a, and of another, b.
 
     0: the region is no better than any of its size and form. NaN where nothing changes.
     """
@@ -30,13 +40,13 @@ Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def root_mean_square(pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-    """√ of the mean squared difference, (n,), in units of the pictures' [0, 1]."""
+    """Return the root of the mean squared difference, (n,), in units of the pictures' [0, 1]."""
     return (pictures - picture).square().mean(dim=(1, 2, 3)).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class WithinMask:
-    """`root_mean_square` inside a boolean mask (height, width) of the pictures."""
+    """`root_mean_square` inside a boolean mask (height, width); raises `InputError` for an empty or misfit mask."""
 
     mask: np.ndarray
 
@@ -63,7 +73,10 @@ class OfFeatures:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the noise of a region is drawn anew: the highest `share` of the positions, `draws` times, from `seed`."""
+    """The settings of a resampling: other noise in the highest `share` of the positions, `draws` times, from `seed`.
+
+    `batch_size` is the number of samples continued at once. Raises `InputError` for a share beyond 0 to 1, or no draws.
+    """
 
     share: float = 0.15
     draws: int = 8
@@ -74,12 +87,12 @@ class Resampling:
         if not 0 < self.share < 1:
             raise InputError(f"share is {self.share}. The region is a share of the positions, such as 0.15.")
         if self.draws < 1:
-            raise InputError(f"draws is {self.draws}. The noise is drawn anew at least once; 8 times is usual.")
+            raise InputError(f"draws is {self.draws}. Give at least 1 draw of other noise; 8 are usual.")
 
     def samples(self, step: Step, saliency: np.ndarray) -> torch.Tensor:
-        """Samples x_t with other noise in the map's highest region, then in others like it: (2 · draws, c, h, w).
+        """Return samples x_t with other noise in the map's top region, then in others like it: (2 · draws, c, h, w).
 
-        Each draw is one field of noise, seen by either region in its own place. The clean prediction stays as it is.
+        Each draw is one field of noise; either region takes its own part of it. The clean prediction stays as it is.
         """
         rng = np.random.default_rng([self.seed, step.index])
         region = top_region(saliency, self.share)
@@ -93,7 +106,7 @@ class Resampling:
 
 
 def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
-    """The highest positions of a map (h, w), as a boolean mask: so many, and at least one; ties row by row.
+    """Return the highest `share` of the positions of a map (h, w), at least one, as a boolean mask; ties row by row.
 
     >>> top_region(np.array([[0.1, 0.9], [0.3, 0.2]]), share=0.5)
     array([[False,  True],
@@ -103,9 +116,9 @@ def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
 
 
 def elsewhere(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A region of the same size and form at another place, the picture's edges joined.
+    """Return a region of the same size and form at another place, the picture's edges joined.
 
-    One of the quarter of all shifts that overlap it least, as a large region has none without overlap.
+    It is drawn from the quarter of all shifts that overlap the region least: a large region has none without overlap.
     """
     spectrum = np.fft.fft2(region)
     overlaps = np.fft.ifft2(spectrum * spectrum.conj()).real.round().astype(int)
@@ -122,28 +135,29 @@ def resampling(
     *,
     advance: Advance | None = None,
 ) -> xr.Dataset:
-    """Draw the noise of the map's highest region anew at each step, go on to the end, and see how much has changed.
+    """Draw other noise for the map's highest region at each step, finish the run, and measure the picture's change.
 
-    >>> found = resampling(trace, maps.saliency, {"object": WithinMask(mask)})       # doctest: +SKIP
-    >>> found.advantage.sel(distance="object").values                                # doctest: +SKIP
+    >>> result = resampling(trace, maps.saliency, {"object": WithinMask(mask)})      # doctest: +SKIP
+    >>> result.advantage.sel(distance="object").values                               # doctest: +SKIP
     array([0.31, 0.22])
 
-    Against the same with regions of the same size and form elsewhere. `change` (distance, step, region, draw) is the
-    distance of the final pictures, region "top" or "elsewhere"; `advantage` (distance, step) is positive where the
-    map's region changes them more. `distances` are `root_mean_square` of the whole picture unless given. The way on is
-    deterministic (`Trace.continued`), so nothing else differs. Early steps cost most: each goes on to the last.
+    Regions of the same size and form elsewhere are resampled too, for comparison. `change` (distance, step, region,
+    draw) is the distance of the final pictures, region "top" or "elsewhere". `advantage` (distance, step) is positive
+    where the map's region changes them more. `distances` None is `root_mean_square` of the whole picture. The rest of
+    the run is deterministic (`Trace.continued`), so nothing else differs. Early steps cost most: each goes on to the
+    last. Raises `InputError` for maps that do not have one map a step.
     """
     measures = distances or {"picture": root_mean_square}
-    own, steps = options or Resampling(), steps_of(trace, saliency)
+    settings, steps = options or Resampling(), steps_of(trace, saliency)
     changes = []
     for step in steps:
-        changes.append(_changes(trace, step, saliency.sel(step=step.index).values, measures, own, advance))
+        changes.append(_changes(trace, step, saliency.sel(step=step.index).values, measures, settings, advance))
     coords = {"distance": list(measures), **coordinates_of(steps), "region": ["top", "elsewhere"]}
     dims = ("distance", "step", "region", "draw")
     change = xr.DataArray(np.stack(changes, axis=1), coords, dims)
     top, other = (change.sel(region=name, drop=True) for name in ("top", "elsewhere"))
-    found = xr.apply_ufunc(advantage, top, other, input_core_dims=[["draw"]] * 2, vectorize=True)
-    return xr.Dataset({"change": change, "advantage": with_facts(found, "advantage")})
+    advantages = xr.apply_ufunc(advantage, top, other, input_core_dims=[["draw"]] * 2, vectorize=True)
+    return xr.Dataset({"change": change, "advantage": with_facts(advantages, "advantage")})
 
 
 @torch.no_grad()
@@ -155,14 +169,14 @@ def _changes(
     options: Resampling,
     advance: Advance | None,
 ) -> np.ndarray:
-    """Of every measure, (distances, 2, draws)."""
+    """Return the distances of one step's final pictures by every measure, (measures, 2, draws)."""
     height, width = step.sample.shape[-2:]
     samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, height, width))])
     pictures = []
-    for portion in samples.split(options.batch_size):
+    for portion in torch.split(samples, options.batch_size):
         pictures.append(step.decoder.decode(trace.continued(step.index, portion)))
         if advance is not None:
             advance(len(portion))
-    untouched, others = torch.cat(pictures).split([1, len(samples) - 1])
-    found = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
-    return np.stack(found).reshape(len(measures), 2, options.draws)
+    untouched, others = torch.split(torch.cat(pictures), [1, len(samples) - 1])
+    changes = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
+    return np.stack(changes).reshape(len(measures), 2, options.draws)

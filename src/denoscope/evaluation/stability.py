@@ -1,4 +1,4 @@
-"""Is a map the same again? Under other masks, at the step beside it, of a sample that hardly differs."""
+"""Is a map the same again? Under other masks, at the step before it, and of a sample with a little noise."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from .metrics import metric, over_maps, without_gaps
 from .stages import rank_agreement
 
 
-@metric("agreement", "stability", (-1, 1), True, "Spearman 1904")
+@metric("agreement", "rank agreement", "stability", -1, 1, True, "Spearman 1904", text="Rank correlation of two maps.")
 def agreement(saliency: np.ndarray, other: np.ndarray) -> float:
-    """Rank correlation of two maps, −1 to 1; NaN where one is flat.
+    """Return the rank correlation of two maps, −1 to 1; NaN where one is flat.
 
     Raises `InputError` for maps with gaps or of different sizes.
     """
@@ -38,7 +38,7 @@ def seed_agreement(
     seeds: Sequence[int] = (0, 1, 2),
     advance: Advance | None = None,
 ) -> xr.DataArray:
-    """Agreement of a method's maps under every two of several seeds of its own: (step, pair).
+    """Compare a method's maps under every two of several seeds of the method: agreement (step, pair).
 
     Raises `InputError` for a method without a `seed`, or fewer than two seeds.
     """
@@ -56,7 +56,7 @@ def seed_agreement(
 
 
 def neighbour_agreement(saliency: xr.DataArray) -> xr.DataArray:
-    """Agreement of each step's map with that of the step before it: dims of `saliency` without y and x.
+    """Compare each step's map with that of the step before it: agreement, dims of `saliency` without y and x.
 
     The first step, which has none before it, is left out. Raises `InputError` for fewer than two steps.
     """
@@ -78,11 +78,11 @@ def noise_agreement(
     own: xr.DataArray | None = None,
     advance: Advance | None = None,
 ) -> xr.DataArray:
-    """Agreement of a method's map with that of a sample with a little noise added: (step, draw).
+    """Compare a method's map with its map of a sample with a little noise added: agreement (step, draw).
 
-    `amount` is the noise's standard deviation as a share of the sample's own. What the denoiser predicts of the noisy
-    sample is what is explained, so this is the map's and the model's stability together. `own` are the method's maps of
-    these steps where they are there already; without them they are made. Raises `InputError` for no noise or no draws.
+    `amount` is the noise's standard deviation as a share of the sample's own. The method explains the denoiser's
+    prediction of the noisy sample, so this is the stability of map and model together. `own` are the method's maps of
+    these steps; None to make them. Raises `InputError` for no noise or no draws.
     """
     if not amount > 0 or draws < 1:
         raise InputError(f"amount is {amount} and draws {draws}. Give an amount above 0, such as 0.02, and 1 or more.")
@@ -90,16 +90,19 @@ def noise_agreement(
     indices = [step.index for step in chosen]
     unchanged = own_maps(attributor, trace, indices, own, advance)
 
-    def agreed(draw: int) -> xr.DataArray:
+    def agreement_of(draw: int) -> xr.DataArray:
         noisy = trace.with_steps([with_noise(step, amount, [seed, draw]) for step in chosen])
         return over_maps(agreement, unchanged, attributor(noisy, indices, advance=advance).saliency, name="agreement")
 
-    return xr.concat([agreed(draw) for draw in range(draws)], "draw").transpose("step", "draw")
+    return xr.concat([agreement_of(draw) for draw in range(draws)], "draw").transpose("step", "draw")
 
 
 @torch.no_grad()
 def with_noise(step: Step, amount: float, seed: Sequence[int]) -> Step:
-    """A step whose sample has noise added, of `amount` of its own standard deviation; predicted anew."""
+    """Return a step with noise added to its sample, and the denoiser's prediction of the noisy sample.
+
+    `amount` is the noise's standard deviation as a share of the sample's own.
+    """
     rng = np.random.default_rng([*seed, step.index])
     noise = torch.from_numpy(rng.standard_normal(step.sample.shape, dtype=np.float32)).to(step.sample)
     return step.with_sample(step.sample + amount * step.sample.std() * noise)
@@ -107,7 +110,7 @@ def with_noise(step: Step, amount: float, seed: Sequence[int]) -> Step:
 
 @torch.no_grad()
 def remade(trace: Trace, steps: Sequence[int] | None = None) -> Trace:
-    """The trace with what the denoiser, as it is now, says of these steps' samples.
+    """Return the trace with the predictions that the denoiser now makes of these steps' samples.
 
     With it a method explains the network as it is and not the recording. `prev_sample` becomes the stateless one.
     """
@@ -118,15 +121,19 @@ def own_maps(
     attributor: Attributor,
     trace: Trace,
     steps: list[int],
-    known: xr.DataArray | None = None,
+    maps: xr.DataArray | None = None,
     advance: Advance | None = None,
 ) -> xr.DataArray:
-    """A method's maps of these steps of the network as it is: the known ones where they are given, else made."""
-    if known is None:
-        return attributor(remade(trace, steps), steps, advance=advance).saliency
-    if missing := [step for step in steps if step not in known.step.values]:
+    """Return a method's maps of these steps of the network as it is: `maps` where they are given, else made here.
+
+    Raises `InputError` where `maps` lack a step.
+    """
+    if maps is None:
+        saliency: xr.DataArray = attributor(remade(trace, steps), steps, advance=advance).saliency
+        return saliency
+    if missing := [step for step in steps if step not in maps.step.values]:
         raise InputError(
-            f"The maps given as the method's own are of the steps {known.step.values.tolist()}, and step {missing[0]} "
-            "is asked for. Give maps of all steps, or none, and they are made."
+            f"The method's own maps are of the steps {maps.step.values.tolist()}, and step {missing[0]} is missing. "
+            "Give maps of all steps, or none to make them."
         )
-    return known.sel(step=steps)
+    return maps.sel(step=steps)

@@ -1,9 +1,9 @@
-"""Outline, features, details: numbers that say how an attribution map changes along a sequence.
+"""Outline, features, details: measures of how an attribution map changes along a sequence.
 
-All take raw signed maps (h, w). What is said of places looks at their positive part, what speaks for the class;
-frequency and the agreement with the last map look at both signs. Along the study's four photographs these two run the
-same way in each of them, whatever the method; the agreement with edges does not, and is there to expose a map that is
-nothing else. Concentration (Gini) was tried and left out: it hardly changes by gradients, and either way by Occlusion.
+All take raw signed maps (h, w). Measures of places use the positive part, which speaks for the class. Frequency and
+the agreement with the last map use both signs. Along the study's four photographs these two run the same way in each,
+whatever the method. The agreement with edges does not; it exposes a map that is only an edge detector. Concentration
+(Gini) is left out: it hardly changes by gradients, and goes either way by Occlusion.
 """
 
 from collections.abc import Callable
@@ -20,22 +20,25 @@ CONTOUR = 0.03
 
 
 def share_inside(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the positive part inside a boolean mask, 0 to 1; NaN where nothing is positive."""
+    """Return the share of the positive part inside a boolean mask, 0 to 1; NaN where nothing is positive."""
     positive = np.clip(saliency, 0, None)
     total = positive.sum(dtype=float)
     return float(positive[mask].sum(dtype=float) / total) if total > 0 else float("nan")
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """The band around the edge of a boolean mask, CONTOUR of the longer side to either side of it."""
+    """Return the band around the edge of a boolean mask, CONTOUR of the longer side to either side of it."""
     width = max(1, round(CONTOUR * max(mask.shape)))
     square = ndimage.generate_binary_structure(2, 2)
     wider = ndimage.binary_dilation(mask, square, width)
-    return wider & ~ndimage.binary_erosion(mask, square, width, border_value=1)
+    return np.asarray(wider & ~ndimage.binary_erosion(mask, square, width, border_value=1))
 
 
 def contour_preference(saliency: np.ndarray, mask: np.ndarray) -> float:
-    """(c − i) / (c + i) of the mean positive part on the contour, c, and in the interior, i: −1 to 1."""
+    """Return (c − i) / (c + i) of the mean positive part on the contour, c, and in the interior, i: −1 to 1.
+
+    NaN where the mask is all contour, or nothing in it is positive.
+    """
     band = contour(mask)
     interior = mask & ~band
     if not interior.any():
@@ -46,20 +49,23 @@ def contour_preference(saliency: np.ndarray, mask: np.ndarray) -> float:
 
 
 def rank_agreement(saliency: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation of two maps, −1 to 1; NaN where one is constant."""
+    """Return Spearman's rank correlation of two maps, −1 to 1; NaN where one is constant."""
     if np.ptp(saliency) == 0 or np.ptp(other) == 0:
         return float("nan")
     return float(stats.spearmanr(saliency.ravel(), other.ravel()).statistic)
 
 
 def edge_map(picture: np.ndarray) -> np.ndarray:
-    """Length of the brightness gradient (Sobel) of a picture (h, w, 3): what an edge detector alone would say."""
+    """Return the length of the brightness gradient (Sobel) of a picture (h, w, 3): the map of an edge detector."""
     brightness = np.asarray(picture, dtype=float) @ np.array([0.299, 0.587, 0.114])
-    return np.hypot(ndimage.sobel(brightness, 0), ndimage.sobel(brightness, 1))
+    return np.asarray(np.hypot(ndimage.sobel(brightness, 0), ndimage.sobel(brightness, 1)))
 
 
 def mean_frequency(saliency: np.ndarray) -> float:
-    """Mean radial frequency of the power spectrum, in cycles along the longer side; NaN for a constant map."""
+    """Return the mean radial frequency of the power spectrum, in cycles along the longer side.
+
+    NaN for a constant map.
+    """
     power = np.abs(fft.fft2(saliency - saliency.mean())) ** 2
     if power.sum() < 1e-24:
         return float("nan")
@@ -68,38 +74,41 @@ def mean_frequency(saliency: np.ndarray) -> float:
 
 
 def stages(saliency: xr.DataArray, picture: np.ndarray, mask: np.ndarray | None = None) -> xr.Dataset:
-    """Every measure at every step: dims of `saliency` without y and x.
+    """Compute every measure at every step: dims of `saliency` without y and x.
 
-    `picture` (h, w, 3) in [0, 1] is the clean one, `mask` a boolean (h, w) of the object; without it the two measures
-    that need one are left out. `agreement_last` compares with the last step's map, `agreement_edges` with `edge_map`.
-    Raises `InputError` where picture or mask are of another size than the maps, or the mask is empty.
+    `picture` (h, w, 3) in [0, 1] is the clean one, `mask` a boolean (h, w) of the object. Without a mask,
+    `share_inside` and `contour_preference` are left out. `agreement_last` compares with the last step's map,
+    `agreement_edges` with `edge_map`. Raises `InputError` where picture or mask have another size than the maps, or
+    the mask is empty.
     """
     grid = (saliency.sizes["y"], saliency.sizes["x"])
-    edges, last = edge_map(_fitting(picture, grid, "picture")), saliency.isel(step=-1, drop=True)
+    edges, last = edge_map(_of_size(picture, grid, "picture")), saliency.isel(step=-1, drop=True)
     measures: dict[str, Callable[[np.ndarray], float]] = {"frequency": mean_frequency}
-    measures["agreement_edges"] = lambda m: rank_agreement(np.clip(m, 0, None), edges)
+    measures["agreement_edges"] = lambda each: rank_agreement(np.clip(each, 0, None), edges)
     if mask is not None:
         region = _region(mask, grid)
-        measures["share_inside"] = lambda m: share_inside(m, region)
-        measures["contour_preference"] = lambda m: contour_preference(m, region)
-    over: dict[str, Any] = dict(input_core_dims=[["y", "x"]], vectorize=True)
-    found = {name: xr.apply_ufunc(measure, saliency, **over) for name, measure in measures.items()}
-    both: dict[str, Any] = dict(input_core_dims=[["y", "x"]] * 2, vectorize=True)
-    found["agreement_last"] = xr.apply_ufunc(rank_agreement, saliency, last, **both)
-    return xr.Dataset(found)
+        measures["share_inside"] = lambda each: share_inside(each, region)
+        measures["contour_preference"] = lambda each: contour_preference(each, region)
+    one_map: dict[str, Any] = dict(input_core_dims=[["y", "x"]], vectorize=True)
+    values = {name: xr.apply_ufunc(measure, saliency, **one_map) for name, measure in measures.items()}
+    two_maps: dict[str, Any] = dict(input_core_dims=[["y", "x"]] * 2, vectorize=True)
+    values["agreement_last"] = xr.apply_ufunc(rank_agreement, saliency, last, **two_maps)
+    return xr.Dataset(values)
 
 
-def _fitting(picture: np.ndarray, grid: tuple[int, int], what: str) -> np.ndarray:
+def _of_size(picture: np.ndarray, grid: tuple[int, int], name: str) -> np.ndarray:
+    """Return the picture or mask; raises `InputError` where its size is not the maps'."""
     if picture.shape[:2] != grid:
         raise InputError(
-            f"The {what} is {picture.shape[0]} × {picture.shape[1]} and the maps are {grid[0]} × {grid[1]}. "
+            f"The {name} is {picture.shape[0]} × {picture.shape[1]} and the maps are {grid[0]} × {grid[1]}. "
             "Give it in the maps' size."
         )
     return picture
 
 
 def _region(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    region = _fitting(np.asarray(mask, dtype=bool), grid, "mask")
+    """Return the mask as booleans; raises `InputError` where it covers nothing or everything."""
+    region = _of_size(np.asarray(mask, dtype=bool), grid, "mask")
     if not region.any() or region.all():
         raise InputError("The mask is empty or covers the whole picture. Give one that covers the object alone.")
     return region

@@ -22,6 +22,7 @@ import xarray as xr
 
 from ..attributors.base import Advance, choose, options_of
 from ..errors import InputError, shown_value
+from ..recording.batches import samples_at_once
 from ..recording.traces import Step, Trace
 from ..vision.frames import draw_noise
 
@@ -142,7 +143,7 @@ class Experiment(ABC):
         self, steps: Sequence[Step], entries: Sequence[Entry], trace: Trace, advance: Advance | None
     ) -> list[Attributes]:
         """Finish every entry and read the attributes of its picture."""
-        size = self.batch_size or _batch_size(entries[0][1])
+        size = self.batch_size or samples_at_once(entries[0][1])
         seed = self._seed_of(trace)
         samples = finish(steps, entries, eta=self.eta, seed=seed, batch_size=size, advance=advance)
         return [self._read(steps[0], sample[None]) for sample in samples]
@@ -173,12 +174,6 @@ class Experiment(ABC):
         }
         attrs = {"title": self.title, "reading": self.reading, **options_of(self)}
         return xr.Dataset({"decided": (("attribute", "step", "draw"), decided)}, coords, attrs)
-
-
-def _batch_size(sample: torch.Tensor) -> int:
-    """Return the number of samples walked together: 16,384 positions at once on a CPU and 131,072 elsewhere."""
-    room = 2**14 if sample.device.type == "cpu" else 2**17
-    return int(np.clip(room // (sample.shape[-2] * sample.shape[-1]), 1, 64))
 
 
 @final
