@@ -1,7 +1,6 @@
 """Pictures and maps whose right look is known: a disc on a flat ground."""
 
 import numpy as np
-import pytest
 import xarray as xr
 
 NUMBER_OF_STEPS = 6
@@ -47,8 +46,3 @@ def disc_method(steps: tuple[int, ...] = (1, 3, 4), height: int = 8, width: int 
         },
         attrs={"title": "A bump", "reading": "High on the disc.", "num_masks": 500, **attrs},
     )
-
-
-@pytest.fixture
-def picture() -> np.ndarray:
-    return disc_trace()["image"].values

@@ -146,7 +146,7 @@ def test_a_variant_is_the_run_alone(small):
     comparison, found = compared("schedule", ("uniform", "early", "late"), small, shift=30.0, methods=("df-rise",))
     for name, request in comparison.variants().items():
         alone = small["small"].trace(**request.call())
-        assert np.array_equal(found.explanations[name].trace["image"], np.asarray(alone.image))
+        assert np.array_equal(found.explanations[name].pictures["image"], np.asarray(alone.image))
         maps = found.explanations[name].methods()["df_rise"]
         again = denoscope.DFRise(num_masks=8)(alone, maps["step"].values.tolist())
         np.testing.assert_array_equal(maps["saliency"], again["saliency"])
@@ -378,7 +378,7 @@ def test_every_step_of_every_variant_is_shown_at_its_own_noise():
     assert [variant["places"] for variant in data["variants"]] == [[0, 1, 2, 2, 2, 2], [0, 0, 0, 1, 2, 3]]
     for variant, explanation in zip(data["variants"], explanations.values(), strict=True):
         for place, picture in enumerate(variant["pictures"]):
-            shown = explanation.trace["pred_original_sample"].values[place]
+            shown = explanation.pictures["pred_original_sample"].values[place]
             np.testing.assert_array_equal(picture_of(picture), shown)
 
 
@@ -463,9 +463,9 @@ def test_the_still_picture_has_a_row_for_each_variant():
     strips = figure.subfigs[0].axes
     assert len(strips) == 2 * 9 and len(figure.subfigs) == 3
     shown = strips[9 + 8].get_images()[0].get_array()
-    np.testing.assert_array_equal(shown, explanations["late"].trace["image"])
+    np.testing.assert_array_equal(shown, explanations["late"].pictures["image"])
     first = strips[9].get_images()[0].get_array()
-    np.testing.assert_array_equal(first, explanations["late"].trace["pred_original_sample"][0])
+    np.testing.assert_array_equal(first, explanations["late"].pictures["pred_original_sample"][0])
 
 
 def test_nothing_cannot_be_shown():
@@ -509,7 +509,7 @@ def test_a_comparison_is_whole_and_can_be_run_again(run, folder, tmp_path):
     assert run(*shlex.split(told["command"])[1:], "--out", "two")[0] == 0
     for name in ("guidance-1", "guidance-3"):
         one, two = (Explanation.load(tmp_path / place / name) for place in ("one", "two"))
-        assert one.trace.equals(two.trace) and one.methods()["df_rise"].equals(two.methods()["df_rise"])
+        assert one.pictures.equals(two.pictures) and one.methods()["df_rise"].equals(two.methods()["df_rise"])
     assert "an earlier run is there" in run(*words, "--out", "one")[2]
     assert run(*words, "--out", "one", "--masks", 4, "--overwrite")[0] == 0
 

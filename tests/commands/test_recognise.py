@@ -166,7 +166,7 @@ def test_a_generation_is_attributed_through_the_denoiser():
         methods=("integrated-gradients",),
     )
     explanation = recognise(study).explanations["generation"]
-    assert explanation.trace.sizes["step"] == 4 and "pred_original_sample" in explanation.trace
+    assert explanation.pictures.sizes["step"] == 4 and "pred_original_sample" in explanation.pictures
     assert explanation.likelihood.shape == (4, 1, 2)
     method = explanation.methods()["integrated_gradients"]
     assert method.saliency.dims == ("step", "y", "x") and method.saliency.shape == (2, 16, 16)

@@ -339,7 +339,7 @@ def test_variants_that_are_the_same_are_named_on_their_page(small):
     assert told["name"] == "variants alike" and set(told["numbers"]["apart"]) == {"seed-0 and seed-1"}
     assert told["numbers"]["apart"]["seed-0 and seed-1"]["words"] > 0
     found.explanations["seed-1"] = found.explanations["seed-0"]
-    found.distances = distances({name: each.trace["image"].values for name, each in found.explanations.items()})
+    found.distances = distances({name: each.pictures["image"].values for name, each in found.explanations.items()})
     run = record(comparison, found)
     page = Page(render_variants(found.explanations, run)).said()
     assert "Variants that cannot be told apart: found" in page

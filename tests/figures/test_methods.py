@@ -14,6 +14,11 @@ from scipy import ndimage
 from denoscope.figures import methods, overlays, results, scales, theme, timeline
 
 
+@pytest.fixture
+def picture() -> np.ndarray:
+    return disc_trace()["image"].values
+
+
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, np.nan])
 def test_a_flat_map_leaves_the_picture(picture: np.ndarray, value: float):
     np.testing.assert_array_equal(overlays.overlay(picture, np.full((8, 8), value)), picture)
@@ -219,7 +224,7 @@ def test_a_time_line_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, 
     def fails(*_: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr(methods.os, "replace", fails)
+    monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="no"):
         timeline.timeline_gif(tmp_path / "t.gif", disc_trace())
     assert list(tmp_path.iterdir()) == []

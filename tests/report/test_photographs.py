@@ -70,7 +70,7 @@ def test_one_control_has_every_frame_of_every_photograph():
     for photographed, explanation in zip(data["photographs"], explanations.values(), strict=True):
         for at in (0, 30, 59):
             frame = picture_of(photographed["frames"][at]).astype(float)
-            shown = explanation.trace["sample"].values[at].astype(float)
+            shown = explanation.pictures["sample"].values[at].astype(float)
             assert frame.shape == shown.shape and np.abs((frame - shown) @ [0.299, 0.587, 0.114]).mean() < 12
         bright = [picture_of(frame)[:, 16:].mean() for frame in photographed["frames"]]
         assert np.corrcoef(bright, np.arange(60))[0, 1] > 0.9

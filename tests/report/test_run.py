@@ -52,7 +52,7 @@ def test_the_data_cannot_leave_its_script():
 
 def test_every_step_has_its_pictures_and_numbers():
     explanation = explained()
-    trace, steps, strip = explanation.trace, data_of(explanation)["steps"], Page(run.render(explanation)).tags
+    pictures, steps, strip = explanation.pictures, data_of(explanation)["steps"], Page(run.render(explanation)).tags
     thumbnails = [
         attributes["src"]
         for tag, attributes in strip
@@ -60,8 +60,8 @@ def test_every_step_has_its_pictures_and_numbers():
     ]
     assert [step["index"] for step in steps] == list(range(NUMBER_OF_STEPS)) and len(thumbnails) == NUMBER_OF_STEPS
     for i, step in enumerate(steps):
-        np.testing.assert_array_equal(picture_of(step["sample"]), trace["sample"][i])
-        np.testing.assert_array_equal(picture_of(str(thumbnails[i])), trace["pred_original_sample"][i])
+        np.testing.assert_array_equal(picture_of(step["sample"]), pictures["sample"][i])
+        np.testing.assert_array_equal(picture_of(str(thumbnails[i])), pictures["pred_original_sample"][i])
     assert steps[0]["timestep"] == "999" and steps[0]["log_snr"] == "−9"
 
 
@@ -215,7 +215,7 @@ def test_every_frame_is_under_the_control():
     explanation = recognised()
     frames, page = data_of(explanation)["steps"], Page(run.render(explanation))
     for i, frame in enumerate(frames):
-        np.testing.assert_array_equal(picture_of(frame["sample"]), explanation.trace["sample"][i])
+        np.testing.assert_array_equal(picture_of(frame["sample"]), explanation.pictures["sample"][i])
     (slider,) = [attributes for _, attributes in page.tags if attributes.get("id") == "step"]
     thumbs = [attributes for _, attributes in page.tags if "data-span" in attributes]
     spans = [int(thumb["data-span"] or 0) for thumb in thumbs]
@@ -393,7 +393,7 @@ def with_measures(**values: list[float]) -> xr.Dataset:
 def test_the_measures_of_the_maps_are_charts_with_their_meaning():
     method = with_measures(frequency=[0.2, 0.4, 0.3], agreement_edges=[0.5, np.nan, 0.1])
     explanation = recognised(method)
-    first, second = run._measures(explanation.trace, shown_methods(explanation))
+    first, second = run._measures(explanation.pictures, shown_methods(explanation))
     x, y = np.array(first["lines"][0]["points"]).T
     np.testing.assert_allclose(x, 100 * (np.array([20, 30, 59]) + 0.5) / 60)
     np.testing.assert_allclose((y[1] - y[0]) / (y[2] - y[0]), 2)
@@ -472,10 +472,10 @@ def test_a_page_without_a_classifier_says_nothing_of_likelihoods():
 
 def test_a_notebook_shows_the_maps_of_a_noised_photograph_over_the_photograph():
     explanation = recognised(attribution(draws=2))
-    ((_, first), *_) = next(run._rows(explanation.trace, shown_methods(explanation)[0]))["maps"]
+    ((_, first), *_) = next(run._rows(explanation.pictures, shown_methods(explanation)[0]))["maps"]
     shown = shown_methods(explanation)[0]
     expected = overlays.overlay(
-        explanation.trace["image"].values, shown.method["saliency"].sel(step=20).values, shown.limits
+        explanation.pictures["image"].values, shown.result["saliency"].sel(step=20).values, shown.limits
     )
     np.testing.assert_array_equal(picture_of(first), expected)
 

@@ -65,7 +65,7 @@ def test_the_folder_holds_what_is_promised(explanation: Explanation, saved: Path
     assert json.loads((saved / "run.json").read_text(encoding="utf-8")) == RUN
     assert (saved / "report.html").read_text(encoding="utf-8") == run.render(explanation)
     with Image.open(saved / "image.png") as image:
-        np.testing.assert_array_equal(image, explanation.trace["image"])
+        np.testing.assert_array_equal(image, explanation.pictures["image"])
 
 
 def test_nothing_else_is_left_beside_it(written: Path):

@@ -235,7 +235,7 @@ def compare(
     """Record every variant, explain it, and say how the pictures differ.
 
     >>> found = compare(Comparison(Request("a red circle"), "seed", (0, 1)))                  # doctest: +SKIP
-    >>> found.explanations["seed-1"].trace.image, found.distances.ssim                        # doctest: +SKIP
+    >>> found.explanations["seed-1"].pictures.image, found.distances.ssim                        # doctest: +SKIP
 
     `models` are those that are loaded already, by the names that the requests have for them; `encoder` is any function
     from pictures (n, 3, H, W) in [0, 1] to features. Raises `InputError` for what cannot be done as asked, before
@@ -316,7 +316,7 @@ def _variant(comparison: Comparison, model: Model, name: str, request: Request, 
 
 
 def _measure(found: Compared, classifier: Classifier | None, encoder: Features | None) -> None:
-    pictures = {name: explanation.trace["image"].values for name, explanation in found.explanations.items()}
+    pictures = {name: explanation.pictures["image"].values for name, explanation in found.explanations.items()}
     found.distances = distances(pictures, encoder)
     if _all_bundled(found) and all(map(is_readable, pictures.values())):
         found.facts = scene_facts({name: picture / 255 for name, picture in pictures.items()})
@@ -366,12 +366,12 @@ def record(comparison: Comparison, found: Compared) -> dict[str, Any]:
 
 
 def _told(explanation: Explanation) -> dict[str, Any]:
-    trace, run = explanation.trace, explanation.run
+    pictures, run = explanation.pictures, explanation.run
     return {
         **{name: run.get(name) for name in COMPARED},
-        "timesteps": [_whole(value) for value in trace["timestep"].values.tolist()],
-        "log_snr": trace["log_snr"].values.tolist(),
-        "coverage": coverage(trace["log_snr"].values.tolist()),
+        "timesteps": [_whole(value) for value in pictures["timestep"].values.tolist()],
+        "log_snr": pictures["log_snr"].values.tolist(),
+        "coverage": coverage(pictures["log_snr"].values.tolist()),
         "relevance": _totals(explanation),
     }
 

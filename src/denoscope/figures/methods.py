@@ -23,8 +23,8 @@ INWARD: tuple[Literal["bottom", "center", "top"], ...] = ("bottom", "center", "t
 
 
 def plot_method(
-    trace: xr.Dataset,
-    method: xr.Dataset,
+    pictures: xr.Dataset,
+    result: xr.Dataset,
     *,
     shared_scale: bool = True,
     cmap: str | Colormap | None = None,
@@ -34,11 +34,11 @@ def plot_method(
 
     A method with a further dimension, such as `token`, has a row per explained step and a column for each entry.
     """
-    if is_layered(method):
-        return _plot_layers(trace, method, shared_scale, cmap, alpha)
-    steps = explained_steps(method)
-    rows = list(_rows(trace, method, shared_scale, cmap, alpha))
-    height, width = clean_pictures(trace).shape[1:3]
+    if is_layered(result):
+        return _plot_layers(pictures, result, shared_scale, cmap, alpha)
+    steps = explained_steps(result)
+    rows = list(_rows(pictures, result, shared_scale, cmap, alpha))
+    height, width = clean_pictures(pictures).shape[1:3]
     sheet = _Sheet(len(rows), max(1, len(steps)), 1.5 * width / max(height, width), 1.5 * height / max(height, width))
     figure = Figure(figsize=sheet.size, facecolor="white", dpi=130)
     for number, row in enumerate(rows):
@@ -46,43 +46,43 @@ def plot_method(
     for column, step in enumerate(steps):
         x, y, across, up = sheet.box(0, column)
         figure.text(
-            x + across / 2, y + up + 0.01, heading(trace, step), fontsize=8, color=INK, ha="center", va="bottom"
+            x + across / 2, y + up + 0.01, heading(pictures, step), fontsize=8, color=INK, ha="center", va="bottom"
         )
     left = sheet.box(0, 0)[0]
-    figure.text(left, 1 - 0.1 / sheet.size[1], _caption(method, steps, shared_scale), fontsize=9, color=INK, va="top")
+    figure.text(left, 1 - 0.1 / sheet.size[1], _caption(result, steps, shared_scale), fontsize=9, color=INK, va="top")
     return figure
 
 
 def _plot_layers(
-    trace: xr.Dataset, method: xr.Dataset, shared: bool, cmap: str | Colormap | None, alpha: float
+    pictures: xr.Dataset, result: xr.Dataset, shared: bool, cmap: str | Colormap | None, alpha: float
 ) -> Figure:
     """A row per explained step; columns: clean prediction, then the heat map of each entry of the further dimension."""
-    steps, names = explained_steps(method), ["clean prediction", *(label for label, _ in layers(method))]
-    height, width = clean_pictures(trace).shape[1:3]
+    steps, names = explained_steps(result), ["clean prediction", *(label for label, _ in layers(result))]
+    height, width = clean_pictures(pictures).shape[1:3]
     side = 1.5 if len(names) <= 8 else 1.1
     across, up = side * width / max(height, width), side * height / max(height, width)
     sheet = _Sheet(max(1, len(steps)), len(names), across, up, margins=(0.65, 0.15, 0.95, 0.8))
     figure = Figure(figsize=sheet.size, facecolor="white", dpi=130)
     for number, step in enumerate(steps):
-        _draw_row(figure, sheet, number, range(len(names)), _layers_row(trace, method, step, shared, cmap, alpha))
+        _draw_row(figure, sheet, number, range(len(names)), _layers_row(pictures, result, step, shared, cmap, alpha))
     for column, name in enumerate(names):
         x, y, across, up = sheet.box(0, column)
         name, place = shortened(name, int(15 * side)), (x + across / 2, y + up + 0.06 / sheet.size[1])
         figure.text(*place, name, fontsize=8, color=INK, ha="center", va="bottom")
     left = sheet.box(0, 0)[0]
-    figure.text(left, 1 - 0.1 / sheet.size[1], _caption(method, steps, shared), fontsize=9, color=INK, va="top")
+    figure.text(left, 1 - 0.1 / sheet.size[1], _caption(result, steps, shared), fontsize=9, color=INK, va="top")
     return figure
 
 
 def _layers_row(
-    trace: xr.Dataset, method: xr.Dataset, step: int, shared: bool, cmap: str | Colormap | None, alpha: float
+    pictures: xr.Dataset, result: xr.Dataset, step: int, shared: bool, cmap: str | Colormap | None, alpha: float
 ) -> "_Row":
     """One step: the clean prediction, and over it each entry's map, all on one scale."""
-    clean, limits = shrunk(clean_pictures(trace).sel(step=step).values, FIGURE_SIDE), colour_limits(method)
-    own = limits if shared else colour_limits(method.sel(step=step), signed=limits.signed)
-    maps = [layer["saliency"].sel(step=step).values for _, layer in layers(method)]
-    pictures = [clean, *(overlay(clean, saliency, own, cmap, alpha) for saliency in maps)]
-    return _Row(heading(trace, step), dict(enumerate(pictures)), own, limits.cmap(cmap))
+    clean, limits = shrunk(clean_pictures(pictures).sel(step=step).values, FIGURE_SIDE), colour_limits(result)
+    own = limits if shared else colour_limits(result.sel(step=step), signed=limits.signed)
+    maps = [layer["saliency"].sel(step=step).values for _, layer in layers(result)]
+    overlays = [overlay(clean, saliency, own, cmap, alpha) for saliency in maps]
+    return _Row(heading(pictures, step), dict(enumerate([clean, *overlays])), own, limits.cmap(cmap))
 
 
 class _Sheet(NamedTuple):
@@ -119,22 +119,25 @@ class _Row(NamedTuple):
 
 
 def _rows(
-    trace: xr.Dataset, method: xr.Dataset, shared: bool, cmap: str | Colormap | None, alpha: float
+    pictures: xr.Dataset, result: xr.Dataset, shared: bool, cmap: str | Colormap | None, alpha: float
 ) -> Iterator[_Row]:
-    steps, limits = explained_steps(method), colour_limits(method)
-    samples, clean = (
-        {step: shrunk(pictures.sel(step=step).values, FIGURE_SIDE) for step in steps}
-        for pictures in (trace["sample"], clean_pictures(trace))
-    )
+    steps, limits = explained_steps(result), colour_limits(result)
+    samples = _thumbnails(pictures["sample"], steps)
+    clean = _thumbnails(clean_pictures(pictures), steps)
     yield _Row("sample", samples)
     yield _Row("clean prediction", clean)
-    for label, layer in layers(method):
+    for label, layer in layers(result):
         maps = {step: layer.sel(step=step) for step in steps}
         own = {step: limits if shared else colour_limits(maps[step], signed=limits.signed) for step in steps}
-        pictures = {step: overlay(clean[step], maps[step]["saliency"].values, own[step], cmap, alpha) for step in steps}
-        yield _Row(label or "heat map", pictures, limits if shared else None, limits.cmap(cmap))
+        heat = {step: overlay(clean[step], maps[step]["saliency"].values, own[step], cmap, alpha) for step in steps}
+        yield _Row(label or "heat map", heat, limits if shared else None, limits.cmap(cmap))
         if "standard_error" in layer:
-            yield _error_row(layer, steps, error_limits(method))
+            yield _error_row(layer, steps, error_limits(result))
+
+
+def _thumbnails(pictures: xr.DataArray, steps: Sequence[int]) -> dict[int, np.ndarray]:
+    """Return the pictures of the steps, at most FIGURE_SIDE pixels wide and high."""
+    return {step: shrunk(pictures.sel(step=step).values, FIGURE_SIDE) for step in steps}
 
 
 def _error_row(layer: xr.Dataset, steps: list[int], limits: Limits) -> _Row:
@@ -166,10 +169,10 @@ def _draw_bar(figure: Figure, ax: Axes, limits: Limits, cmap: Colormap | None) -
     bar.ax.spines[:].set_visible(False)
 
 
-def _caption(method: xr.Dataset, steps: list[int], shared: bool) -> str:
-    title = method.attrs.get("title", "Saliency")
+def _caption(result: xr.Dataset, steps: list[int], shared: bool) -> str:
+    title = result.attrs.get("title", "Saliency")
     if not steps:
         return f"{title}: no step was finished"
-    if colour_limits(method).flat:
+    if colour_limits(result).flat:
         return f"{title}: flat, nothing is shown over the pictures"
     return f"{title}\n{'one colour scale, shared by all steps' if shared else 'each step has its own colour scale'}"

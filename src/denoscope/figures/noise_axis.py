@@ -18,10 +18,10 @@ class Axis:
     timesteps: np.ndarray
 
     @classmethod
-    def of(cls, traces: Sequence[xr.Dataset]) -> "Axis":
+    def of(cls, sequences: Sequence[xr.Dataset]) -> "Axis":
         """Every step's level once; what differs by less than a thousandth is the same."""
-        levels = np.concatenate([trace["log_snr"].values for trace in traces]).astype(float)
-        timesteps = np.concatenate([trace["timestep"].values for trace in traces])
+        levels = np.concatenate([pictures["log_snr"].values for pictures in sequences]).astype(float)
+        timesteps = np.concatenate([pictures["timestep"].values for pictures in sequences])
         _, chosen = np.unique(np.round(levels, 3), return_index=True)
         return cls(levels[chosen], timesteps[chosen])
 
@@ -36,9 +36,9 @@ class Axis:
         low, high = self.ends
         return 100 * ((min(max(log_snr, low), high) - low) / (high - low))
 
-    def places(self, trace: xr.Dataset) -> list[int]:
+    def places(self, pictures: xr.Dataset) -> list[int]:
         """For each level the last step of a run that is no less noisy, by its place; before its first step, that."""
-        own = np.maximum.accumulate(trace["log_snr"].values)
+        own = np.maximum.accumulate(pictures["log_snr"].values)
         return np.clip(np.searchsorted(own, self.levels + 1e-3, side="right") - 1, 0, None).tolist()
 
     def ticks(self) -> list[tuple[float, str]]:

@@ -230,40 +230,40 @@ def _headline(figure: Figure, title: str, note: str) -> None:
     figure.set_layout_engine("constrained", rect=(0, 0, 1, y - (0.32 + 0.15 * len(lines)) / height))
 
 
-def plot_stages(methods: Mapping[str, xr.Dataset]) -> Figure:
+def plot_stages(results: Mapping[str, xr.Dataset]) -> Figure:
     """How the maps change along the frames: a panel per measure (step[, draw]) that is there, a line per method."""
-    present = [name for name in STAGES if any(name in method for method in methods.values())]
+    present = [name for name in STAGES if any(name in result for result in results.values())]
     columns = min(3, len(present)) if len(present) != 4 else 2
     rows = math.ceil(len(present) / columns)
     figure = Figure(figsize=(max(4.5, 3.3 * columns), 0.9 + 2.2 * rows), facecolor="white", dpi=120)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    steps = np.unique(np.concatenate([method["step"].values for method in methods.values()]))
-    word = "frame" if _draws(methods) else "step"
+    steps = np.unique(np.concatenate([result["step"].values for result in results.values()]))
+    word = "frame" if _draws(results) else "step"
     for ax, measure in zip(panels, present, strict=False):
-        _draw_stage(_ruled(ax, steps), measure, methods)
+        _draw_stage(_ruled(ax, steps), measure, results)
     for ax in panels[len(present) :]:
         ax.remove()
     for ax in panels[(rows - 1) * columns : len(present)]:
         ax.set_xlabel(f"{word} (0 is pure noise)", fontsize=8, color=INK)
-    handles = [Line2D([], [], **_style(i), linewidth=2) for i in range(len(methods))]
-    titles = [str(method.attrs.get("title", name)) for name, method in methods.items()]
+    handles = [Line2D([], [], **_style(i), linewidth=2) for i in range(len(results))]
+    titles = [str(result.attrs.get("title", name)) for name, result in results.items()]
     _legend(figure, handles, titles, columns=min(len(titles), columns + 1))
-    note = "Lines are medians, bands the range over noise draws. " if _draws(methods) > 1 else ""
+    note = "Lines are medians, bands the range over noise draws. " if _draws(results) > 1 else ""
     note += "The positive part of a map is what speaks for the label."
     _headline(figure, f"How the maps change from {word} to {word}", note)
     return figure
 
 
-def _draws(methods: Mapping[str, xr.Dataset]) -> int:
+def _draws(results: Mapping[str, xr.Dataset]) -> int:
     """The most noise draws that a method has; 0 where none has any, as in a generation."""
-    return max(method.sizes.get("draw", 0) for method in methods.values())
+    return max(result.sizes.get("draw", 0) for result in results.values())
 
 
-def _draw_stage(ax: Axes, measure: str, methods: Mapping[str, xr.Dataset]) -> None:
+def _draw_stage(ax: Axes, measure: str, results: Mapping[str, xr.Dataset]) -> None:
     """One measure; its axis has the values' own range, to zero at least."""
-    for number, method in enumerate(methods.values()):
-        if measure in method:
-            _curve(ax, method[measure], number)
+    for number, result in enumerate(results.values()):
+        if measure in result:
+            _curve(ax, result[measure], number)
     low, high = ax.dataLim.intervaly
     if not math.isfinite(high - low):
         low, high = 0.0, 1.0
@@ -347,17 +347,17 @@ def _label_rows(ax: Axes, texts: Sequence[str]) -> None:
 
 
 def drawn(
-    frames: xr.Dataset, methods: Mapping[str, xr.Dataset], likelihood: xr.DataArray, timing: xr.Dataset, label: str
+    frames: xr.Dataset, results: Mapping[str, xr.Dataset], likelihood: xr.DataArray, timing: xr.Dataset, label: str
 ) -> Iterator[tuple[str, Figure]]:
     """(file stem, figure) of all that the data of one picture allow, made one at a time as they are asked for.
 
     "likelihood", each method's name with its grid, "zooms" and, where a method has measures of its maps, "stages".
     """
     yield "likelihood", plot_likelihood(likelihood, timing, label=label)
-    explained = {name: method for name, method in methods.items() if method.sizes["step"]}
-    for name, method in explained.items():
-        yield name, plot_grid(frames, method)
+    explained = {name: result for name, result in results.items() if result.sizes["step"]}
+    for name, result in explained.items():
+        yield name, plot_grid(frames, result)
     if explained:
         yield "zooms", plot_zooms(frames, explained, timing, label)
-    if any(measure in method for measure in STAGES for method in explained.values()):
+    if any(measure in result for measure in STAGES for result in explained.values()):
         yield "stages", plot_stages(explained)

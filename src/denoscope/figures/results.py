@@ -8,14 +8,14 @@ import xarray as xr
 MOMENTS = {"0.05": "onset", "0.5": "half", "0.9": "ninety per cent"}
 
 
-def explained_steps(method: xr.Dataset) -> list[int]:
+def explained_steps(result: xr.Dataset) -> list[int]:
     """The steps whose map has at least one finite value; an interrupted run leaves the others as NaN."""
-    saliency = method["saliency"]
+    saliency = result["saliency"]
     finished = saliency.notnull().any([dim for dim in saliency.dims if dim != "step"])
     return [int(step) for step in saliency["step"].values[finished.values]]
 
 
-def layers(method: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
+def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     """(label, dataset over step, y, x) for each entry of one further dimension, such as `token`; else one, unlabelled.
 
     >>> grid = np.zeros((1, 2, 4, 4))
@@ -23,31 +23,31 @@ def layers(method: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     >>> [(label, dict(layer.saliency.sizes)) for label, layer in layers(words)]
     [('red', {'step': 1, 'y': 4, 'x': 4}), ('disc', {'step': 1, 'y': 4, 'x': 4})]
     """
-    further: list[Hashable] = [dim for dim in method["saliency"].dims if dim not in ("step", "y", "x")]
+    further: list[Hashable] = [dim for dim in result["saliency"].dims if dim not in ("step", "y", "x")]
     if not further:
-        return [("", method)]
-    labels = method[further[0]].values
-    return [(str(label), method.isel({further[0]: i}, drop=True)) for i, label in enumerate(labels)]
+        return [("", result)]
+    labels = result[further[0]].values
+    return [(str(label), result.isel({further[0]: i}, drop=True)) for i, label in enumerate(labels)]
 
 
-def is_layered(method: xr.Dataset) -> bool:
+def is_layered(result: xr.Dataset) -> bool:
     """Whether there are maps of several entries of a further dimension, such as `token`; draws are none of these."""
-    return any(size > 1 for dim, size in method["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
+    return any(size > 1 for dim, size in result["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
 
 
-def is_noised(trace: xr.Dataset) -> bool:
+def is_noised(pictures: xr.Dataset) -> bool:
     """Whether these are frames of a noised photograph, and not the steps of a model that expects a picture."""
-    return "pred_original_sample" not in trace
+    return "pred_original_sample" not in pictures
 
 
-def unit_of(trace: xr.Dataset) -> str:
+def unit_of(pictures: xr.Dataset) -> str:
     """What one place of the sequence is called."""
-    return "frame" if is_noised(trace) else "step"
+    return "frame" if is_noised(pictures) else "step"
 
 
-def clean_pictures(trace: xr.Dataset) -> xr.DataArray:
+def clean_pictures(pictures: xr.Dataset) -> xr.DataArray:
     """(step, row, column, channel): what the model expects at each step; the frames themselves where nothing is."""
-    return trace["sample" if is_noised(trace) else "pred_original_sample"]
+    return pictures["sample" if is_noised(pictures) else "pred_original_sample"]
 
 
 def three(values: xr.DataArray) -> tuple[float, float, float]:
@@ -66,7 +66,7 @@ class Explained(Protocol):
     def run(self) -> dict[str, Any]: ...
 
     @property
-    def trace(self) -> xr.Dataset: ...
+    def pictures(self) -> xr.Dataset: ...
 
     @property
     def likelihood(self) -> xr.DataArray | None: ...

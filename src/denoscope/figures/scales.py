@@ -32,27 +32,27 @@ class Limits(NamedTuple):
         return matplotlib.colormaps.get_cmap(given or (DIVERGING if self.signed else SEQUENTIAL))
 
 
-def colour_limits(method: xr.Dataset, signed: bool | None = None) -> Limits:
+def colour_limits(result: xr.Dataset, signed: bool | None = None) -> Limits:
     """The limits one colour scale needs for all the maps given: choose the steps to choose what is shared.
 
     `colour_limits(method)` is shared by all steps, `colour_limits(method.sel(step=8))` is that step's own. A scale is
     signed when it is asked to be, else as the method's attribute `signed` says, else when a value is negative.
     """
-    values = method["saliency"].values
+    values = result["saliency"].values
     values = values[np.isfinite(values)]
     if is_flat(values):
         value = float(values[0]) if values.size else 0.0
         return Limits(value, value)
     low, high = float(values.min()), float(values.max())
-    if method.attrs.get("signed", low < 0) if signed is None else signed:
+    if result.attrs.get("signed", low < 0) if signed is None else signed:
         reach = max(-low, high)
         return Limits(-reach, reach, signed=True)
     return Limits(low, high)
 
 
-def error_limits(method: xr.Dataset) -> Limits:
+def error_limits(result: xr.Dataset) -> Limits:
     """From zero to half of the map's range or more: full colour is where two standard errors are all there is."""
-    errors, limits = method["standard_error"].values, colour_limits(method)
+    errors, limits = result["standard_error"].values, colour_limits(result)
     largest = float(errors[np.isfinite(errors)].max(initial=0.0))
     reach = limits.high if limits.signed else limits.high - limits.low
     return Limits(0.0, max(largest, reach / 2))

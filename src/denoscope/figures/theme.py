@@ -18,8 +18,8 @@ def bare(ax: Axes) -> Axes:
     return ax
 
 
-def heading(trace: xr.Dataset, step: int) -> str:
-    here = trace.sel(step=step)
+def heading(pictures: xr.Dataset, step: int) -> str:
+    here = pictures.sel(step=step)
     return f"step {step}\nt = {readable(float(here['timestep']), 4)}\nlog-SNR {readable(float(here['log_snr']))}"
 
 

@@ -36,7 +36,7 @@ def blended(picture: np.ndarray, saliency: np.ndarray, reach: float) -> np.ndarr
 
 
 def plot_grid(
-    frames: xr.Dataset, method: xr.Dataset, *, columns: int = 10, outlier_perc: float = OUTLIER_PERC
+    frames: xr.Dataset, result: xr.Dataset, *, columns: int = 10, outlier_perc: float = OUTLIER_PERC
 ) -> Figure:
     """One tile per explained frame: the heat map over the frame, numbered.
 
@@ -44,14 +44,14 @@ def plot_grid(
     the steps; the mean over draws is shown. Each tile has its own scale, see `outlier_scale`. Up to twice `columns`
     tiles are drawn larger, half as many in a row.
     """
-    maps, pictures = _maps(method), clean_pictures(frames)
+    maps, pictures = _maps(result), clean_pictures(frames)
     steps = [int(step) for step in maps["step"].values]
     across = min(len(steps), columns if len(steps) > 2 * columns else math.ceil(columns / 2))
     side = min(ZOOM_SIDE, SHEET_WIDTH // across)
     tiles = {divmod(i, across): _tile(pictures, maps, step, side, outlier_perc) for i, step in enumerate(steps)}
     empty = sum(not np.nan_to_num(saliency).any() for saliency in maps.values)
-    note = _grid_note(method, unit_of(frames), outlier_perc, empty)
-    figure, ax, plan = _sheet(tiles, method.attrs.get("title", "Saliency"), note, _signed([method]))
+    note = _grid_note(result, unit_of(frames), outlier_perc, empty)
+    figure, ax, plan = _sheet(tiles, result.attrs.get("title", "Saliency"), note, _signed([result]))
     for place, step in zip(tiles, steps, strict=True):
         x, y = plan.corner(*place)
         ax.text(
@@ -61,9 +61,9 @@ def plot_grid(
     return figure
 
 
-def _maps(method: xr.Dataset) -> xr.DataArray:
+def _maps(result: xr.Dataset) -> xr.DataArray:
     """(step, y, x): the mean over draws, NaN where no draw has a value."""
-    saliency = method["saliency"]
+    saliency = result["saliency"]
     return saliency.mean("draw") if "draw" in saliency.dims else saliency
 
 
@@ -75,12 +75,12 @@ def _tile(
     return shrunk(blended(picture, saliency, outlier_scale(saliency, outlier_perc)), side)
 
 
-def _signed(methods: Sequence[xr.Dataset]) -> bool:
-    return any(method.attrs.get("signed", bool((method["saliency"] < 0).any())) for method in methods)
+def _signed(results: Sequence[xr.Dataset]) -> bool:
+    return any(result.attrs.get("signed", bool((result["saliency"] < 0).any())) for result in results)
 
 
-def _grid_note(method: xr.Dataset, noun: str, outlier_perc: float, empty: int) -> str:
-    draws = method["saliency"].sizes.get("draw", 1)
+def _grid_note(result: xr.Dataset, noun: str, outlier_perc: float, empty: int) -> str:
+    draws = result["saliency"].sizes.get("draw", 1)
     parts = [f"One tile per explained {noun}."]
     if draws > 1:
         parts.append(f"Maps are means of {draws} noise draws, over the first draw's {noun}.")
@@ -170,14 +170,14 @@ def _draw_key(figure: Figure, plan: _Plan, signed: bool) -> None:
         ax.text(x, 0, text, fontsize=8, color=INK, ha=side, va="center")
 
 
-def plot_zooms(frames: xr.Dataset, methods: Mapping[str, xr.Dataset], timing: xr.Dataset, label: str) -> Figure:
+def plot_zooms(frames: xr.Dataset, results: Mapping[str, xr.Dataset], timing: xr.Dataset, label: str) -> Figure:
     """What each method sees at the moments of a label: columns are frames, rows the frame and each method over it.
 
     `frames` and `methods` as in `plot_grid`, `timing` as in `plot_likelihood`. The columns are the explained frames
     nearest to the median crossings of the levels, and the last one; a level that is never crossed has none.
     """
-    heads = _moments(methods, timing.sel(label=label))
-    pictures, maps = clean_pictures(frames), {name: _maps(method) for name, method in methods.items()}
+    heads = _moments(results, timing.sel(label=label))
+    pictures, maps = clean_pictures(frames), {name: _maps(result) for name, result in results.items()}
     tiles: dict[tuple[int, int], np.ndarray] = {}
     for column, step in enumerate(heads):
         tiles[0, column] = shrunk(enlarged(pictures.sel(step=step).values, ZOOM_SIDE), ZOOM_SIDE)
@@ -187,9 +187,9 @@ def plot_zooms(frames: xr.Dataset, methods: Mapping[str, xr.Dataset], timing: xr
     texts = [_zoom_head(frames, step, parts) for step, parts in heads.items()]
     above = 10 + 15 * max(text.count("\n") + 1 for text in texts)
     title = f"“{short_labels([label])[label]}”, moment by moment"
-    figure, ax, plan = _sheet(tiles, title, _scale_note(), _signed([*methods.values()]), above, 36)
+    figure, ax, plan = _sheet(tiles, title, _scale_note(), _signed([*results.values()]), above, 36)
     first = "clean prediction" if unit_of(frames) == "step" else "frame"
-    rows = [first, *(str(method.attrs.get("title", name)) for name, method in methods.items())]
+    rows = [first, *(str(result.attrs.get("title", name)) for name, result in results.items())]
     _label_zooms(ax, plan, texts, rows)
     for row, saliency in enumerate(maps.values(), 1):
         for column in (i for i, step in enumerate(heads) if step not in saliency["step"].values):
@@ -198,10 +198,10 @@ def plot_zooms(frames: xr.Dataset, methods: Mapping[str, xr.Dataset], timing: xr
     return figure
 
 
-def _moments(methods: Mapping[str, xr.Dataset], timing: xr.Dataset) -> dict[int, list[str]]:
+def _moments(results: Mapping[str, xr.Dataset], timing: xr.Dataset) -> dict[int, list[str]]:
     """The frames to zoom in on, in their order, and which moments each stands for."""
-    known = sorted({step for method in methods.values() for step in explained_steps(method)})
-    known = known or sorted({int(step) for method in methods.values() for step in method["step"].values})
+    known = sorted({step for result in results.values() for step in explained_steps(result)})
+    known = known or sorted({int(step) for result in results.values() for step in result["step"].values})
     found: dict[int, list[str]] = {}
     for level in timing["level"].values:
         place = float(timing["crossing"].sel(level=level, quantile="median"))

@@ -21,8 +21,8 @@ from .theme import ACCENT, ALPHA, FAINT, FRAME_SIDE, INK, RULE, heading, shorten
 
 def timeline_gif(
     path: str | os.PathLike[str],
-    trace: xr.Dataset,
-    *methods: xr.Dataset,
+    pictures: xr.Dataset,
+    *results: xr.Dataset,
     cmap: str | Colormap | None = None,
     alpha: float = ALPHA,
     milliseconds: int = 320,
@@ -33,7 +33,7 @@ def timeline_gif(
     explained shows the map of the nearest explained step, and the frame says so. The file appears whole or not at all.
     """
     path = Path(path)
-    frames = [_compact(frame) for frame in _frames(trace, methods, cmap, alpha)]
+    frames = [_compact(frame) for frame in _frames(pictures, results, cmap, alpha)]
     durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -58,40 +58,40 @@ class _Panel(NamedTuple):
 
 
 def _frames(
-    trace: xr.Dataset, methods: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
+    pictures: xr.Dataset, results: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
 ) -> Iterator[Image.Image]:
-    steps = explained_steps(methods[0]) if methods else []
-    for step in map(int, trace["step"].values):
-        picture = shrunk(clean_pictures(trace).sel(step=step).values, FRAME_SIDE)
+    steps = explained_steps(results[0]) if results else []
+    for step in map(int, pictures["step"].values):
+        picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
         large, small = enlarged(picture), enlarged(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
         first, rows = [_Panel("clean prediction", "", large)], []
-        for method in methods:
-            if is_layered(method):
-                below = list(_panels(method, step, small, cmap, alpha))
+        for result in results:
+            if is_layered(result):
+                below = list(_panels(result, step, small, cmap, alpha))
                 rows += [below[i : i + SMALL_COLUMNS] for i in range(0, len(below), SMALL_COLUMNS)]
             else:
-                first += list(_panels(method, step, large, cmap, alpha))[:1]
-        yield _frame(trace, step, steps, [first, *rows])
+                first += list(_panels(result, step, large, cmap, alpha))[:1]
+        yield _frame(pictures, step, steps, [first, *rows])
 
 
 def _panels(
-    method: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
+    result: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
 ) -> Iterator[_Panel]:
     """The method's maps of the nearest explained step; none where no step was finished."""
-    limits, small = colour_limits(method), is_layered(method)
-    for label, layer in layers(method):
+    limits, small = colour_limits(result), is_layered(result)
+    for label, layer in layers(result):
         if not (steps := explained_steps(layer)):
             continue
         nearest = min(steps, key=lambda known: abs(known - step))
         note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
         if small:
             note = "" if nearest == step else f"of step {nearest}"
-        title = label if small else " · ".join(filter(None, [method.attrs.get("title", "heat map"), label]))
+        title = label if small else " · ".join(filter(None, [result.attrs.get("title", "heat map"), label]))
         heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
         yield _Panel(title, note, heat)
 
 
-def _frame(trace: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
+def _frame(pictures: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
     """One frame of the time line: titled pictures in rows, and below them where in the run this is."""
     margin, head, foot = 16, 46, 50
     columns = [max(row[0].picture.shape[1], 256 if row is rows[0] else SMALL_SIDE) for row in rows]
@@ -106,17 +106,17 @@ def _frame(trace: xr.Dataset, step: int, marked: list[int], rows: Sequence[Seque
             draw.text((left, top + 27), panel.note, font=_font(10), fill=FAINT)
             frame.paste(Image.fromarray(panel.picture), (left, top + head))
         top += height
-    draw.text((margin, top + 10), heading(trace, step).replace("\n", "   "), font=_font(12), fill=INK)
-    _draw_progress(draw, trace, step, marked, (margin, frame.width - margin, top + 35))
+    draw.text((margin, top + 10), heading(pictures, step).replace("\n", "   "), font=_font(12), fill=INK)
+    _draw_progress(draw, pictures, step, marked, (margin, frame.width - margin, top + 35))
     return frame
 
 
 def _draw_progress(
-    draw: ImageDraw.ImageDraw, trace: xr.Dataset, step: int, marked: list[int], where: tuple[int, int, int]
+    draw: ImageDraw.ImageDraw, pictures: xr.Dataset, step: int, marked: list[int], where: tuple[int, int, int]
 ) -> None:
     """A line for the run, a tick for each explained step, a dot for this one."""
     left, right, y = where
-    first, last = int(trace["step"].values[0]), int(trace["step"].values[-1])
+    first, last = int(pictures["step"].values[0]), int(pictures["step"].values[-1])
 
     def x(index: int) -> float:
         return left + (right - left) * (index - first) / max(1, last - first)

@@ -27,16 +27,16 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
 
     `run` is what `variants.record` says; its titles name the rows.
     """
-    traces = {str(run["variants"][name]["title"]): each.trace for name, each in explanations.items()}
+    sequences = {str(run["variants"][name]["title"]): each.pictures for name, each in explanations.items()}
     totals = {told["title"]: told["relevance"] for told in run["variants"].values() if told["relevance"]}
-    axis = Axis.of(list(traces.values()))
-    heights = [CELL * len(traces), LANE * len(traces) + 0.3, BARS if totals else 0]
+    axis = Axis.of(list(sequences.values()))
+    heights = [CELL * len(sequences), LANE * len(sequences) + 0.3, BARS if totals else 0]
     rows = sum(height > 0 for height in heights)
     size = (CELL * (COLUMNS + 1) + 1.7, sum(heights) + 1.1 + 0.5 * rows)
     figure = Figure(figsize=size, facecolor="white", dpi=110, layout="constrained")
     parts = figure.subfigures(rows, 1, height_ratios=heights[:rows], squeeze=False)[:, 0]
-    _draw_strips(parts[0], traces, axis)
-    _draw_lanes(parts[1].subplots(), traces, axis)
+    _draw_strips(parts[0], sequences, axis)
+    _draw_lanes(parts[1].subplots(), sequences, axis)
     if totals:
         _draw_totals(parts[2].subplots(), totals)
     figure.suptitle(
@@ -57,14 +57,14 @@ def shared_levels(axis: Axis, number: int = COLUMNS) -> list[int]:
     return [int(np.abs(clipped - wanted).argmin()) for wanted in np.linspace(low, high, number)]
 
 
-def _draw_strips(part: Any, traces: Mapping[str, xr.Dataset], axis: Axis) -> None:
+def _draw_strips(part: Any, sequences: Mapping[str, xr.Dataset], axis: Axis) -> None:
     """A row for each variant: its clean predictions at the shared levels, and the picture it ended with."""
     chosen = shared_levels(axis)
-    grid = part.subplots(len(traces), COLUMNS + 1, squeeze=False)
-    for row, (title, trace) in zip(grid, traces.items(), strict=True):
-        places = axis.places(trace)
-        pictures = [trace["pred_original_sample"].values[places[at]] for at in chosen]
-        for ax, picture in zip(row, [*pictures, rgb(trace["image"].values)], strict=True):
+    grid = part.subplots(len(sequences), COLUMNS + 1, squeeze=False)
+    for row, (title, pictures) in zip(grid, sequences.items(), strict=True):
+        places = axis.places(pictures)
+        predictions = [pictures["pred_original_sample"].values[places[at]] for at in chosen]
+        for ax, picture in zip(row, [*predictions, rgb(pictures["image"].values)], strict=True):
             bare(ax).imshow(shrunk(picture, FIGURE_SIDE), interpolation="nearest")
         row[0].set_ylabel(shortened(title, 22), fontsize=8, color=INK)
     for ax, at in zip(grid[0], chosen, strict=False):
@@ -72,17 +72,17 @@ def _draw_strips(part: Any, traces: Mapping[str, xr.Dataset], axis: Axis) -> Non
     grid[0][-1].set_title("in the end", fontsize=7, color=FAINT)
 
 
-def _draw_lanes(ax: Axes, traces: Mapping[str, xr.Dataset], axis: Axis) -> None:
+def _draw_lanes(ax: Axes, sequences: Mapping[str, xr.Dataset], axis: Axis) -> None:
     """A mark for every step of every variant, over the bands of SNR."""
     low, high = axis.ends
     for edge in (np.log(1e-2), 0.0):
         ax.axvline(edge, color=RULE, linewidth=1)
-    for row, trace in enumerate(traces.values()):
-        levels = np.clip(trace["log_snr"].values, low, high)
+    for row, pictures in enumerate(sequences.values()):
+        levels = np.clip(pictures["log_snr"].values, low, high)
         ax.vlines(levels, row - 0.32, row + 0.32, color=HUES[row % len(HUES)], linewidth=1.4)
     spare = 0.01 * (high - low)
     ax.set_xlim(low - spare, high + spare)
-    _named(ax, list(traces))
+    _named(ax, list(sequences))
     ax.set_xlabel(
         "log-SNR of the steps; lines at an SNR of 0.01 (coarse below) and 1 (clean-up above)", fontsize=8, color=INK
     )

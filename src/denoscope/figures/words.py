@@ -14,9 +14,9 @@ DASHES = ("none", "7 3", "2 3")
 """A pattern for each round of the hues, so that three times as many words are told apart as there are hues."""
 
 
-def has_words(method: xr.Dataset) -> bool:
+def has_words(result: xr.Dataset) -> bool:
     """Whether a result says how much each word counted at each step."""
-    return "relevance_scaled" in method and set(method["relevance_scaled"].dims) == {"step", "token"}
+    return "relevance_scaled" in result and set(result["relevance_scaled"].dims) == {"step", "token"}
 
 
 def word_keys(words: Sequence[str]) -> list[Key]:
@@ -27,19 +27,19 @@ def word_keys(words: Sequence[str]) -> list[Key]:
     ]
 
 
-def plot_curves(method: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
+def plot_curves(result: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """`relevance_scaled` (step, token) against the step, a line for each word; above, the log-SNR of the steps.
 
     On the axes given, or on new ones with their own figure (`ax.figure`).
     """
     ax = ax or Figure(figsize=(8.2, 3.9), layout="constrained", facecolor="white", dpi=110).subplots()
-    steps = method["step"].values
-    for key in word_keys([str(word) for word in method["token"].values]):
-        values = method["relevance_scaled"].sel(token=key.label).values
+    steps = result["step"].values
+    for key in word_keys([str(word) for word in result["token"].values]):
+        values = result["relevance_scaled"].sel(token=key.label).values
         ax.plot(steps, values, color=key.hue, linestyle=_style(key), linewidth=1.6, label=key.label, marker=".")
-    _plain(ax, title or method.attrs.get("title", "Relevance of words"))
+    _plain(ax, title or result.attrs.get("title", "Relevance of words"))
     ax.set(xlabel="step", ylabel="relevance, 0 to 1 at each step", ylim=(-0.03, 1.03))
-    _snr_above(ax, method)
+    _snr_above(ax, result)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7.5, frameon=False, handlelength=2.6)
     return ax
 
@@ -69,12 +69,12 @@ def _plain(ax: Axes, title: str) -> None:
         label.set(fontsize=8, color=INK)
 
 
-def _snr_above(ax: Axes, method: xr.Dataset) -> None:
+def _snr_above(ax: Axes, result: xr.Dataset) -> None:
     """At a few of the steps, how much picture the sample holds: what other schedules share, when steps are not."""
-    steps = method["step"].values
+    steps = result["step"].values
     shown = steps[np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))]
     above = ax.secondary_xaxis("top")
-    above.set_xticks(shown, [readable(float(method["log_snr"].sel(step=step)), 2) for step in shown])
+    above.set_xticks(shown, [readable(float(result["log_snr"].sel(step=step)), 2) for step in shown])
     above.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT, length=2)
     above.set_xlabel("log-SNR", fontsize=8, color=FAINT)
     above.spines["top"].set_visible(False)

@@ -50,7 +50,7 @@ class Warn(NamedTuple):
 def warnings(explanation: Explained, shown: Sequence[Shown] | None = None) -> list[Warn]:
     """What is missing, flat or not reliable in these results, as they are `shown`; a page has it above all else."""
     shown = shown_methods(explanation) if shown is None else shown
-    found, unit = [], unit_of(explanation.trace)
+    found, unit = [], unit_of(explanation.pictures)
     if explanation.run.get("interrupted"):
         found.append(Warn("This run was stopped before it was finished.", "What was finished is here. " + AGAIN))
     if not shown:
@@ -58,9 +58,9 @@ def warnings(explanation: Explained, shown: Sequence[Shown] | None = None) -> li
     found += _unrecognised(explanation)
     raw = explanation.methods()
     for each in shown:
-        found += _doubts(each.title, each.method, unit)
+        found += _doubts(each.title, each.result, unit)
         found += _incomplete(each.title, raw[each.name], unit)
-        found += _only_edges(each.title, each.method, unit)
+        found += _only_edges(each.title, each.result, unit)
     return [*found, *failures(explanation.run)]
 
 
@@ -108,20 +108,22 @@ def _unrecognised(explanation: Explained) -> Iterator[Warn]:
         return
     last = interval(likelihood).sel(quantile="median").isel(step=-1)
     best = str(last["label"].values[int(last.argmax("label"))])
-    if int(last["step"]) == int(explanation.trace["step"][-1]) and best != label:
+    if int(last["step"]) == int(explanation.pictures["step"][-1]) and best != label:
         own, other = (likely(float(last.sel(label=name))) for name in (label, best))
-        text = f"At the clean {unit_of(explanation.trace)} “{best}” has {other} and “{label}” {own}: the maps explain "
+        text = (
+            f"At the clean {unit_of(explanation.pictures)} “{best}” has {other} and “{label}” {own}: the maps explain "
+        )
         yield Warn(f"“{label}” is not the most likely label in the end.", f"{text}what the classifier does not choose.")
     if timing is not None and 0.5 in timing["level"].values and not crossings(timing.sel(level=[0.5]), label, 1):
         text = "Its likelihood rises to that in no lasting way, so there is no moment at which it was recognised."
         yield Warn(f"“{label}” never reaches 0.5.", text)
 
 
-def _incomplete(title: str, method: xr.Dataset, unit: str) -> Iterator[Warn]:
+def _incomplete(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
     """Attributions of a completeness method add up to the score's change; the delta is what they miss of it."""
-    if "convergence_delta" not in method:
+    if "convergence_delta" not in result:
         return
-    delta, total = method["convergence_delta"], method["saliency"].sum(["y", "x"], min_count=1)
+    delta, total = result["convergence_delta"], result["saliency"].sum(["y", "x"], min_count=1)
     largest = xr.where(abs(total) > abs(total - delta), abs(total), abs(total - delta))
     share = abs(delta) / largest
     share = share.median("draw") if "draw" in share.dims else share
@@ -134,10 +136,10 @@ def _incomplete(title: str, method: xr.Dataset, unit: str) -> Iterator[Warn]:
     )
 
 
-def _only_edges(title: str, method: xr.Dataset, unit: str) -> Iterator[Warn]:
-    if not is_series(method, "agreement_edges"):
+def _only_edges(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
+    if not is_series(result, "agreement_edges"):
         return
-    agreement = method["agreement_edges"]
+    agreement = result["agreement_edges"]
     yield from _at_steps(
         agreement.where(agreement > EDGE_AGREEMENT),
         f"{title} looks like the picture’s edges at {{}}.",
@@ -152,11 +154,11 @@ def _at_steps(values: xr.DataArray, title: str, text: str, unit: str) -> Iterato
         yield Warn(title.format(_steps_named(steps, unit=unit)), text)
 
 
-def _doubts(title: str, method: xr.Dataset, unit: str) -> Iterator[Warn]:
-    finished = explained_steps(method)
-    if missing := sorted(set(method["step"].values.tolist()) - set(finished)):
+def _doubts(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
+    finished = explained_steps(result)
+    if missing := sorted(set(result["step"].values.tolist()) - set(finished)):
         yield Warn(f"{title} has no map for {_steps_named(missing, unit=unit)}.", "It was not finished there.")
-    maps = {step: method["saliency"].sel(step=step).values for step in finished}
+    maps = {step: result["saliency"].sel(step=step).values for step in finished}
     if holes := [step for step, values in maps.items() if not np.isfinite(values).all()]:
         text = "They are left without colour."
         yield Warn(f"{title} has cells without a value at {_steps_named(holes, unit=unit)}.", text)
@@ -164,15 +166,15 @@ def _doubts(title: str, method: xr.Dataset, unit: str) -> Iterator[Warn]:
         text = "Every cell has the same value, so the map says nothing about where. "
         text += f"Try another {unit}, target or method."
         yield Warn(f"{title} is flat at {_steps_named(flat, unit=unit)}.", text)
-    yield from _unreliable(title, method)
+    yield from _unreliable(title, result)
 
 
-def _unreliable(title: str, method: xr.Dataset) -> Iterator[Warn]:
-    if "reliability" not in method or method["reliability"].dims != ("step",):
+def _unreliable(title: str, result: xr.Dataset) -> Iterator[Warn]:
+    if "reliability" not in result or result["reliability"].dims != ("step",):
         return
-    finished = explained_steps(method)
-    told = method["reliability"].sel(step=finished)
-    unknown = [step for step in finished if np.isnan(told.sel(step=step)) and not _flat_at(method, step)]
+    finished = explained_steps(result)
+    told = result["reliability"].sel(step=finished)
+    unknown = [step for step in finished if np.isnan(told.sel(step=step)) and not _flat_at(result, step)]
     if unknown:
         text = "There were too few masks for two halves whose maps could be compared. Use many more masks."
         yield Warn(f"How reliable {title} is cannot be told at {_steps_named(unknown)}.", text)
@@ -182,13 +184,13 @@ def _unreliable(title: str, method: xr.Dataset) -> Iterator[Warn]:
     values = [f"{step} ({readable(float(low.sel(step=step)), 2)})" for step in low["step"].values]
     text = (
         f"Two halves of the masks give maps whose ranks correlate below {RELIABLE}: read only their coarsest features. "
-        f"{_more_masks(method.sel(step=low['step'][int(low.values.argmin())]))}"
+        f"{_more_masks(result.sel(step=low['step'][int(low.values.argmin())]))}"
     )
     yield Warn(f"{title} is not reliable at {_steps_named(values)}.", text)
 
 
-def _flat_at(method: xr.Dataset, step: int) -> bool:
-    return is_flat(method["saliency"].sel(step=step).values)
+def _flat_at(result: xr.Dataset, step: int) -> bool:
+    return is_flat(result["saliency"].sel(step=step).values)
 
 
 def _more_masks(worst: xr.Dataset) -> str:

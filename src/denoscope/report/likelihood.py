@@ -43,8 +43,8 @@ def _turn(values: Sequence[str], i: int) -> str:
 def interval(likelihood: xr.DataArray) -> xr.DataArray:
     """(quantile, step, label): low, median and high over draws."""
     parts: list[xr.DataArray] = [
-        likelihood.quantile(q, "draw", method=method, skipna=False).drop_vars("quantile")  # type: ignore[arg-type]
-        for q, method in INTERVAL.values()
+        likelihood.quantile(q, "draw", method=kind, skipna=False).drop_vars("quantile")  # type: ignore[arg-type]
+        for q, kind in INTERVAL.values()
     ]
     return xr.concat(parts, "quantile").assign_coords(quantile=list(INTERVAL)).transpose("quantile", "step", ...)
 
@@ -97,7 +97,7 @@ def recognition(explanation: Explained) -> dict[str, Any] | None:
 
 
 def _likelihood_chart(explanation: Explained, label: str, lines: Sequence[Key]) -> dict[str, Any]:
-    steps, timing = explanation.trace["step"].values, explanation.timing
+    steps, timing = explanation.pictures["step"].values, explanation.timing
     over = interval(explanation.likelihood) if explanation.likelihood is not None else xr.DataArray()
     return {
         "ticks": level_ticks(timing),

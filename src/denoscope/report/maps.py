@@ -28,7 +28,7 @@ class Shown(NamedTuple):
 
     name: str
     hue: str
-    method: xr.Dataset
+    result: xr.Dataset
     limits: Limits
     errors: Limits | None
     block: int = 1
@@ -37,58 +37,58 @@ class Shown(NamedTuple):
 
     @property
     def title(self) -> str:
-        return str(self.method.attrs.get("title", self.name))
+        return str(self.result.attrs.get("title", self.name))
 
     @property
     def foremost(self) -> int:
         """The entry of a further dimension, such as a word, that has the strongest value: what is shown large first."""
-        return int(np.argmax([np.abs(layer["saliency"]).max().fillna(0.0) for _, layer in layers(self.method)]))
+        return int(np.argmax([np.abs(layer["saliency"]).max().fillna(0.0) for _, layer in layers(self.result)]))
 
 
 def shown_methods(explanation: Explained, cells: int = CELLS) -> list[Shown]:
     """Every method as the page shows it; those of a recognition run over draws, in blocks, with clipped scales."""
-    methods = explanation.methods()
-    coloured = list(zip(methods.items(), _hues(methods), strict=True))
-    if explanation.likelihood is None and not is_noised(explanation.trace):
-        return [_as_it_is(name, method, hue) for (name, method), hue in coloured]
-    number = sum(method.sizes["step"] for method in methods.values())
+    results = explanation.methods()
+    coloured = list(zip(results.items(), _hues(results), strict=True))
+    if explanation.likelihood is None and not is_noised(explanation.pictures):
+        return [_as_it_is(name, result, hue) for (name, result), hue in coloured]
+    number = sum(result.sizes["step"] for result in results.values())
     most = max(1, int(cells * min(1.0, math.sqrt(FULL_MAPS / max(1, number)))))
-    return [shown_attribution(name, method, hue, most) for (name, method), hue in coloured]
+    return [shown_attribution(name, result, hue, most) for (name, result), hue in coloured]
 
 
-def _hues(methods: Mapping[str, xr.Dataset]) -> list[str]:
-    return [HUES[i % len(HUES)] for i in range(len(methods))]
+def _hues(results: Mapping[str, xr.Dataset]) -> list[str]:
+    return [HUES[i % len(HUES)] for i in range(len(results))]
 
 
-def _as_it_is(name: str, method: xr.Dataset, hue: str) -> Shown:
-    errors = error_limits(method) if "standard_error" in method else None
-    return Shown(name, hue, method, colour_limits(method), errors, packed=is_layered(method))
+def _as_it_is(name: str, result: xr.Dataset, hue: str) -> Shown:
+    errors = error_limits(result) if "standard_error" in result else None
+    return Shown(name, hue, result, colour_limits(result), errors, packed=is_layered(result))
 
 
-def shown_attribution(name: str, method: xr.Dataset, hue: str, cells: int) -> Shown:
+def shown_attribution(name: str, result: xr.Dataset, hue: str, cells: int) -> Shown:
     """The mean over draws of an attribution, in at most `cells` blocks on a side, on a scale that outliers leave."""
-    block = math.ceil(max(method.sizes["y"], method.sizes["x"]) / cells)
-    method = _over_draws(in_blocks(method, block))
-    limits, errors = clipped_limits(method), None
-    if "standard_error" in method:
+    block = math.ceil(max(result.sizes["y"], result.sizes["x"]) / cells)
+    result = _over_draws(in_blocks(result, block))
+    limits, errors = clipped_limits(result), None
+    if "standard_error" in result:
         reach = limits.high if limits.signed else limits.high - limits.low
-        errors = Limits(0.0, max(outlier_scale(method["standard_error"].values), reach / 2))
-    return Shown(name, hue, method, limits, errors, block, clipped=limits.signed, packed=True)
+        errors = Limits(0.0, max(outlier_scale(result["standard_error"].values), reach / 2))
+    return Shown(name, hue, result, limits, errors, block, clipped=limits.signed, packed=True)
 
 
-def in_blocks(method: xr.Dataset, block: int) -> xr.Dataset:
+def in_blocks(result: xr.Dataset, block: int) -> xr.Dataset:
     """Means of `block` × `block` cells of every map, of those that have a value; smaller blocks at the far edges."""
     if block == 1:
-        return method
-    return method.coarsen(y=block, x=block, boundary="pad").mean(keep_attrs=True)
+        return result
+    return result.coarsen(y=block, x=block, boundary="pad").mean(keep_attrs=True)
 
 
-def _over_draws(method: xr.Dataset) -> xr.Dataset:
+def _over_draws(result: xr.Dataset) -> xr.Dataset:
     """The mean over draws; of maps, where there are several draws, its standard error too."""
-    if "draw" not in method.dims:
-        return method
-    saliency = method["saliency"]
-    found = method.mean("draw", keep_attrs=True)
+    if "draw" not in result.dims:
+        return result
+    saliency = result["saliency"]
+    found = result.mean("draw", keep_attrs=True)
     if saliency.sizes["draw"] > 1:
         enough = saliency.notnull().sum("draw")
         error = saliency.std("draw") * np.sqrt(enough / (enough - 1.0).where(enough > 1))  # with n − 1 for n
@@ -96,28 +96,28 @@ def _over_draws(method: xr.Dataset) -> xr.Dataset:
     return found
 
 
-def clipped_limits(method: xr.Dataset) -> Limits:
+def clipped_limits(result: xr.Dataset) -> Limits:
     """The limits of a signed colour scale that no outlier stretches; those of an unsigned one as they are."""
-    limits = colour_limits(method)
+    limits = colour_limits(result)
     if not limits.signed:
         return limits
-    reach = outlier_scale(method["saliency"].values)
+    reach = outlier_scale(result["saliency"].values)
     return Limits(-reach, reach, signed=True)
 
 
 def raw_maps(shown: Shown) -> dict[str, Any]:
     """The raw values of a method, row by row; null where there is none."""
-    method, limits, steps = shown.method, shown.limits, explained_steps(shown.method)
+    result, limits, steps = shown.result, shown.limits, explained_steps(shown.result)
     return {
-        "shape": [method.sizes["y"], method.sizes["x"]],
+        "shape": [result.sizes["y"], result.sizes["x"]],
         "block": shown.block,
         "colours": limits.cmap().name,
         "signed": limits.signed,
         "clipped": shown.clipped,
         "limits": rounded([limits.low, limits.high]),
         "errorLimits": rounded(shown.errors[:2]) if shown.errors else None,
-        "numbers": {step: _numbers(method.sel(step=step)) for step in steps},
-        "layers": [{step: _map(layer.sel(step=step), shown) for step in steps} for _, layer in layers(method)],
+        "numbers": {step: _numbers(result.sel(step=step)) for step in steps},
+        "layers": [{step: _map(layer.sel(step=step), shown) for step in steps} for _, layer in layers(result)],
     }
 
 

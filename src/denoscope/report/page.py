@@ -163,8 +163,8 @@ def _ticks(values: Sequence[float], integer: bool = False) -> list[float]:
     return [float(tick) for tick in ticks if min(values) <= tick <= max(values)]
 
 
-def is_series(method: xr.Dataset, name: str) -> bool:
-    return name in method and method[name].dims == ("step",)
+def is_series(result: xr.Dataset, name: str) -> bool:
+    return name in result and result[name].dims == ("step",)
 
 
 # Colours

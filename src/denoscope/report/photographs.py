@@ -57,7 +57,9 @@ def render_comparison(explanations: Mapping[str, Explained], run: Mapping[str, A
         raise InputError("There is nothing to compare. Give the explanation of at least one photograph.")
     keys, cells = _keys(explanations), _cells(explanations)
     maps = {name: _first_method(explanation, cells) for name, explanation in explanations.items()}
-    longest = max((explanation.trace for explanation in explanations.values()), key=lambda trace: trace.sizes["step"])
+    longest = max(
+        (explanation.pictures for explanation in explanations.values()), key=lambda pictures: pictures.sizes["step"]
+    )
     timings = [explanation.timing for explanation in explanations.values() if explanation.timing is not None]
     return template("comparison.html").render(
         title="When is each photograph recognised?",
@@ -110,19 +112,19 @@ def _keys(explanations: Mapping[str, Explained]) -> dict[str, Key]:
 def _cells(explanations: Mapping[str, Explained]) -> int:
     """Cells on a side of a map, so that all the maps together stay small."""
     first = [next(iter(explanation.methods().values()), None) for explanation in explanations.values()]
-    number = sum(method.sizes["step"] for method in first if method is not None)
+    number = sum(result.sizes["step"] for result in first if result is not None)
     return max(1, int(MAP_CELLS * min(1.0, math.sqrt(MAPS / max(1, number)))))
 
 
 def _first_method(explanation: Explained, cells: int) -> Shown | None:
-    for name, method in explanation.methods().items():
-        return shown_attribution(name, method, HUES[0], cells)
+    for name, result in explanation.methods().items():
+        return shown_attribution(name, result, HUES[0], cells)
     return None
 
 
 def _card(name: str, explanation: Explained, key: Key, shown: Shown | None) -> dict[str, Any]:
     """What the template says about a photograph; its frames and maps are in the payload."""
-    picture, doubts = explanation.trace["image"].values, warnings(explanation)
+    picture, doubts = explanation.pictures["image"].values, warnings(explanation)
     return {
         "name": name,
         "link": _link(name),
@@ -184,7 +186,7 @@ def _rows_of(name: str, explanation: Explained) -> Iterator[dict[str, Any]]:
 
 
 def _payload(explanations: Mapping[str, Explained], maps: Mapping[str, Shown | None], longest: xr.Dataset) -> str:
-    number = sum(explanation.trace.sizes["step"] for explanation in explanations.values())
+    number = sum(explanation.pictures.sizes["step"] for explanation in explanations.values())
     side = max(1, int(FRAME_SIDE * min(1.0, math.sqrt(FRAMES / number))))
     content = {
         "start": _start(explanations, longest),
@@ -211,7 +213,7 @@ def _start(explanations: Mapping[str, Explained], longest: xr.Dataset) -> int:
 
 def _photograph(explanation: Explained, shown: Shown | None, side: int) -> dict[str, Any]:
     """The frames of a photograph, the maps of its first method, and the likelihood of its own label at each frame."""
-    frames = explanation.trace["sample"].values
+    frames = explanation.pictures["sample"].values
     return {
         "frames": [picture_uri(frame, side, NOISE_QUALITY) for frame in frames],
         "likelihood": _own_likelihood(explanation),
@@ -230,12 +232,12 @@ def _own_likelihood(explanation: Explained) -> dict[int, dict[str, Any]]:
 def _maps(shown: Shown | None) -> dict[str, Any]:
     if shown is None:
         return {"title": "", "maps": {}, "limits": [0, 0], "shape": [0, 0], "colours": ""}
-    steps = explained_steps(shown.method)
-    maps = {step: shown.method["saliency"].sel(step=step).transpose("y", "x").values for step in steps}
+    steps = explained_steps(shown.result)
+    maps = {step: shown.result["saliency"].sel(step=step).transpose("y", "x").values for step in steps}
     return {
         "title": shown.title,
         "maps": {step: packed(values) for step, values in maps.items()},
         "limits": [shown.limits.low, shown.limits.high],
-        "shape": [shown.method.sizes["y"], shown.method.sizes["x"]],
+        "shape": [shown.result.sizes["y"], shown.result.sizes["x"]],
         "colours": shown.limits.cmap().name,
     }

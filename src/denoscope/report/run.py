@@ -57,25 +57,25 @@ SHOWN_WITH_THE_MAP = {"title", "reading"}
 
 def render(explanation: Explained) -> str:
     """The whole page as text; it needs no network and opens from a file."""
-    trace, run, shown = explanation.trace, explanation.run, shown_methods(explanation)
+    pictures, run, shown = explanation.pictures, explanation.run, shown_methods(explanation)
     titles = {each.name: each.title for each in shown}
     return template("report.html").render(
         title=headline(run),
-        about=_about(run, trace),
-        noised=is_noised(trace),
-        unit=unit_of(trace),
-        picture=picture_uri(trace["image"].values),
-        aspect="{1} / {0}".format(*trace["image"].shape),
-        pixelated=max(trace["image"].shape[:2]) <= EXACT_SIDE,
-        steps=[int(step) for step in trace["step"].values],
-        strip=_strip(trace, shown),
+        about=_about(run, pictures),
+        noised=is_noised(pictures),
+        unit=unit_of(pictures),
+        picture=picture_uri(pictures["image"].values),
+        aspect="{1} / {0}".format(*pictures["image"].shape),
+        pixelated=max(pictures["image"].shape[:2]) <= EXACT_SIDE,
+        steps=[int(step) for step in pictures["step"].values],
+        strip=_strip(pictures, shown),
         methods=[_panel(each) for each in shown],
         map_draws=_draws_of_maps(explanation),
         clipped=clipped_share(),
-        chart=_chart(trace, shown),
+        chart=_chart(pictures, shown),
         recognition=recognition(explanation),
-        words=word_charts(trace, {each.name: each.method for each in shown}),
-        measures=list(_measures(trace, shown)),
+        words=word_charts(pictures, {each.name: each.result for each in shown}),
+        measures=list(_measures(pictures, shown)),
         warnings=warnings(explanation, shown),
         signatures=signatures(run),
         facts=facts({name: value for name, value in run.items() if name not in TOLD_ELSEWHERE}),
@@ -89,13 +89,13 @@ def render(explanation: Explained) -> str:
 
 def summary(explanation: Explained) -> str:
     """A few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction."""
-    trace, run = explanation.trace, explanation.run
-    rows = [row for each in shown_methods(explanation) for row in _rows(trace, each)]
+    pictures, run = explanation.pictures, explanation.run
+    rows = [row for each in shown_methods(explanation) for row in _rows(pictures, each)]
     return template("summary.html").render(
         title=headline(run),
-        about=_about(run, trace),
-        unit=unit_of(trace),
-        picture=picture_uri(trace["image"].values, EXACT_SIDE),
+        about=_about(run, pictures),
+        unit=unit_of(pictures),
+        picture=picture_uri(pictures["image"].values, EXACT_SIDE),
         rows=rows,
     )
 
@@ -106,21 +106,21 @@ def payload(explanation: Explained) -> str:
 
 
 def _payload(explanation: Explained, shown: Sequence[Shown]) -> str:
-    trace = explanation.trace
+    pictures = explanation.pictures
     looked_at = likelihoods(explanation)
     steps = [
         {
             **place_numbers(here),
-            "sample": _sample_uri(here, trace.sizes["step"]),
+            "sample": _sample_uri(here, pictures.sizes["step"]),
             "likelihood": looked_at.get(int(here["step"])),
         }
-        for here in (trace.sel(step=step) for step in trace["step"].values)
+        for here in (pictures.sel(step=step) for step in pictures["step"].values)
     ]
     return as_json(
         {
-            "start": _start(trace, shown),
-            "unit": unit_of(trace),
-            "noised": is_noised(trace),
+            "start": _start(pictures, shown),
+            "unit": unit_of(pictures),
+            "noised": is_noised(pictures),
             "steps": steps,
             "methods": {each.name: raw_maps(each) for each in shown},
             "colours": palettes(),
@@ -134,60 +134,60 @@ def headline(run: Mapping[str, Any]) -> str:
     return str(next(filter(None, names), "A recorded run"))
 
 
-def _about(run: Mapping[str, Any], trace: xr.Dataset) -> list[str]:
+def _about(run: Mapping[str, Any], pictures: xr.Dataset) -> list[str]:
     """The run in a few words; what it does not say, or left to the pipeline, is left out."""
     words = {
         "model": "{}",
         "classifier": "classifier {}",
         "label": "explained label {}",
-        **(NOISED_WORDS if is_noised(trace) else {}),
+        **(NOISED_WORDS if is_noised(pictures) else {}),
         "seed": "seed {}",
         "guidance_scale": "guidance {:g}",
         "schedule": "{} schedule",
         "created": "{}",
     }
     said = [form.format(run[name]) for name, form in words.items() if run.get(name) is not None]
-    return [*said[:1], counted(trace.sizes["step"], unit_of(trace)), *said[1:]]
+    return [*said[:1], counted(pictures.sizes["step"], unit_of(pictures)), *said[1:]]
 
 
-def _start(trace: xr.Dataset, shown: Sequence[Shown]) -> int:
+def _start(pictures: xr.Dataset, shown: Sequence[Shown]) -> int:
     """Open on a step that has something to show: the middle one of those that the first method explained."""
-    steps = explained_steps(shown[0].method) if shown else []
-    return steps[len(steps) // 2] if steps else int(trace["step"].values[-1])
+    steps = explained_steps(shown[0].result) if shown else []
+    return steps[len(steps) // 2] if steps else int(pictures["step"].values[-1])
 
 
 def _draws_of_maps(explanation: Explained) -> int:
-    return max((method.sizes.get("draw", 1) for method in explanation.methods().values()), default=1)
+    return max((result.sizes.get("draw", 1) for result in explanation.methods().values()), default=1)
 
 
 # Panels
 
 
-def _strip(trace: xr.Dataset, shown: Sequence[Shown]) -> list[dict[str, Any]]:
+def _strip(pictures: xr.Dataset, shown: Sequence[Shown]) -> list[dict[str, Any]]:
     """Thumbnails above the control; the page's large clean prediction is the same data URI, so it is carried once.
 
     Every step has one, and of a noised photograph every few frames share one.
     """
-    steps = [int(step) for step in trace["step"].values]
-    shared = math.ceil(len(steps) / THUMBNAILS) if is_noised(trace) else 1
-    explained = [(each, set(explained_steps(each.method))) for each in shown]
+    steps = [int(step) for step in pictures["step"].values]
+    shared = math.ceil(len(steps) / THUMBNAILS) if is_noised(pictures) else 1
+    explained = [(each, set(explained_steps(each.result))) for each in shown]
     parts = [(at, steps[at : at + shared]) for at in range(0, len(steps), shared)]
-    return [{"at": at, **_thumb(trace, part, STRIP_WIDTH // len(parts), explained)} for at, part in parts]
+    return [{"at": at, **_thumb(pictures, part, STRIP_WIDTH // len(parts), explained)} for at, part in parts]
 
 
 def _thumb(
-    trace: xr.Dataset, steps: list[int], width: int, explained: Sequence[tuple[Shown, set[int]]]
+    pictures: xr.Dataset, steps: list[int], width: int, explained: Sequence[tuple[Shown, set[int]]]
 ) -> dict[str, Any]:
     """One picture for neighbouring steps, and below it the hue of each method that explained one of them."""
-    shown, unit = steps[len(steps) // 2], unit_of(trace).capitalize()
+    shown, unit = steps[len(steps) // 2], unit_of(pictures).capitalize()
     titles = [each.title for each, known in explained if known & set(steps)]
     where = f"{unit} {steps[0]}" if len(steps) == 1 else f"{unit}s {steps[0]} to {steps[-1]}"
-    small = (min(width, LARGEST_SIDE // 2), NOISE_QUALITY) if is_noised(trace) else ()
+    small = (min(width, LARGEST_SIDE // 2), NOISE_QUALITY) if is_noised(pictures) else ()
     return {
         "span": len(steps),
         "title": f"{where}, explained by {' and '.join(titles)}" if titles else where,
-        "alt": f"{'Frame' if is_noised(trace) else 'Clean prediction at step'} {shown}",
-        "picture": picture_uri(clean_pictures(trace).sel(step=shown).values, *small),
+        "alt": f"{'Frame' if is_noised(pictures) else 'Clean prediction at step'} {shown}",
+        "picture": picture_uri(clean_pictures(pictures).sel(step=shown).values, *small),
         "marks": [[each.hue for each, known in explained if step in known] for step in steps],
     }
 
@@ -206,38 +206,38 @@ def _frame_uri(picture: np.ndarray, number: int) -> str:
 
 def _panel(shown: Shown) -> dict[str, Any]:
     """What the template says about a method; its maps are in the payload."""
-    method, limits = shown.method, shown.limits
+    result, limits = shown.result, shown.limits
     return {
         "name": shown.name,
         "hue": shown.hue,
         "title": shown.title,
-        "reading": method.attrs.get("reading", ""),
-        "layers": [label for label, _ in layers(method)],
+        "reading": result.attrs.get("reading", ""),
+        "layers": [label for label, _ in layers(result)],
         "foremost": shown.foremost,
-        "small": is_layered(method),
+        "small": is_layered(result),
         "gradient": gradient(limits.cmap().name),
         "has_error": shown.errors is not None,
         "signed": limits.signed,
         "clipped": shown.clipped,
         "block": shown.block,
-        "grid": f"{method.sizes['y']} × {method.sizes['x']}",
-        "facts": facts({key: value for key, value in method.attrs.items() if key not in SHOWN_WITH_THE_MAP}),
+        "grid": f"{result.sizes['y']} × {result.sizes['x']}",
+        "facts": facts({key: value for key, value in result.attrs.items() if key not in SHOWN_WITH_THE_MAP}),
     }
 
 
-def _rows(trace: xr.Dataset, shown: Shown) -> Iterator[dict[str, Any]]:
+def _rows(pictures: xr.Dataset, shown: Shown) -> Iterator[dict[str, Any]]:
     """A row of the summary for each map that a step has."""
-    entries = layers(shown.method) if is_layered(shown.method) else [("", layers(shown.method)[0][1])]
+    entries = layers(shown.result) if is_layered(shown.result) else [("", layers(shown.result)[0][1])]
     for label, layer in entries:
         title = " · ".join(filter(None, [shown.title, label]))
-        yield {"title": title, "maps": list(_thumbnails(trace, layer, shown.limits))}
+        yield {"title": title, "maps": list(_thumbnails(pictures, layer, shown.limits))}
 
 
-def _thumbnails(trace: xr.Dataset, layer: xr.Dataset, limits: Limits, most: int = 8) -> Iterator[tuple[int, str]]:
+def _thumbnails(pictures: xr.Dataset, layer: xr.Dataset, limits: Limits, most: int = 8) -> Iterator[tuple[int, str]]:
     """(step, overlay as a data URI) for at most so many steps, spread over all those explained."""
     steps = explained_steps(layer)
     for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))}):
-        beneath = trace["image"] if is_noised(trace) else trace["pred_original_sample"].sel(step=steps[i])
+        beneath = pictures["image"] if is_noised(pictures) else pictures["pred_original_sample"].sel(step=steps[i])
         heat = overlay(beneath.values, layer["saliency"].sel(step=steps[i]).values, limits)
         yield steps[i], picture_uri(heat, EXACT_SIDE)
 
@@ -245,27 +245,27 @@ def _thumbnails(trace: xr.Dataset, layer: xr.Dataset, limits: Limits, most: int 
 # Charts
 
 
-def _chart(trace: xr.Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
+def _chart(pictures: xr.Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
     """The log-SNR of every step, and the reliability of each method that has one."""
-    places = across(trace["step"].values)
+    places = across(pictures["step"].values)
     return {
-        "steps": step_ticks(trace["step"].values),
-        "snr": line(trace["log_snr"], places, *span(trace["log_snr"].values)),
+        "steps": step_ticks(pictures["step"].values),
+        "snr": line(pictures["log_snr"], places, *span(pictures["log_snr"].values)),
         "reliability": [
-            {"hue": each.hue, "title": each.title, **line(each.method["reliability"], places, 0, 1)}
+            {"hue": each.hue, "title": each.title, **line(each.result["reliability"], places, 0, 1)}
             for each in shown
-            if is_series(each.method, "reliability")
+            if is_series(each.result, "reliability")
         ],
     }
 
 
-def _measures(trace: xr.Dataset, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
+def _measures(pictures: xr.Dataset, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
     """A small chart for each measure that a method has at its steps, with a line for each method."""
     for name, measure in MEASURES.items():
-        series = [(each, each.method[name]) for each in shown if is_series(each.method, name)]
+        series = [(each, each.result[name]) for each in shown if is_series(each.result, name)]
         if not series:
             continue
         low, high = span(np.concatenate([values.values for _, values in series]))
-        lines = [{"hue": each.hue, "title": each.title, **line(values, across(trace["step"].values), low, high)}
+        lines = [{"hue": each.hue, "title": each.title, **line(values, across(pictures["step"].values), low, high)}
                  for each, values in series]  # fmt: skip
         yield {"title": measure.name, "text": measure.meaning, "lines": lines}

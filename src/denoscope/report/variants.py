@@ -51,14 +51,14 @@ def render_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any
     """
     if not explanations:
         raise InputError("There is nothing to compare. Give the explanation of at least one variant.")
-    axis, keys = Axis.of([explanation.trace for explanation in explanations.values()]), _keys(explanations, run)
+    axis, keys = Axis.of([explanation.pictures for explanation in explanations.values()]), _keys(explanations, run)
     maps = _maps(explanations)
     return template("juxtaposition.html").render(
         title=str(run.get("prompt") or "A recorded run, several ways"),
         about=_about(explanations, run),
         unit="noise level",
         steps=axis.levels,
-        pixelated=all(max(each.trace["image"].shape[:2]) <= EXACT_SIDE for each in explanations.values()),
+        pixelated=all(max(each.pictures["image"].shape[:2]) <= EXACT_SIDE for each in explanations.values()),
         cards=[_card(name, each, keys[name]) for name, each in explanations.items()],
         maps=[{"title": title, "layer": layer} for title, layer in maps],
         opened=_opened(maps, run),
@@ -119,14 +119,14 @@ def _warnings(run: Mapping[str, Any]) -> Iterator[Warn]:
 
 def _card(name: str, explanation: Explained, key: Key) -> dict[str, Any]:
     """What the template says about a variant; its steps and maps are in the payload."""
-    picture, doubts = explanation.trace["image"].values, warnings(explanation) if explanation.methods() else []
+    picture, doubts = explanation.pictures["image"].values, warnings(explanation) if explanation.methods() else []
     return {
         "name": name,
         "link": f"{quote(name, safe='')}/report.html",
         "key": key,
         "picture": picture_uri(picture, PICTURE_SIDE),
         "aspect": "{1} / {0}".format(*picture.shape),
-        "steps": counted(explanation.trace.sizes["step"], "step"),
+        "steps": counted(explanation.pictures.sizes["step"], "step"),
         "doubts": counted(len(doubts), "thing") if doubts else "",
     }
 
@@ -157,7 +157,7 @@ def _bands(axis: Axis) -> Iterator[dict[str, Any]]:
 
 def _relevance(explanation: Explained) -> xr.DataArray | None:
     """How much each word counts at each step, scaled to 0 to 1 at every step, (step, token), where that is known."""
-    known = (method["relevance_scaled"] for method in explanation.methods().values() if has_words(method))
+    known = (result["relevance_scaled"] for result in explanation.methods().values() if has_words(result))
     return next(known, None)
 
 
@@ -169,14 +169,14 @@ def _words(explanations: Mapping[str, Explained], axis: Axis, keys: Mapping[str,
     words = [str(word) for word in next(iter(series.values()))["token"].values]
     series = {name: found for name, found in series.items() if list(map(str, found["token"].values)) == words}
     return [
-        {"word": word, "lines": [_word_line(explanations[name].trace, found.isel(token=i), axis, keys[name])
+        {"word": word, "lines": [_word_line(explanations[name].pictures, found.isel(token=i), axis, keys[name])
                                  for name, found in series.items()]}
         for i, word in enumerate(words)
     ]  # fmt: skip
 
 
-def _word_line(trace: xr.Dataset, values: xr.DataArray, axis: Axis, key: Key) -> dict[str, Any]:
-    levels = trace["log_snr"].sel(step=values["step"]).values
+def _word_line(pictures: xr.Dataset, values: xr.DataArray, axis: Axis, key: Key) -> dict[str, Any]:
+    levels = pictures["log_snr"].sel(step=values["step"]).values
     places = {int(step): axis.across(level) for step, level in zip(values["step"].values, levels, strict=True)}
     return {"key": key, **line(values, places, 0, 1)}
 
@@ -224,14 +224,14 @@ def _ratings(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _maps(explanations: Mapping[str, Explained]) -> dict[tuple[str, str], dict[str, Shown]]:
     """Every map that some variant has, by its method's title and its layer, and in each the variants that have it."""
-    number = sum(_number(method) for each in explanations.values() for method in each.methods().values())
+    number = sum(_number(result) for each in explanations.values() for result in each.methods().values())
     cells = max(1, int(MAP_CELLS * min(1.0, math.sqrt(MAPS / max(1, number)))))
     found: dict[tuple[str, str], dict[str, Shown]] = {}
     for name, explanation in explanations.items():
         for method, result in explanation.methods().items():
             shown = shown_attribution(method, result, HUES[0], cells)
-            for layer, part in layers(shown.method):
-                own = shown._replace(method=part, limits=clipped_limits(part))
+            for layer, part in layers(shown.result):
+                own = shown._replace(result=part, limits=clipped_limits(part))
                 found.setdefault((shown.title, layer), {})[name] = own
     return found
 
@@ -243,15 +243,15 @@ def _opened(maps: Iterable[tuple[str, str]], run: Mapping[str, Any]) -> int:
     return next((i for i, (_, layer) in enumerate(maps) if layer == most), 0)
 
 
-def _number(method: xr.Dataset) -> int:
+def _number(result: xr.Dataset) -> int:
     """How many maps a method has."""
-    return int(np.prod([size for dim, size in method["saliency"].sizes.items() if dim not in ("y", "x")]))
+    return int(np.prod([size for dim, size in result["saliency"].sizes.items() if dim not in ("y", "x")]))
 
 
 def _payload(
     explanations: Mapping[str, Explained], axis: Axis, maps: Mapping[tuple[str, str], Mapping[str, Shown]]
 ) -> str:
-    number = sum(explanation.trace.sizes["step"] for explanation in explanations.values())
+    number = sum(explanation.pictures.sizes["step"] for explanation in explanations.values())
     side = max(1, int(PICTURE_SIDE * min(1.0, math.sqrt(PICTURES / number))))
     limits = [_shared([shown.limits for shown in each.values()]) for each in maps.values()]
     return as_json(
@@ -283,14 +283,14 @@ def _shared(limits: Sequence[Limits]) -> Limits:
 
 def _variant(explanation: Explained, axis: Axis, side: int, maps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Which step a variant shows at each level, its clean predictions, and its maps."""
-    trace = explanation.trace
+    pictures = explanation.pictures
     return {
-        "places": axis.places(trace),
+        "places": axis.places(pictures),
         "steps": [
             {"index": int(step), "timestep": readable(float(time), 4)}
-            for step, time in zip(trace["step"].values, trace["timestep"].values, strict=True)
+            for step, time in zip(pictures["step"].values, pictures["timestep"].values, strict=True)
         ],
-        "pictures": [picture_uri(picture, side) for picture in trace["pred_original_sample"].values],
+        "pictures": [picture_uri(picture, side) for picture in pictures["pred_original_sample"].values],
         "maps": maps,
     }
 
@@ -299,12 +299,12 @@ def _carried(shown: Shown | None, limits: Limits) -> dict[str, Any]:
     """A map at each explained step, on the colour scale that all variants share."""
     if shown is None:
         return {"title": "", "maps": {}, "limits": [0, 0], "shape": [0, 0], "colours": ""}
-    steps = explained_steps(shown.method)
-    maps = {step: shown.method["saliency"].sel(step=step).transpose("y", "x").values for step in steps}
+    steps = explained_steps(shown.result)
+    maps = {step: shown.result["saliency"].sel(step=step).transpose("y", "x").values for step in steps}
     return {
         "title": shown.title,
         "maps": {step: packed(values) for step, values in maps.items()},
         "limits": [limits.low, limits.high],
-        "shape": [shown.method.sizes["y"], shown.method.sizes["x"]],
+        "shape": [shown.result.sizes["y"], shown.result.sizes["x"]],
         "colours": limits.cmap().name,
     }

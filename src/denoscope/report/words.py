@@ -9,13 +9,13 @@ from ..figures.words import has_words, word_keys
 from .page import across, line
 
 
-def word_charts(trace: xr.Dataset, methods: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
+def word_charts(pictures: xr.Dataset, results: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
     """For a page: of each method that has words, its title and a line for every word, in per cent of the chart."""
-    places = across(trace["step"].values)
+    places = across(pictures["step"].values)
     charts = []
-    for name, method in methods.items():
-        if has_words(method):
-            values, keys = method["relevance_scaled"], word_keys([str(word) for word in method["token"].values])
+    for name, result in results.items():
+        if has_words(result):
+            values, keys = result["relevance_scaled"], word_keys([str(word) for word in result["token"].values])
             lines = [{"key": key, **line(values.sel(token=key.label), places, 0, 1)} for key in keys]
-            charts.append({"title": method.attrs.get("title", name), "lines": lines})
+            charts.append({"title": result.attrs.get("title", name), "lines": lines})
     return charts

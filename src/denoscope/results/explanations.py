@@ -50,7 +50,7 @@ class Explanation:
                 f"A tree cannot be an explanation without a group of pictures. It has {listed(self.tree.children)}; "
                 f"one group must be {' or '.join(SEQUENCES)}. Build it with Explanation.of(trace, methods, run)."
             )
-        known = set(self.trace["step"].values.tolist())
+        known = set(self.pictures["step"].values.tolist())
         for name, method in self.methods().items():
             _validate(name, method, known)
 
@@ -91,8 +91,8 @@ class Explanation:
         return self.tree.attrs.get("run", {})
 
     @property
-    def trace(self) -> xr.Dataset:
-        """The sequence that was explained, over all of its steps."""
+    def pictures(self) -> xr.Dataset:
+        """The pictures of the sequence that was explained, over all of its steps."""
         name = next(name for name in SEQUENCES if name in self.tree.children)
         return self.tree[name].to_dataset()
 
@@ -134,15 +134,15 @@ class Explanation:
         from ..figures.timeline import timeline_gif
         from ..report.run import render
 
-        trace, methods = self.trace, self.methods()
+        pictures, methods = self.pictures, self.methods()
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
         (folder / "run.json").write_text(_json(self.run), encoding="utf-8")
-        Image.fromarray(rgb(trace["image"].values)).save(folder / "image.png")
+        Image.fromarray(rgb(pictures["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
         moving = [method for i, method in enumerate(methods.values()) if i == 0 or is_layered(method)]
-        timeline_gif(folder / "timeline.gif", trace, *moving)
+        timeline_gif(folder / "timeline.gif", pictures, *moving)
         (folder / "report.html").write_text(render(self), encoding="utf-8")
 
     def _figures(self) -> Iterator[tuple[str, Any]]:
@@ -151,13 +151,13 @@ class Explanation:
         from ..figures.recognition import drawn
         from ..figures.words import has_words, plot_curves
 
-        trace, methods, likelihood, timing = self.trace, self.methods(), self.likelihood, self.timing
+        pictures, methods, likelihood, timing = self.pictures, self.methods(), self.likelihood, self.timing
         if likelihood is None or timing is None:
-            yield from ((name, plot_method(trace, method)) for name, method in methods.items())
+            yield from ((name, plot_method(pictures, method)) for name, method in methods.items())
             worded = {name: method for name, method in methods.items() if has_words(method)}
             yield from ((f"{name}_curves", plot_curves(method).figure) for name, method in worded.items())
         else:
-            yield from drawn(trace, methods, likelihood, timing, self.run["label"])
+            yield from drawn(pictures, methods, likelihood, timing, self.run["label"])
 
     def _repr_html_(self) -> str:
 
