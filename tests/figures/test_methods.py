@@ -170,7 +170,7 @@ def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
     trace, method = disc_trace(), words_method()
     found = frames(timeline.timeline_gif(tmp_path / "t.gif", trace, disc_method(), method))
     expected = overlays.overlay(
-        overlays.enlarged(trace["pred_original_sample"].sel(step=3).values, 128),
+        overlays.grown(trace["pred_original_sample"].sel(step=3).values, 128),
         method["saliency"].sel(step=3, token="disc").values,
         scales.colour_limits(method),
     )
@@ -178,13 +178,6 @@ def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
     assert len(found) == NUMBER_OF_STEPS
     shown = found[3][top : top + 128, left : left + 128].astype(int)
     assert np.abs(shown - expected).mean() < 6  # a frame has 256 colours
-
-
-def test_a_single_overlay_is_drawn_on_the_axes_given(picture: np.ndarray):
-    given = methods.plot_method(disc_trace(), disc_method()).axes[0]
-    saliency = disc_method()["saliency"].values[0]
-    assert overlays.plot_overlay(picture, saliency, ax=given) is given
-    np.testing.assert_array_equal(given.get_images()[-1].get_array(), overlays.overlay(picture, saliency))
 
 
 def frames(path: Path) -> list[np.ndarray]:

@@ -12,11 +12,13 @@ from matplotlib import font_manager
 from matplotlib.colors import Colormap
 from PIL import Image, ImageDraw, ImageFont
 
-from .methods import SMALL_COLUMNS, SMALL_SIDE
-from .overlays import enlarged, overlay, shrunk
+from .overlays import grown, overlay, shrunk
 from .results import clean_pictures, explained_steps, is_layered, layers
 from .scales import colour_limits
 from .theme import ACCENT, ALPHA, FAINT, FRAME_SIDE, INK, RULE, heading, shortened
+
+SMALL_SIDE, SMALL_COLUMNS = 128, 6
+"""Pixels of a small map, and how many small maps stand side by side."""
 
 
 def timeline_gif(
@@ -63,7 +65,7 @@ def _frames(
     steps = explained_steps(results[0]) if results else []
     for step in map(int, pictures["step"].values):
         picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
-        large, small = enlarged(picture), enlarged(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
+        large, small = grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
         first, rows = [_Panel("clean prediction", "", large)], []
         for result in results:
             if is_layered(result):
