@@ -20,7 +20,7 @@ from rich.table import Table
 from scipy import stats
 
 from denoscope import Explanation
-from denoscope.figures.measures import MEASURES
+from denoscope.evaluation.captions import CAPTIONS
 
 CLEAR, WEIGHTY = 0.5, 0.5
 
@@ -63,7 +63,7 @@ def main() -> None:
     found = [Explanation.load(path.parent) for path in sorted(folder.glob("*/explanation.zarr"))]
     table = Table("method", "measure", "trend over frames", "between frames", "tells the stages apart")
     for method in found[0].methods():
-        for measure in MEASURES:
+        for measure in CAPTIONS:
             values = [each.methods()[method][measure] for each in found if measure in each.methods()[method]]
             if len(values) == len(found):
                 low, high, share = row(values)

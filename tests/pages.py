@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from PIL import Image
 
+from denoscope.evaluation.captions import CAPTIONS
 from denoscope.results.explanations import Explanation
 from denoscope.timing import likelihood as timing
 
@@ -93,6 +94,14 @@ def attribution(steps: tuple[int, ...] = (20, 30, 59), side: int = 32, draws: in
         {"step": list(steps), "draw": np.arange(draws)},
         {"title": "Gradients", "reading": "What speaks for it.", "signed": True, **attrs},
     )
+
+
+def with_measures(result: xr.Dataset, **measures: object) -> xr.Dataset:
+    """The result with measures (step, draw) of its maps, captioned as `stages` captions them."""
+    size = (result.sizes["step"], result.sizes["draw"])
+    arrays = {name: np.broadcast_to(np.asarray(values, dtype=float), size) for name, values in measures.items()}
+    variables = {name: xr.Variable(("step", "draw"), values, CAPTIONS[name]) for name, values in arrays.items()}
+    return result.assign(variables)
 
 
 def recognised(method: xr.Dataset | None = None, likelihood: xr.DataArray | None = None, **run: object) -> Explanation:

@@ -1,6 +1,7 @@
 """Sheets of a recognition study: colours where a known map has them, marks where known curves cross, nothing on top."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from pages import with_measures
 
-from denoscope.figures import overlays, recognition, scales
+from denoscope.evaluation.captions import CAPTIONS
+from denoscope.evaluation.stages import stages
+from denoscope.figures import overlays, recognition, results, scales
 from denoscope.figures import tiles as sheets
 from denoscope.timing import likelihood as timing
 
@@ -412,8 +416,7 @@ def test_an_unfinished_frame_is_not_zoomed_in_on():
 
 
 def measured(**measures: np.ndarray) -> xr.Dataset:
-    method = halves([10, 40, 70, 90], draws=3, side=8)
-    return method.assign({name: (("step", "draw"), values) for name, values in measures.items()})
+    return with_measures(halves([10, 40, 70, 90], draws=3, side=8), **measures)
 
 
 def test_stages_have_a_panel_per_measure_and_a_line_per_method(written: list[Text]):
@@ -431,12 +434,31 @@ def test_stages_have_a_panel_per_measure_and_a_line_per_method(written: list[Tex
     assert_readable(figure, written)
 
 
-@pytest.mark.parametrize("number", range(1, len(recognition.STAGES) + 1))
+@pytest.mark.parametrize("number", range(1, len(CAPTIONS) + 1))
 def test_stages_are_readable_however_many_measures_there_are(number: int, written: list[Text]):
     values = np.random.default_rng(number).uniform(-1, 1, (4, 3))
-    figure = recognition.plot_stages({"a": measured(**dict.fromkeys(recognition.STAGES[:number], values))})
+    figure = recognition.plot_stages({"a": measured(**dict.fromkeys(list(CAPTIONS)[:number], values))})
     assert len(figure.axes) == number
     assert_readable(figure, written)
+
+
+def test_captions_travel_with_the_measures(tmp_path: Path):
+    """Through a mean over draws and a file; a variable without a caption has no panel."""
+    saliency = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
+    maps = xr.DataArray(saliency, {"step": [1, 2]}, ("step", "draw", "y", "x"))
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    measures = stages(maps, np.full((8, 8, 3), 0.5), mask).assign(plain=("step", [1.0, 2.0]))
+    assert results.captions_of([measures]) == CAPTIONS
+    averaged = measures.mean("draw", keep_attrs=True)
+    averaged.to_zarr(tmp_path / "measures.zarr", zarr_format=2)
+    assert results.captions_of([xr.open_zarr(tmp_path / "measures.zarr", chunks=None)]) == CAPTIONS
+
+
+def test_panels_that_need_an_object_come_last():
+    figure = recognition.plot_stages({"a": measured(**dict.fromkeys(CAPTIONS, 0.5))})
+    headings = [ax.get_title(loc="left") for ax in figure.axes]
+    assert headings[-2:] == ["Share inside the object", "Contour or interior of the object"]
 
 
 def test_a_measure_without_any_value_says_so():
@@ -511,7 +533,7 @@ def test_all_that_the_data_allow_are_drawn_one_at_a_time(monkeypatch: pytest.Mon
         monkeypatch.setattr(recognition, name, counted(name))
     likelihood = logistic({TIGER: [50.0]})
     methods = {"first": halves([40, 60]), "second": halves([60])}
-    methods["first"]["frequency"] = (("step", "draw"), np.full((2, 2), 0.5))
+    methods["first"] = with_measures(methods["first"], frequency=0.5)
     pages = recognition.drawn(noised(), methods, likelihood, timed(likelihood), TIGER)
     assert next(pages)[0] == "likelihood" and made == ["plot_likelihood"]
     assert [name for name, _ in pages] == ["first", "second", "zooms", "stages"]

@@ -7,7 +7,19 @@ from itertools import accumulate
 import numpy as np
 import pytest
 import xarray as xr
-from pages import LABELS, PROMPT, RUN, Page, attribution, photograph, picture_of, recognised, rising, unpacked
+from pages import (
+    LABELS,
+    PROMPT,
+    RUN,
+    Page,
+    attribution,
+    photograph,
+    picture_of,
+    recognised,
+    rising,
+    unpacked,
+    with_measures,
+)
 from pictures import NUMBER_OF_STEPS, disc_method, disc_trace
 
 from denoscope.figures import overlays
@@ -386,12 +398,8 @@ def test_lines_of_labels_are_told_apart_without_colours():
     assert len({(line.hue, line.dash) for line in lines}) == len({line.dash for line in lines}) == 6
 
 
-def with_measures(**values: list[float]) -> xr.Dataset:
-    return attribution().assign({name: (("step", "draw"), np.array(row)[:, None]) for name, row in values.items()})
-
-
 def test_the_measures_of_the_maps_are_charts_with_their_meaning():
-    method = with_measures(frequency=[0.2, 0.4, 0.3], agreement_edges=[0.5, np.nan, 0.1])
+    method = with_measures(attribution(), frequency=[[0.2], [0.4], [0.3]], agreement_edges=[[0.5], [np.nan], [0.1]])
     explanation = recognised(method)
     first, second = run._measures(explanation.pictures, shown_methods(explanation))
     x, y = np.array(first["lines"][0]["points"]).T
@@ -416,7 +424,7 @@ def with_delta(share: float) -> xr.Dataset:
         (recognised(likelihood=rising(top=0.4)), "“tiger” never reaches 0.5."),
         (recognised(with_delta(0.2)), "Gradients does not add up at frames 20, 30 and 59."),
         (
-            recognised(with_measures(agreement_edges=[0.61, 0.59, 0.7])),
+            recognised(with_measures(attribution(), agreement_edges=[[0.61], [0.59], [0.7]])),
             "Gradients looks like the picture’s edges at frames 20 and 59.",
         ),
     ],
@@ -427,7 +435,7 @@ def test_what_a_reader_of_a_recognition_must_know_is_said(explanation: Explanati
 
 
 def test_a_good_recognition_warns_of_nothing():
-    method = with_delta(0.05).assign(with_measures(agreement_edges=[0.5, 0.59, 0.1])[["agreement_edges"]])
+    method = with_measures(with_delta(0.05), agreement_edges=[[0.5], [0.59], [0.1]])
     assert caveats.warnings(recognised(method)) == []
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from scipy import fft, ndimage, stats
 
 from ..errors import InputError
+from .captions import captioned
 
 CONTOUR = 0.03
 """Half width of the band that counts as the contour of a mask, as a share of the picture's longer side."""
@@ -93,7 +94,7 @@ def stages(saliency: xr.DataArray, picture: np.ndarray, mask: np.ndarray | None 
     values = {name: xr.apply_ufunc(measure, saliency, **one_map) for name, measure in measures.items()}
     two_maps: dict[str, Any] = dict(input_core_dims=[["y", "x"]] * 2, vectorize=True)
     values["agreement_last"] = xr.apply_ufunc(rank_agreement, saliency, last, **two_maps)
-    return xr.Dataset(values)
+    return captioned(values)
 
 
 def _of_size(picture: np.ndarray, grid: tuple[int, int], name: str) -> np.ndarray:

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .measures import MEASURES
-from .results import three
+from .results import captions_of, three
 from .theme import ACCENT, FAINT, HUES, INK, RULE, readable, short_labels, shortened
 from .tiles import plot_grid, plot_zooms
 
@@ -25,8 +24,6 @@ LINE_HUES = (*HUES, "#000000")
 STROKES = ("-", "--", ":", "-.")
 MANY_DRAWS = 20  # from here on a band is the central 90 % of the draws, and not from the lowest to the highest
 SHAPES = ("o", "s", "D", "^", "v")  # of the markers, by level
-STAGES = sorted(MEASURES, key=lambda name: MEASURES[name].of_object)
-"""The measures in the order of their panels: what every picture has first, then what needs a known object."""
 
 
 def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str | None = None) -> Figure:
@@ -232,7 +229,8 @@ def _headline(figure: Figure, title: str, note: str) -> None:
 
 def plot_stages(results: Mapping[str, xr.Dataset]) -> Figure:
     """How the maps change along the frames: a panel per measure (step[, draw]) that is there, a line per method."""
-    present = [name for name in STAGES if any(name in result for result in results.values())]
+    captions = captions_of(results.values())
+    present = sorted(captions, key=lambda name: bool(captions[name]["of_object"]))
     columns = min(3, len(present)) if len(present) != 4 else 2
     rows = math.ceil(len(present) / columns)
     figure = Figure(figsize=(max(4.5, 3.3 * columns), 0.9 + 2.2 * rows), facecolor="white", dpi=120)
@@ -240,7 +238,7 @@ def plot_stages(results: Mapping[str, xr.Dataset]) -> Figure:
     steps = np.unique(np.concatenate([result["step"].values for result in results.values()]))
     word = "frame" if _draws(results) else "step"
     for ax, measure in zip(panels, present, strict=False):
-        _draw_stage(_ruled(ax, steps), measure, results)
+        _draw_stage(_ruled(ax, steps), measure, captions[measure], results)
     for ax in panels[len(present) :]:
         ax.remove()
     for ax in panels[(rows - 1) * columns : len(present)]:
@@ -259,7 +257,7 @@ def _draws(results: Mapping[str, xr.Dataset]) -> int:
     return max(result.sizes.get("draw", 0) for result in results.values())
 
 
-def _draw_stage(ax: Axes, measure: str, results: Mapping[str, xr.Dataset]) -> None:
+def _draw_stage(ax: Axes, measure: str, caption: Mapping[str, Any], results: Mapping[str, xr.Dataset]) -> None:
     """One measure; its axis has the values' own range, to zero at least."""
     for number, result in enumerate(results.values()):
         if measure in result:
@@ -272,8 +270,8 @@ def _draw_stage(ax: Axes, measure: str, results: Mapping[str, xr.Dataset]) -> No
     spare = 0.06 * ((high - low) or 1.0)
     ax.set_ylim(low - spare, high + spare)
     ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.set_title(MEASURES[measure].heading, fontsize=9, color=INK, loc="left", pad=17)
-    ax.text(0, 1.03, MEASURES[measure].extent, fontsize=7.5, color=FAINT, transform=ax.transAxes, va="bottom")
+    ax.set_title(caption["heading"], fontsize=9, color=INK, loc="left", pad=17)
+    ax.text(0, 1.03, caption["scale"], fontsize=7.5, color=FAINT, transform=ax.transAxes, va="bottom")
 
 
 def plot_comparison(
@@ -359,5 +357,5 @@ def drawn(
         yield name, plot_grid(frames, result)
     if explained:
         yield "zooms", plot_zooms(frames, explained, timing, label)
-    if any(measure in result for measure in STAGES for result in explained.values()):
+    if captions_of(explained.values()):
         yield "stages", plot_stages(explained)

@@ -1,6 +1,6 @@
 """Facts of a result that a figure needs: its steps, layers and units."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Protocol
 
 import xarray as xr
@@ -48,6 +48,20 @@ def unit_of(pictures: xr.Dataset) -> str:
 def clean_pictures(pictures: xr.Dataset) -> xr.DataArray:
     """(step, row, column, channel): what the model expects at each step; the frames themselves where nothing is."""
     return pictures["sample" if is_noised(pictures) else "pred_original_sample"]
+
+
+def captions_of(results: Iterable[xr.Dataset]) -> dict[str, dict[str, Any]]:
+    """Return the caption of every measure that has one, by the measure's name.
+
+    A caption is the attributes that `evaluation.captions` gives a variable: `long_name`, `comment`, `heading`, `scale`
+    and `of_object`.
+    """
+    captions: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, values in result.data_vars.items():
+            if "heading" in values.attrs:
+                captions.setdefault(str(name), values.attrs)
+    return captions
 
 
 def three(values: xr.DataArray) -> tuple[float, float, float]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ..figures.measures import MEASURES
 from ..figures.results import Explained, explained_steps, is_layered, is_noised, layers
 from ..figures.scales import Limits, colour_limits, error_limits, outlier_scale
 from ..figures.theme import HUES, readable
@@ -142,6 +141,4 @@ def _numbers(here: xr.Dataset) -> list[tuple[str, str]]:
     names = sorted(
         (str(name) for name in here.data_vars if not here[name].dims), key=lambda name: name != "reliability"
     )
-    return [
-        (MEASURES[name].name if name in MEASURES else in_words(name), readable(float(here[name]))) for name in names
-    ]
+    return [(str(here[name].attrs.get("long_name", in_words(name))), readable(float(here[name]))) for name in names]

@@ -14,9 +14,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..figures.measures import MEASURES
 from ..figures.overlays import overlay
-from ..figures.results import Explained, clean_pictures, explained_steps, is_layered, is_noised, layers, unit_of
+from ..figures.results import (
+    Explained,
+    captions_of,
+    clean_pictures,
+    explained_steps,
+    is_layered,
+    is_noised,
+    layers,
+    unit_of,
+)
 from ..figures.scales import Limits
 from ..figures.theme import ALPHA
 from .caveats import signatures, warnings
@@ -261,11 +269,11 @@ def _chart(pictures: xr.Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
 
 def _measures(pictures: xr.Dataset, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
     """A small chart for each measure that a method has at its steps, with a line for each method."""
-    for name, measure in MEASURES.items():
+    for name, caption in captions_of(each.result for each in shown).items():
         series = [(each, each.result[name]) for each in shown if is_series(each.result, name)]
         if not series:
             continue
         low, high = span(np.concatenate([values.values for _, values in series]))
         lines = [{"hue": each.hue, "title": each.title, **line(values, across(pictures["step"].values), low, high)}
                  for each, values in series]  # fmt: skip
-        yield {"title": measure.name, "text": measure.meaning, "lines": lines}
+        yield {"title": caption["long_name"], "text": caption["comment"], "lines": lines}
