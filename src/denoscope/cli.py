@@ -321,7 +321,6 @@ def _on_two_lines(cell: str) -> str:
 
 @app.command()
 def evaluate(
-    context: typer.Context,
     model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
     scenes: Annotated[int | None, typer.Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
     prompts: Annotated[
@@ -352,73 +351,61 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew what is in that folder.")] = False,
 ) -> None:
     """Which explanation is true? Every method on many pictures, against what is known: a leaderboard."""
-    asked = _without(context, "workers", "out", "overwrite")
-    asked |= dict(
-        at=_steps(at),
-        methods=None if methods is None else _names(methods),
-        checks=_names(checks) if checks is not None else None,
-    )
-    said = {name: value for name, value in asked.items() if value is not None}
     try:
-        _evaluated(said, workers, out, overwrite)
+        _evaluate(
+            dict(
+                model=model,
+                scenes=scenes,
+                prompts=prompts,
+                masks=masks,
+                methods=None if methods is None else _names(methods),
+                checks=None if checks is None else _names(checks),
+                at=_steps(at),
+                steps=steps,
+                guidance=guidance,
+                seed=seed,
+                num_masks=num_masks,
+                encoder=encoder,
+                device=device,
+                dtype=dtype,
+            ),
+            workers,
+            out,
+            overwrite,
+        )
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted: the pictures finished are kept in {out}. The same command goes on.") from None
 
 
-def _evaluated(asked: dict[str, Any], workers: int | None, out: Path, overwrite: bool) -> None:
-    """Check what can be checked, then measure what is not there yet, save and tell."""
-    from .results.resumable import Ledger
+def _evaluate(settings: dict[str, Any], workers: int | None, out: Path, overwrite: bool) -> None:
+    """Run an evaluation, save it and print its table; a failure exits with status 1."""
+    from .commands.evaluate import Evaluation
 
+    evaluation = Evaluation(**settings)
     with _quiet():
-        from .commands import evaluate
-
-        if asked.get("at") == "all":
-            asked["at"] = tuple(range(asked["steps"]))
-        evaluation = evaluate.Evaluation(**asked)
-        evaluate.prepare(evaluation)
-        _tell_left_out(evaluation)
-        count = evaluate.workers_for(evaluation.device) if workers is None else workers
-        if count > 1:
-            evaluate.forget()
-        ledger = Ledger.opened(out, evaluation.settings(), overwrite)
         with _progress() as watch:
-            found = evaluate.evaluate(evaluation, ledger, workers=count, watch=watch)
+            result = evaluation.run(watch, folder=out, workers=workers, overwrite=overwrite)
         typer.echo(f"Writing {out}", err=True)
-        scores, table = evaluate.summary(evaluate.collected(evaluation, ledger, found))
-        run = evaluate.record(evaluation, found, evaluate.unmade(evaluation, ledger))
-        evaluate.save(ledger, scores, table, run)
-    _tell_evaluated(table, run, ledger.folder)
+        folder = result.save(out)
+    _print_evaluation(result, folder)
 
 
-def _tell_left_out(evaluation: Any) -> None:
-    """What will not be measured although it was not said so."""
-    from .commands.subjects import unused_masks
-
-    for check, why in (evaluation.left_out if evaluation.checks is None else {}).items():
-        typer.echo(f"denoscope: {check} is left out: {why}.", err=True)
-    if evaluation.masks and (unused := unused_masks(evaluation.masks, evaluation.subjects())):
-        typer.echo(f"denoscope: masks that belong to no prompt: {', '.join(unused)}.", err=True)
-
-
-def _tell_evaluated(table: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
-    """The short leaderboard, and where the report is; what failed exits with status 1."""
+def _print_evaluation(result: Any, folder: Path) -> None:
+    """Print the short leaderboard and the place of the report; a failure exits with status 1."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from .report.leaderboard import short_rows
-
-    head, rows = short_rows(table)
-    steps = ", ".join(map(str, table["steps"]))
-    shown = Table(*head, title=f"{table['scenes']} pictures, steps {steps}", box=box.SIMPLE_HEAD, show_lines=True)
-    for row in rows:
-        shown.add_row(*row)
-    shown.caption = "mean and 95 % interval over pictures, a line a step; baselines in brackets"
-    Console().print(shown)
-    for what, failure in run["failures"].items():
-        typer.echo(f"denoscope: {what} failed {failure['times']} times: {failure['first']}", err=True)
+    short = result.rows()
+    table = Table(*short.head, title=short.title, box=box.SIMPLE_HEAD, show_lines=True)
+    for row in short.rows:
+        table.add_row(*row)
+    table.caption = "; ".join(short.notes)
+    Console().print(table)
+    for name, reason in result.failures.items():
+        typer.echo(f"denoscope: {name}: {reason}", err=True)
     typer.echo(f"Report: {folder / 'report.html'}")
-    if run["failures"]:
+    if result.failures:
         raise typer.Exit(1)
 
 

@@ -1,18 +1,23 @@
 """The leaderboard of an evaluation: means over scenes with their intervals, as a table, a page and plain values."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import xarray as xr
 
+from ..errors import InputError, did_you_mean
 from .page import command_line, counted, facts, template
 
 
 @dataclass(frozen=True)
-class Measure:
-    """How a measure is told: its title, what it asks, the ends of its scale, whether higher is better, and chance."""
+class MeasureFacts:
+    """The facts of a measure: its title and text, the question that it answers, its scale, its direction and chance.
+
+    `low` and `high` end the scale of its bars. `higher_is_better` is None if neither direction is better, and `chance`
+    None if chance is not known. `short` measures stand in the terminal's table.
+    """
 
     title: str
     question: str
@@ -21,125 +26,87 @@ class Measure:
     higher_is_better: bool | None
     chance: float | None = None
     text: str = ""
+    short: bool = False
+
+    def place(self, value: float) -> float:
+        """Return the place of a value on the scale in per cent, at most at its ends.
+
+        >>> MeasureFacts("AUROC", "", 0, 1, True).place(0.25)
+        25.0
+        """
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(max(share, 0.0), 1.0), 2)
 
 
-POINT = "Does the map point at the objects?"
-CHANGE = "Does the model do what the map says?"
-SAME = "Is the map the same again?"
-SANE = "Does the map depend on what it explains?"
-ATTACKED = "Can the map be moved without the picture, or the picture without the map?"
-
-MEASURES = {
-    "auroc": Measure("AUROC", POINT, 0, 1, True, 0.5, "Against the objects’ true places; 0.5 is chance."),
-    "average_precision": Measure("average precision", POINT, 0, 1, True, None, "Chance is the objects’ share."),
-    "best_iou": Measure("IoU, best threshold", POINT, 0, 1, True),
-    "iou": Measure("IoU, the mask’s area", POINT, 0, 1, True),
-    "pointing": Measure("pointing game", POINT, 0, 1, True, None, "Is the map’s maximum on an object?"),
-    "spearman": Measure("rank correlation with the mask", POINT, -1, 1, True, 0.0),
-    "mass_inside": Measure("share of the positive part inside", POINT, 0, 1, True),
-    "deletion gain": Measure(
-        "deletion, above random", CHANGE, -0.5, 0.5, True, 0.0,
-        "How much more the next step changes when the map’s highest places are taken away first, than at random.",
-    ),
-    "insertion gain": Measure(
-        "insertion, above random", CHANGE, -0.5, 0.5, True, 0.0,
-        "How much faster the next step comes back when these places are given back first, than at random.",
-    ),
-    "deletion": Measure("deletion, area", CHANGE, 0, 1, True, None, "Of distances: higher is better."),
-    "insertion": Measure("insertion, area", CHANGE, 0, 1, False, None, "Of distances: LOWER is better."),
-    "infidelity_beyond_area": Measure(
-        "infidelity beyond the area", CHANGE, 0, 1, False, 1.0,
-        "What the map does not foretell of how the clean prediction changes when a square is taken away, once the "
-        "square’s area is taken into account: LOWER is better, 1 foretells no more than a constant map.",
-    ),
-    "relative_infidelity": Measure(
-        "relative infidelity", CHANGE, 0, 1, False, None,
-        "The same without taking the area out: LOWER is better; any map of one sign foretells what the area does.",
-    ),
-    "resampling, picture": Measure(
-        "resampling, whole picture", CHANGE, -1, 1, True, 0.0,
-        "Does the picture change more when the map’s highest places get other noise than when others do?",
-    ),
-    "resampling, object": Measure("resampling, on the object", CHANGE, -1, 1, True, 0.0, "The same, inside the mask."),
-    "seed agreement": Measure("other random masks", SAME, -1, 1, True, None, "Rank agreement under another seed."),
-    "noise agreement": Measure("a little noise", SAME, -1, 1, True, None, "Rank agreement with 2 % of noise added."),
-    "neighbour agreement": Measure("the step before", SAME, -1, 1, True, None, "Rank agreement with that step’s map."),
-    "weights, above chance": Measure(
-        "left when all weights are random", SANE, -0.5, 1, False, 0.0,
-        "Rank agreement with the map’s own, of either sign, above the random level: LOWER is better. The check is "
-        "passed where the whole interval is below 0.1, and failed where it is above 0 and reaches beyond that.",
-    ),
-    "weights, output": Measure("random last layer", SANE, -1, 1, None, None, "Rank agreement with the map’s own."),
-    "weights, half": Measure("half of the weights random", SANE, -1, 1, None),
-    "weights, all": Measure("all weights random", SANE, -1, 1, None, 0.0, "Should fall to the random level."),
-    "chance": Measure(
-        "random level", SANE, 0, 1, None, None,
-        "What the two maps agree by chance, either way: the mean over all shifts of one of them.",
-    ),
-    "another prompt": Measure("another prompt", SANE, -1, 1, None, None, "Rank agreement under another prompt."),
-    "attack, map": Measure(
-        "map under attack", ATTACKED, -1, 1, True, None,
-        "Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the final picture.",
-    ),
-    "attack, random": Measure(
-        "map under a random change", ATTACKED, -1, 1, True, None, "The same after a change as large, not searched for."
-    ),
-    "attack, picture": Measure(
-        "picture under attack", ATTACKED, 0, 1, False, 0.0,
-        "Root mean square change of the final picture, in units of its spread, that a search finds while the map "
-        "stays: LOWER is better, as what the map does not see does not change the picture.",
-    ),
-}  # fmt: skip
-"""Every measure of a trial; `evaluation.METRICS` has their sources."""
-
-FIRST = ("auroc", "deletion gain", "insertion gain", "resampling, object", "noise agreement", "weights, above chance")
-"""What the short table has, where it was measured."""
+def facts_of(table: Mapping[str, Any]) -> dict[str, MeasureFacts]:
+    """Return the facts of the measures in a leaderboard."""
+    return {name: MeasureFacts(**values) for name, values in table["facts"].items()}
 
 
-def table_of(scores: xr.Dataset, verdicts: Mapping[str, str]) -> dict[str, Any]:
-    """The leaderboard as plain values: of every measure and method, mean, low, high and count at every step.
+def table_of(scores: xr.Dataset, verdicts: Mapping[str, str], facts: Mapping[str, MeasureFacts]) -> dict[str, Any]:
+    """Return the leaderboard as plain values: of every measure and method, mean, low, high and count at every step.
 
-    Methods are ordered by the mean of the first measure there is, the best first, baselines among them.
+    Measures stand in the order of `facts`. Methods are ordered by the mean of the first measure there is, the best
+    first, baselines among them. Raises `InputError` for a measure without facts.
     """
     score = scores["interval"]
-    measures = [name for name in MEASURES if name in score["measure"].values]
-    methods = _in_order(score, measures[0]) if measures else scores["attributor"].values.tolist()
-    cells = {
-        measure: {
-            name: {
-                str(step): _cell(score.sel(measure=measure, attributor=name, step=step))
-                for step in score["step"].values.tolist()
-            }
-            for name in methods
-        }
-        for measure in measures
-    }
+    measured = score["measure"].values.tolist()
+    _refuse_unknown(measured, facts)
+    measures = [name for name in facts if name in measured]
+    methods = scores["attributor"].values.tolist()
+    if measures:
+        methods = _in_order(score.sel(measure=measures[0]), facts[measures[0]])
     return {
         "scenes": scores.sizes.get("scene", 0),
         "steps": score["step"].values.tolist(),
         "methods": methods,
         "baselines": [name for name in methods if bool(scores["baseline"].sel(attributor=name))],
-        "measures": cells,
+        "measures": {measure: _rows_of(score.sel(measure=measure), methods) for measure in measures},
         "sanity": dict(verdicts),
+        "facts": {measure: asdict(facts[measure]) for measure in measures},
     }
 
 
-def _in_order(score: xr.DataArray, measure: str) -> list[str]:
-    means = score.sel(measure=measure, figure="mean").mean("step", skipna=True)
-    sign = 1.0 if MEASURES[measure].higher_is_better is False else -1.0
-    key = {name: sign * float(means.sel(attributor=name)) for name in score["attributor"].values.tolist()}
-    return sorted(key, key=lambda name: (math.isnan(key[name]), key[name] if not math.isnan(key[name]) else 0.0))
+def _refuse_unknown(measures: Sequence[str], facts: Mapping[str, MeasureFacts]) -> None:
+    for name in measures:
+        if name not in facts:
+            raise InputError(f'The measure "{name}" has no facts. {did_you_mean(name, facts)} Add its facts.')
+
+
+def _rows_of(score: xr.DataArray, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the cells of a measure's (attributor, step, figure), by method and step."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in methods:
+        of_method = score.sel(attributor=name)
+        rows[name] = {str(step): _cell(of_method.sel(step=step)) for step in score["step"].values.tolist()}
+    return rows
+
+
+def _in_order(score: xr.DataArray, facts: MeasureFacts) -> list[str]:
+    """Return the methods from the best to the worst by the mean over steps, unknown ones last."""
+    means = score.sel(figure="mean").mean("step", skipna=True)
+    sign = 1.0 if facts.higher_is_better is False else -1.0
+    known, unknown = {}, []
+    for name in score["attributor"].values.tolist():
+        mean = float(means.sel(attributor=name))
+        if math.isnan(mean):
+            unknown.append(name)
+        else:
+            known[name] = sign * mean
+    return sorted(known, key=known.__getitem__) + unknown
 
 
 def _cell(values: xr.DataArray) -> dict[str, float | int] | None:
-    found = {str(name): float(values.sel(figure=name)) for name in values["figure"].values}
-    if not math.isfinite(found["mean"]):
+    """Return the interval of a figure; None if there is none."""
+    interval = {str(name): float(values.sel(figure=name)) for name in values["figure"].values}
+    if not math.isfinite(interval["mean"]):
         return None
-    return {**found, "count": int(found["count"])}
+    return {**interval, "count": int(interval["count"])}
 
 
 def cell_text(cell: Mapping[str, float] | None) -> str:
-    """
+    """Return a mean with its interval.
+
     >>> cell_text({"mean": 0.915, "low": 0.8, "high": 0.96, "count": 50})
     '0.92 [0.80, 0.96]'
     """
@@ -147,27 +114,39 @@ def cell_text(cell: Mapping[str, float] | None) -> str:
 
 
 def short_rows(table: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table that the terminal shows: each measure as its mean over the steps' means."""
-    shown = [name for name in FIRST if name in table["measures"]]
-    checked = ["sanity check"] if table["sanity"] else []
-    head = ["method", *(MEASURES[name].title for name in shown), *checked]
+    """Return the head and the rows of the terminal's table: the short measures, a line for each step."""
+    facts = facts_of(table)
+    measures = [name for name in table["measures"] if facts[name].short]
+    head = ["method", *(facts[name].title for name in measures)]
+    if table["sanity"]:
+        head.append("sanity check")
     rows = []
     for name in table["methods"]:
-        own = f"({name})" if name in table["baselines"] else name
-        cells = [_over_steps(table["measures"][measure][name], table["scenes"]) for measure in shown]
-        rows.append([own, *cells, *(table["sanity"].get(name, "") for _ in checked)])
+        row = [f"({name})" if name in table["baselines"] else name]
+        row += [_lines(table["measures"][measure][name], table["scenes"]) for measure in measures]
+        if table["sanity"]:
+            row.append(table["sanity"].get(name, ""))
+        rows.append(row)
     return head, rows
 
 
-def _over_steps(cells: Mapping[str, Mapping[str, float] | None], scenes: int) -> str:
-    """The figures at each step that has one, with their number where it is not all scenes."""
-    known = [cell for cell in cells.values() if cell is not None]
-    counts = [f" of {cell['count']}" if cell["count"] != scenes else "" for cell in known]
-    return "\n".join(f"{cell_text(cell)}{count}" for cell, count in zip(known, counts, strict=True)) or "–"
+def _lines(cells: Mapping[str, Mapping[str, float] | None], scenes: int) -> str:
+    """Return a line for each step that has a figure, with the number of scenes if it is not all of them."""
+    lines = []
+    for cell in cells.values():
+        if cell is not None:
+            count = "" if cell["count"] == scenes else f" of {cell['count']}"
+            lines.append(f"{cell_text(cell)}{count}")
+    return "\n".join(lines) or "–"
 
 
 def render_leaderboard(table: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """The page of an evaluation as text."""
+    """Return the page of an evaluation; `run` is the content of its run.json."""
+    options = {name: run[name] for name in ("guidance", "checks", "encoder", "seed") if run.get(name) is not None}
+    verdicts = []
+    for name in table["methods"]:
+        if name in table["sanity"]:
+            verdicts.append((name, table["sanity"][name], name in table["baselines"]))
     return template("leaderboard.html").render(
         title="Which explanation is true?",
         about=[
@@ -176,68 +155,54 @@ def render_leaderboard(table: Mapping[str, Any], run: Mapping[str, Any]) -> str:
             f"steps {', '.join(map(str, table['steps']))} of {run['steps']}",
             f"{run['num_masks']} masks",
         ],
-        questions=list(_questions(table)),
+        questions=_questions(table),
         steps=table["steps"],
-        sanity=[
-            (name, table["sanity"][name], name in table["baselines"])
-            for name in table["methods"]
-            if name in table["sanity"]
-        ],
-        failures=[(what, each["times"], each["first"]) for what, each in run["failures"].items()],
-        options=facts(
-            {name: run[name] for name in ("guidance", "checks", "encoder", "seed") if run.get(name) is not None}
-        ),
-        seconds=[(name, f"{spent:.1f}") for name, spent in run["seconds"].items()],
+        sanity=verdicts,
+        failures=[(name, failure["times"], failure["first"]) for name, failure in run["failures"].items()],
+        options=facts(options),
+        seconds=[(name, f"{seconds:.1f}") for name, seconds in run["seconds"].items()],
         command=command_line(run["command"]),
         versions=facts(run["versions"]),
     )
 
 
-def _questions(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each question with its measures, and of each the rows of its table."""
-    for question in dict.fromkeys(measure.question for measure in MEASURES.values()):
-        own = [name for name in table["measures"] if MEASURES[name].question == question]
-        if own:
-            yield {"title": question, "measures": [_shown(name, table) for name in own]}
+def _questions(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each question with the tables of its measures."""
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for name, measure in facts_of(table).items():
+        panels.setdefault(measure.question, []).append(_panel(measure, table["measures"][name], table))
+    return [{"title": question, "measures": measures} for question, measures in panels.items()]
 
 
-def _shown(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    measure, cells = MEASURES[name], table["measures"][name]
-    steps = [str(step) for step in table["steps"] if any(row[str(step)] for row in cells.values())]
-    rows = [
-        {
-            "method": method,
-            "baseline": method in table["baselines"],
-            "cells": [_bar(measure, cells[method][step]) for step in steps],
-        }
-        for method in table["methods"]
-        if any(cells[method].values())
-    ]
-    chance = None if measure.chance is None else _place(measure, measure.chance)
+def _panel(measure: MeasureFacts, cells: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of a measure: the steps and the methods that have figures."""
+    every_step = [str(step) for step in table["steps"]]
+    steps = [step for step in every_step if any(row[step] for row in cells.values())]
+    rows = []
+    for method in table["methods"]:
+        if any(cells[method].values()):
+            bars = [_bar(measure, cells[method][step]) for step in steps]
+            rows.append({"method": method, "baseline": method in table["baselines"], "cells": bars})
+    chance = None if measure.chance is None else measure.place(measure.chance)
     return {"title": measure.title, "text": measure.text, "steps": steps, "rows": rows, "chance": chance}
 
 
-def _bar(measure: Measure, cell: Mapping[str, float] | None) -> dict[str, Any]:
-    """A figure, and in per cent of its scale where it and its interval are."""
+def _bar(measure: MeasureFacts, cell: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return a figure as text, with the places of its mean and interval in per cent of the scale."""
     if cell is None:
         return {"text": "–", "dot": None}
-    low, high = _place(measure, cell["low"]), _place(measure, cell["high"])
+    low, high = measure.place(cell["low"]), measure.place(cell["high"])
     return {
         "text": cell_text(cell),
-        "dot": _place(measure, cell["mean"]),
+        "dot": measure.place(cell["mean"]),
         "low": low,
         "width": high - low,
         "count": cell["count"],
     }
 
 
-def _place(measure: Measure, value: float) -> float:
-    share = (value - measure.low) / (measure.high - measure.low)
-    return round(100 * min(max(share, 0.0), 1.0), 2)
-
-
-def with_intervals(scores: xr.Dataset, summed_up: xr.Dataset) -> xr.Dataset:
-    """The scores with `interval` (measure, attributor, step, figure) beside them."""
-    figures = [summed_up[name].astype(float) for name in ("mean", "low", "high", "count")]
-    names = xr.DataArray(["mean", "low", "high", "count"], dims="figure", name="figure")
-    return scores.assign(interval=xr.concat(figures, names))
+def with_intervals(scores: xr.Dataset, summary: xr.Dataset) -> xr.Dataset:
+    """Return the scores with `interval` (measure, attributor, step, figure) beside them."""
+    names = ("mean", "low", "high", "count")
+    figures = [summary[name].astype(float) for name in names]
+    return scores.assign(interval=xr.concat(figures, xr.DataArray(list(names), dims="figure", name="figure")))

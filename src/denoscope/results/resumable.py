@@ -1,10 +1,12 @@
-"""Work that can be stopped at any moment and taken up again: a folder with its settings and what is finished.
+"""Work that can be stopped at any moment and continued: a folder with its settings and the finished trials.
 
-    FOLDER/settings.json     what was asked for; other settings are refused
-           trials/NAME.json  what was found in one trial, and NAME.npz its arrays
+    FOLDER/settings.json     the settings; work with other settings is refused
+           trials/NAME.json  the values of one finished trial, and NAME.npz its arrays
 
-Each file appears whole or not at all, arrays first, so that a trial with a JSON file is finished."""
+Each file appears whole or not at all, arrays first, so that a trial with a JSON file is finished.
+"""
 
+import io
 import json
 import os
 import shutil
@@ -16,94 +18,99 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, OutputError
-from .folders import write_whole
+from .folders import listed, write_whole
 
 SETTINGS, TRIALS = "settings.json", "trials"
-MADE = {SETTINGS, TRIALS, "report.html", "run.json", "leaderboard.json", "evaluation.zarr"}
+RESULTS = {"report.html", "run.json", "leaderboard.json", "evaluation.zarr"}
+"""Files that the finished work may write beside the trials."""
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """The folder of one piece of work; `Ledger.opened` makes it or finds it as it was left."""
+class ResumableFolder:
+    """The folder of one piece of work; `opened` makes it, or takes it as an earlier run left it."""
 
     folder: Path
 
     @classmethod
-    def opened(cls, folder: str | os.PathLike[str], settings: Mapping[str, Any], overwrite: bool = False) -> "Ledger":
-        """The ledger of these settings in a folder: new, or to be continued.
+    def opened(
+        cls, folder: str | os.PathLike[str], settings: Mapping[str, Any], overwrite: bool = False
+    ) -> "ResumableFolder":
+        """Return the folder for work with these settings: new, or to be continued.
 
-        Raises `InputError` where the folder holds anything else, or work with other settings that is not to be
-        replaced (`overwrite`), and `OutputError` where it cannot be written.
+        Raises `InputError` if the folder holds anything else, or finished trials of other settings without
+        `overwrite`, and `OutputError` if it cannot be written.
         """
-        ledger, plain = cls(Path(folder).expanduser().resolve()), json.loads(json.dumps(settings))
-        ledger._refuse_foreign(folder)
-        kept, begun = ledger.settings, ledger.begun
-        if kept is not None and kept != plain and begun and not overwrite:
-            raise InputError(_differing(folder, kept, plain))
+        work = cls(Path(folder).expanduser().resolve())
+        plain = json.loads(json.dumps(settings))
+        work._refuse_foreign(folder)
+        earlier = work.settings
+        if earlier is not None and earlier != plain and work.begun and not overwrite:
+            raise InputError(_differences(folder, earlier, plain))
         try:
-            if kept is not None and (overwrite or not begun):
-                shutil.rmtree(ledger.folder)
-            (ledger.folder / TRIALS).mkdir(parents=True, exist_ok=True)
-            if ledger.settings is None:
-                write_whole(ledger.folder / SETTINGS, json.dumps(plain, indent=2).encode())
+            if earlier is not None and (overwrite or not work.begun):
+                shutil.rmtree(work.folder)
+            (work.folder / TRIALS).mkdir(parents=True, exist_ok=True)
+            if work.settings is None:
+                write_whole(work.folder / SETTINGS, json.dumps(plain, indent=2).encode())
         except OSError as error:
             raise OutputError(
                 f'The results cannot be written to "{folder}": {error.strerror or error}. Give another folder.'
             ) from error
-        return ledger
+        return work
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What the work in this folder was asked for; None where there is none."""
-        return _json_of(self.folder / SETTINGS)
+        """The settings of the work in this folder; None if there is none."""
+        return _read_json(self.folder / SETTINGS)
 
     @property
     def begun(self) -> bool:
-        """Whether anything was finished."""
+        """True if a trial is finished."""
         return any((self.folder / TRIALS).glob("*.json"))
 
-    def write(self, name: str, found: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """A finished trial."""
-        place = self.folder / TRIALS
-        beside = place / f".{name}-{os.getpid()}.npz"
-        np.savez_compressed(beside, **dict(arrays))  # type: ignore[arg-type]
-        os.replace(beside, place / f"{name}.npz")
-        write_whole(place / f"{name}.json", json.dumps(found).encode())
+    def write(self, name: str, values: Any, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write a finished trial: its values, which JSON must hold, and its arrays."""
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **dict(arrays))  # type: ignore[arg-type]
+        write_whole(self.folder / TRIALS / f"{name}.npz", packed.getvalue())
+        write_whole(self.folder / TRIALS / f"{name}.json", json.dumps(values).encode())
 
-    def read(self, name: str) -> dict[str, Any] | None:
-        """What was found in a trial; None where it is not finished."""
-        return _json_of(self.folder / TRIALS / f"{name}.json")
+    def read(self, name: str) -> Any | None:
+        """Return the values of a trial; None if it is not finished."""
+        return _read_json(self.folder / TRIALS / f"{name}.json")
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a finished trial."""
-        with np.load(self.folder / TRIALS / f"{name}.npz", allow_pickle=False) as kept:
-            return {key: kept[key] for key in kept.files}
+        """Return the arrays of a finished trial."""
+        with np.load(self.folder / TRIALS / f"{name}.npz", allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
 
-    def _refuse_foreign(self, given: object) -> None:
+    def _refuse_foreign(self, folder: object) -> None:
         if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f'The results cannot be written to "{given}": it is a file. Give a folder.')
-        found = {entry.name for entry in self.folder.iterdir()} if self.folder.is_dir() else set()
-        found = {name for name in found if not name.startswith(".")}
-        if found and (SETTINGS not in found or found - MADE):
+            raise InputError(f'The results cannot be written to "{folder}": it is a file. Give a folder.')
+        if not self.folder.is_dir():
+            return
+        names = {entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")}
+        foreign = sorted(names - RESULTS - {SETTINGS, TRIALS})
+        if foreign or (names and SETTINGS not in names):
             raise InputError(
-                f'The results cannot be written to "{given}": it holds what no evaluation wrote '
-                f"({', '.join(sorted(found - MADE) or sorted(found))}). Allowed is a new or empty folder, or one of an "
-                "earlier evaluation. Give another folder."
+                f'The results cannot be written to "{folder}": it holds something else than such results '
+                f"({listed(foreign or sorted(names))}). Allowed is a new or empty folder, or the folder of an earlier "
+                "run. Give another folder."
             )
 
 
-def _json_of(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> Any | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
-def _differing(folder: object, kept: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Which settings are others, in one paragraph."""
-    names = [name for name in {**kept, **asked} if kept.get(name) != asked.get(name)]
-    told = "; ".join(f"{name} was {kept.get(name)!r} and is now {asked.get(name)!r}" for name in names)
+def _differences(folder: object, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return the message that names the settings that differ."""
+    names = [name for name in {**earlier, **settings} if earlier.get(name) != settings.get(name)]
+    changes = [f"{name} was {earlier.get(name)!r} and is now {settings.get(name)!r}" for name in names]
     return (
-        f'"{folder}" holds an evaluation with other settings: {told}. Results of both cannot stand in one table. Ask '
-        "for the same again to go on with it, give another folder, or replace it (--overwrite)."
+        f'"{folder}" holds work with other settings: {"; ".join(changes)}. Results of both cannot stand in one table. '
+        "Give the same settings to go on with it, give another folder, or replace it (--overwrite)."
     )

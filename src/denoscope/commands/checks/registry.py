@@ -1,0 +1,164 @@
+"""The registry of checks: `@check(...)` makes a function a check, with all facts about its measures.
+
+The names of the checks, the usual ones, the checks that a model allows, the measures and the leaderboard follow from
+it. A new check is one module of this folder, imported in its `__init__`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import xarray as xr
+
+from ...errors import InputError
+from ...evaluation.metrics import METRICS
+from ...report.leaderboard import MeasureFacts
+from ..pictures import MethodMaps, RecordedPicture
+
+POINT = "Does the map point at the objects?"
+CHANGE = "Does the model do what the map says?"
+SAME = "Is the map the same again?"
+DEPEND = "Does the map depend on what it explains?"
+ATTACK = "Can the map be moved without the picture, or the picture without the map?"
+
+Need = Literal["masks", "encoder"]
+
+MISSING: dict[Need, str] = {
+    "masks": "the places of the objects are not known without --masks FOLDER",
+    "encoder": "the distances of pictures are measured by a vision model, --encoder",
+}
+"""Why a check is skipped if what it needs is not there."""
+
+Measured = Mapping[str, xr.DataArray]
+"""By the name of a measure, its values at the steps that were checked (step,)."""
+
+CheckFunction = Callable[[RecordedPicture, MethodMaps, list[int]], Measured]
+"""Measures a method's maps of a picture at these steps; without the measures that do not apply to the method."""
+
+Derivation = Callable[[xr.DataArray], Measured]
+"""Further measures from the scores of all methods, (measure, scene, attributor, step)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that a check measures: `low` and `high` end its scale; None if no direction is better, or no chance.
+
+    `short` measures stand in the terminal's table.
+    """
+
+    name: str
+    title: str
+    low: float
+    high: float
+    higher_is_better: bool | None
+    chance: float | None = None
+    text: str = ""
+    short: bool = False
+
+    @classmethod
+    def of_metric(
+        cls,
+        metric: str,
+        title: str,
+        text: str = "",
+        *,
+        name: str | None = None,
+        chance: float | None = None,
+        short: bool = False,
+    ) -> "Measure":
+        """Return a measure with the range and direction of a metric of `evaluation`, and its name unless given."""
+        low, high = METRICS[metric].range
+        return cls(name or metric, title, low, high, METRICS[metric].higher_is_better, chance, text, short)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of a method's maps: the question it answers, its measures, and the steps it looks at.
+
+    `needs` is what has to be given for other models than the bundled one. Checks that are not `usual` run only when
+    they are named. `derive` computes further measures from the scores of all pictures and methods.
+    """
+
+    name: str
+    function: CheckFunction
+    question: str
+    measures: tuple[Measure, ...]
+    at: Literal["every step", "middle"] = "every step"
+    needs: Need | None = None
+    usual: bool = True
+    derive: Derivation | None = None
+
+    def scores(self, picture: RecordedPicture, maps: MethodMaps) -> Measured:
+        """Measure a method's maps at the steps of this check."""
+        settings = picture.settings
+        steps = [settings.middle] if self.at == "middle" else list(settings.steps_shown)
+        return self.function(picture, maps, steps)
+
+    def refuse_unknown(self, names: Sequence[str]) -> None:
+        """Raise `InputError` for a measure that this check does not declare, and so has no facts of."""
+        declared = [measure.name for measure in self.measures]
+        for name in names:
+            if name not in declared:
+                raise InputError(
+                    f'The check "{self.name}" gave the measure "{name}", which it does not declare. Its measures are: '
+                    f"{', '.join(declared)}. Add a Measure to its @check(...)."
+                )
+
+    def facts(self) -> dict[str, MeasureFacts]:
+        """Return what the leaderboard says of each measure."""
+        facts = {}
+        for measure in self.measures:
+            facts[measure.name] = MeasureFacts(
+                title=measure.title,
+                question=self.question,
+                low=measure.low,
+                high=measure.high,
+                higher_is_better=measure.higher_is_better,
+                chance=measure.chance,
+                text=measure.text,
+                short=measure.short,
+            )
+        return facts
+
+
+CHECKS: dict[str, Check] = {}
+"""The checks by their names, in the order in which they run."""
+
+
+def check(
+    name: str,
+    *,
+    question: str,
+    measures: Sequence[Measure],
+    at: Literal["every step", "middle"] = "every step",
+    needs: Need | None = None,
+    usual: bool = True,
+    derive: Derivation | None = None,
+) -> Callable[[CheckFunction], CheckFunction]:
+    """Return a decorator that registers a function as a check; the fields are those of `Check`.
+
+    Raises `InputError` for a check or a measure whose name is taken.
+    """
+
+    def enter(function: CheckFunction) -> CheckFunction:
+        taken = [measure for measure in measures if measure.name in measure_facts()]
+        if name in CHECKS or taken:
+            wrong = f'check "{name}"' if name in CHECKS else f'measure "{taken[0].name}"'
+            raise InputError(f"There is a {wrong} already. Give it another name.")
+        CHECKS[name] = Check(name, function, question, tuple(measures), at, needs, usual, derive)
+        return function
+
+    return enter
+
+
+def usual_checks() -> tuple[str, ...]:
+    """Return the names of the checks that run when none are named."""
+    return tuple(check.name for check in CHECKS.values() if check.usual)
+
+
+def measure_facts() -> dict[str, MeasureFacts]:
+    """Return the facts of every measure there is, in the order of the leaderboard."""
+    facts: dict[str, MeasureFacts] = {}
+    for each in CHECKS.values():
+        facts |= each.facts()
+    return facts
