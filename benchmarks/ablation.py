@@ -9,26 +9,24 @@ the curves are distances, unlike those of a classifier), and the AUROC against t
 chance and less means that the map points away from the objects, as the paper's does on flat backgrounds.
 
 All six have the same masks and the same predictions. The feature distance is one number a mask and not a map, so it
-takes more masks to say something of a single position. Every scene is a line in --out, and a second call goes on where
+takes more masks to say something of a single position. Every scene is kept in --out, and a second call goes on where
 the first was stopped.
 """
 
-import argparse
 import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from games import STEPS, by_step, told
-from resumed import over_scenes
+from games import STEPS
 from rich.console import Console
 from rich.table import Table
-from scenes import drawn
+from scenes import drawn, scene_of
+from work import benchmark_parser, in_turn, over_scenes, table_path
 
 from denoscope import Trace
 from denoscope.attributors.base import Advance, choose
@@ -38,10 +36,10 @@ from denoscope.errors import InputError
 from denoscope.evaluation import GAMES, auroc, bootstrap, games, on_grid, random_ranking
 from denoscope.evaluation.games import batch_for, coordinates_of, no_advance
 from denoscope.recording.traces import Step
+from denoscope.report.leaderboard import cell_text
 from denoscope.targets import FeatureCloseness, PredictionTarget, Similarity
 from denoscope.vision.encoders import Features, load_encoder
 from denoscope.vision.similarity import SIMILARITIES
-from denoscope.worlds.shapes.scenes import Scene
 
 HIGHER = {**{name: game.higher_is_better for name, game in GAMES.items()}, "auroc": True}
 """The measures, each True if higher is better."""
@@ -118,29 +116,31 @@ def estimator_of(scalar: bool) -> Estimator:
     return kept_ratio if scalar else kept_mean
 
 
-def scores_of_scene(seed: int, count: int, masks: int) -> dict[str, Any] | None:
-    """Make a scene's picture and measure every similarity's map; None where it does not show `count` things."""
-    found = drawn(Scene.random(seed, count=count, size="small" if count == 1 else None))
-    if found is None:
+def scores_of_scene(seed: int, masks: int) -> dict[str, Any] | None:
+    """Make a scene's picture and measure every similarity's map; None if it does not show the scene's things."""
+    picture = drawn(scene_of(seed))
+    if picture is None:
         return None
-    (trace, mask), encoder, began = found, load_encoder(), time.process_time()
+    (trace, mask), encoder, began = picture, load_encoder(), time.process_time()
     maps = ablation(trace, similarities(encoder), list(STEPS.values()), num_masks=masks, seed=seed).saliency
     explained = time.process_time()
     each: dict[str, xr.DataArray] = {name: maps.sel(similarity=name) for name in maps.similarity.values.tolist()}
     each["random"] = random_ranking(trace, list(STEPS.values()), seed=seed)
-    scores = {
-        name: {**by_step(games(trace, one, encoder).auc), "auroc": pointing(one, mask)} for name, one in each.items()
-    }
+    scores = {}
+    for name, saliency in each.items():
+        areas = games(trace, saliency, encoder).auc
+        scores[name] = {game: by_step(areas.sel(game=game).values) for game in GAMES}
+        scores[name]["auroc"] = by_step([auroc(on_grid(one, *mask.shape), mask) for one in saliency.values])
     return {"scores": scores, "seconds": [explained - began, time.process_time() - explained]}
 
 
-def pointing(maps: xr.DataArray, mask: np.ndarray) -> dict[str, float]:
-    found = (auroc(on_grid(saliency, *mask.shape), mask) for saliency in maps.values)
-    return dict(zip(STEPS, found, strict=True))
+def by_step(values: Sequence[float]) -> dict[str, float]:
+    """Return a value of each step by the name of the step."""
+    return {name: float(value) for name, value in zip(STEPS, values, strict=True)}
 
 
 def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per measure, similarity and step: the mean over scenes with its interval."""
+    """Return the mean over scenes with its interval, by measure, similarity and step."""
     names = list(scores[0]["scores"])
 
     def interval(measure: str, name: str, step: str) -> dict[str, float]:
@@ -150,39 +150,36 @@ def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def order(rows: dict[str, Any], higher: bool) -> list[str]:
-    """Similarities from the best to the worst by their mean over steps."""
+    """Return the similarities from the best to the worst by their mean over steps."""
     mean = {n: np.mean([value["mean"] for value in row.values()]) for n, row in rows.items() if n != "random"}
     return sorted(mean, key=mean.__getitem__, reverse=higher)
 
 
 def show(results: dict[str, Any], scenes: int) -> None:
+    """Print a table for each measure, and the order of the similarities."""
     published = {"structure": "best", "cosine": "best", "contrast": "worst"}
     for measure, rows in results.items():
         better = "HIGHER is better" if HIGHER[measure] else "LOWER is better"
-        shown = Table("similarity", "published", *STEPS, title=f"{measure}, {better}; {scenes} scenes")
+        table = Table("similarity", "published", *STEPS, title=f"{measure}, {better}; {scenes} scenes")
         for name, row in rows.items():
-            shown.add_row(name, published.get(name, ""), *map(told, row.values()))
-        Console(width=120).print(shown)
+            table.add_row(name, published.get(name, ""), *map(cell_text, row.values()))
+        Console(width=120).print(table)
         print(f"Published: {PUBLISHED}. Measured, best to worst: {', '.join(order(rows, HIGHER[measure]))}.\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=50)
+    parser = benchmark_parser(__doc__, scenes=50, out="out/ablation")
     parser.add_argument("--masks", type=int, default=512, help="masks per step, shared by all similarities")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/ablation.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    score = functools.partial(scores_of_scene, masks=asked.masks)
-    scores = over_scenes(score, asked.scenes, {"masks": asked.masks, "steps": STEPS}, asked.out, asked.workers)
+    options = parser.parse_args()
+    score = functools.partial(scores_of_scene, masks=options.masks)
+    settings = {"masks": options.masks, "steps": STEPS}
+    scores, _ = over_scenes(score, in_turn(options.scenes), options.scenes, settings, options)
     results = summary(scores)
     spent = np.mean([scene["seconds"] for scene in scores], axis=0)
     print(f"{spent[0]:.1f} s to explain a scene's {len(STEPS)} steps under all similarities, {spent[1]:.1f} s to play")
     show(results, len(scores))
-    table = asked.out.with_suffix(".json")
-    table.write_text(json.dumps(results, indent=2))
-    print(table)
+    table_path(options).write_text(json.dumps(results, indent=2))
+    print(table_path(options))
 
 
 if __name__ == "__main__":

@@ -8,29 +8,34 @@ map and moves the final picture; beside them a random change of the same size. -
 prediction for the picture, in about half of the time. Of DF-RISE's contrast form with
 fixed masks, and of the gradient's magnitude. `map agreement` is the rank correlation with the unchanged map,
 `AUROC` how well the changed map still finds the true objects, changes are root mean squares in units of the unchanged
-one's spread. Means over scenes, of one small object and of two in turn, with bootstrap intervals. Every scene is a line
+one's spread. `denoscope evaluate --checks attacks` measures the first two attacks'
+ranks only. Means over scenes, of one small object and of two in turn, with bootstrap intervals. Every scene is kept
 in --out, and a second call goes on where the first was stopped.
 """
 
-import argparse
 import functools
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import xarray as xr
-from games import told
-from resumed import over_scenes
 from rich.console import Console
 from rich.table import Table
-from scenes import drawn
+from scenes import drawn, scene_of
+from work import benchmark_parser, in_turn, over_scenes, table_path
 
 from denoscope.attributors.masks import GridMasks
-from denoscope.evaluation import Attack, MaximumBall, attacks, bootstrap, contrast_map, gradient_map, localisation
+from denoscope.evaluation import (
+    Attack,
+    MaximumBall,
+    attacks,
+    auroc,
+    bootstrap,
+    contrast_map,
+    gradient_map,
+    on_grid,
+)
+from denoscope.report.leaderboard import cell_text
 from denoscope.targets import Closeness
-from denoscope.worlds.shapes.scenes import Scene
 
 STEP = 15
 """Of 30."""
@@ -42,34 +47,33 @@ MEASURES = {
 }
 
 
-def scores_of_scene(seed: int, count: int, masks: int, picture: str, attack: dict[str, Any]) -> dict[str, Any] | None:
-    """Attack both maps of a scene's picture; None where the picture does not show `count` things."""
-    found = drawn(Scene.random(seed, count=count, size="small" if count == 1 else None))
-    if found is None:
+def scores_of_scene(seed: int, masks: int, picture: str, attack: dict[str, Any]) -> dict[str, Any] | None:
+    """Attack both maps of a scene's picture; None if the picture does not show the scene's things."""
+    recorded = drawn(scene_of(seed))
+    if recorded is None:
         return None
-    trace, mask = found
+    trace, mask = recorded
     step = trace[STEP]
-    kept = np.concatenate(list(GridMasks().stream(*step.sample.shape[-2:], 0, masks, masks)))
-    maps = {"DF-RISE contrast": contrast_map(step, Closeness(), kept), "gradient magnitude": gradient_map(step)}
+    fixed = np.concatenate(list(GridMasks().stream(*step.sample.shape[-2:], 0, masks, masks)))
+    maps = {"DF-RISE contrast": contrast_map(step, Closeness(), fixed), "gradient magnitude": gradient_map(step)}
     search = Attack(MaximumBall(attack["radius"]), attack["iterations"])
     seen = functools.partial(trace.continued, STEP) if picture == "final" else step.predict_original
     return {name: _attacked(step, saliency, seen, search, mask) for name, saliency in maps.items()}
 
 
 def _attacked(step: Any, saliency: Any, seen: Any, search: Attack, mask: np.ndarray) -> dict[str, dict[str, float]]:
-    found = attacks(step, saliency, seen, search)
+    result = attacks(step, saliency, seen, search)
     unchanged = saliency(step.sample)[0].detach().double().numpy()
     nothing = {"map_agreement": 1.0, "map_change": 0.0, "picture_change": 0.0}
     rows = {"none": {**nothing, "auroc": _auroc(unchanged, mask)}}
-    for name in found.attack.values:
-        row = found.sel(attack=name)
+    for name in result.attack.values:
+        row = result.sel(attack=name)
         rows[str(name)] = {**{m: float(row[m]) for m in nothing}, "auroc": _auroc(row.saliency.values, mask)}
     return rows
 
 
 def _auroc(saliency: np.ndarray, mask: np.ndarray) -> float:
-    maps = xr.DataArray(saliency[None], dims=("step", "y", "x"), coords={"step": [STEP]})
-    return localisation(maps, mask)["auroc"].item()
+    return auroc(on_grid(saliency, *mask.shape), mask)
 
 
 def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,33 +89,28 @@ def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     title = f"{results['scenes']} scenes, step {STEP} of 30, {results['attack']}"
-    shown = Table("map", "change of x_t", *MEASURES.values(), title=title)
+    table = Table("map", "change of x_t", *MEASURES.values(), title=title)
     for name, rows in results["table"].items():
         for attack, row in rows.items():
-            shown.add_row(name, attack, *(told(row[measure]) for measure in MEASURES))
-    Console(width=150).print(shown)
+            table.add_row(name, attack, *(cell_text(row[measure]) for measure in MEASURES))
+    Console(width=150).print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=12)
+    parser = benchmark_parser(__doc__, scenes=12, out="out/adversarial")
     parser.add_argument("--radius", type=float, default=0.05, help="in standard deviations of x_t")
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--masks", type=int, default=32, help="of DF-RISE's map")
     parser.add_argument("--picture", choices=["final", "clean"], default="final")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/adversarial.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    attack = {"radius": asked.radius, "iterations": asked.iterations}
-    score = functools.partial(scores_of_scene, masks=asked.masks, picture=asked.picture, attack=attack)
-    settings = {"step": STEP, "masks": asked.masks, "picture": asked.picture, **attack}
-    scores = over_scenes(score, asked.scenes, settings, asked.out, asked.workers)
+    options = parser.parse_args()
+    attack = {"radius": options.radius, "iterations": options.iterations}
+    score = functools.partial(scores_of_scene, masks=options.masks, picture=options.picture, attack=attack)
+    settings = {"step": STEP, "masks": options.masks, "picture": options.picture, **attack}
+    scores, _ = over_scenes(score, in_turn(options.scenes), options.scenes, settings, options)
     results = {"scenes": len(scores), "attack": settings, "table": summary(scores)}
     show(results)
-    table = asked.out.with_suffix(".json")
-    table.write_text(json.dumps(results, indent=2))
-    print(table)
+    table_path(options).write_text(json.dumps(results, indent=2))
+    print(table_path(options))
 
 
 if __name__ == "__main__":

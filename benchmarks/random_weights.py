@@ -5,69 +5,61 @@
 The contrast form at the middle step, with the trained weights, with random ones, and with random ones and other masks:
 how well each finds the true objects (AUROC), and how much the last two agree in rank with the first. Agreement that is
 gone with other masks was theirs; what stays is x_t's, which the clean prediction is made from whatever the network
-adds. Means over scenes, of one small object and of two in turn, with bootstrap intervals. Every scene is a line in
+adds. Means over scenes, of one small object and of two in turn, with bootstrap intervals. Every scene is kept in
 --out, and a second call goes on where the first was stopped.
 """
 
-import argparse
 import functools
 import json
-from pathlib import Path
-from typing import Any
 
-import torch
-from games import told
-from resumed import over_scenes
 from rich.console import Console
 from rich.table import Table
-from scenes import drawn
+from scenes import drawn, scene_of
+from work import benchmark_parser, in_turn, over_scenes, table_path
 
 from denoscope import DFRise
 from denoscope.evaluation import agreement, bootstrap, localisation, stages_of
 from denoscope.evaluation.stability import remade
 from denoscope.recording.hooks.layers import randomised
-from denoscope.worlds.shapes.scenes import Scene
+from denoscope.report.leaderboard import cell_text
 
 STEP = 15
 """Of 30."""
 
 
-def scores_of_scene(seed: int, count: int, masks: int) -> dict[str, float] | None:
-    """AUROC and agreements; None where the picture does not show `count` things."""
-    found = drawn(Scene.random(seed, count=count, size="small" if count == 1 else None))
-    if found is None:
+def scores_of_scene(seed: int, masks: int) -> dict[str, float] | None:
+    """Return AUROC and agreements; None if the picture does not show the scene's things."""
+    picture = drawn(scene_of(seed))
+    if picture is None:
         return None
-    trace, mask = found
+    trace, mask = picture
     everything = list(stages_of(trace, STEP).values())[-1]
     rise = [DFRise(num_masks=masks, variant="contrast", seed=i) for i in (0, 1)]
-    own = rise[0](trace, [STEP]).saliency
+    trained = rise[0](trace, [STEP]).saliency
     with randomised(trace.model.denoiser, everything, seed):
         same, other = (each(remade(trace, [STEP]), [STEP]).saliency for each in rise)
     return {
-        "AUROC, trained weights": localisation(own, mask)["auroc"].item(),
+        "AUROC, trained weights": localisation(trained, mask)["auroc"].item(),
         "AUROC, random weights": localisation(same, mask)["auroc"].item(),
-        "agreement, random weights": agreement(own[0].values, same[0].values),
-        "agreement, random weights and other masks": agreement(own[0].values, other[0].values),
+        "agreement, random weights": agreement(trained[0].values, same[0].values),
+        "agreement, random weights and other masks": agreement(trained[0].values, other[0].values),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=14)
+    parser = benchmark_parser(__doc__, scenes=14, out="out/random_weights")
     parser.add_argument("--masks", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/random_weights.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    score = functools.partial(scores_of_scene, masks=asked.masks)
-    settings: dict[str, Any] = {"step": STEP, "masks": asked.masks}
-    scores = over_scenes(score, asked.scenes, settings, asked.out, asked.workers)
+    options = parser.parse_args()
+    score = functools.partial(scores_of_scene, masks=options.masks)
+    settings = {"step": STEP, "masks": options.masks}
+    scores, _ = over_scenes(score, in_turn(options.scenes), options.scenes, settings, options)
     results = {measure: vars(bootstrap([of[measure] for of in scores])) for measure in scores[0]}
-    shown = Table("DF-RISE, contrast", "", title=f"{len(scores)} scenes, step {STEP} of 30, {asked.masks} masks")
+    table = Table("DF-RISE, contrast", "", title=f"{len(scores)} scenes, step {STEP} of 30, {options.masks} masks")
     for measure, value in results.items():
-        shown.add_row(measure, told(value))
-    Console(width=120).print(shown)
-    asked.out.with_suffix(".json").write_text(json.dumps(results, indent=2))
+        table.add_row(measure, cell_text(value))
+    Console(width=120).print(table)
+    table_path(options).write_text(json.dumps(results, indent=2))
+    print(table_path(options))
 
 
 if __name__ == "__main__":

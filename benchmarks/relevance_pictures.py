@@ -1,9 +1,9 @@
-"""What the words of five prompts count along the run under three schedules, as pictures: docs/relevance/*.png.
+"""The relevance of the words of five prompts along the run, under three schedules, as pictures: docs/relevance/*.png.
 
     python benchmarks/relevance_pictures.py
     python benchmarks/relevance_pictures.py --prompts 1 --steps 10
 
-A picture for each prompt: what was made under each schedule, the curve of each word, and the words' totals.
+A picture for each prompt: the result under each schedule, the curve of each word, and the words' totals.
 """
 
 import argparse
@@ -34,19 +34,19 @@ COLOURS = 96
 
 
 def drawn(prompt: str, steps: int) -> Figure:
-    """Rows: the pictures, the curves, the totals; columns: the schedules."""
+    """Draw the pictures, the curves and the totals in rows, a column for each schedule."""
     figure = Figure(figsize=(12.5, 7.6), layout="constrained", facecolor="white", dpi=90)
-    grid, found = figure.add_gridspec(3, len(SCHEDULES), height_ratios=(1.1, 2.6, 2)), {}
-    for column, (schedule, options) in enumerate(SCHEDULES.items()):
-        run = dict(seed=SEED, num_inference_steps=steps, guidance_scale=GUIDANCE, **options)
+    grid, totals_by_schedule = figure.add_gridspec(3, len(SCHEDULES), height_ratios=(1.1, 2.6, 2)), {}
+    for column, (schedule, shift) in enumerate(SCHEDULES.items()):
+        run = dict(seed=SEED, num_inference_steps=steps, guidance_scale=GUIDANCE, **shift)
         trace = model().trace(prompt, schedule=schedule, **run)
         result = Relevance()(trace)
         bare(figure.add_subplot(grid[0, column])).imshow(trace.image)
         ax = plot_curves(result, ax=figure.add_subplot(grid[1, column]), title=schedule)
         if column + 1 < len(SCHEDULES):
             ax.get_legend().remove()
-        found[schedule] = totals(result)
-    plot_totals(found, ax=figure.add_subplot(grid[2, :]))
+        totals_by_schedule[schedule] = totals(result)
+    plot_totals(totals_by_schedule, ax=figure.add_subplot(grid[2, :]))
     figure.suptitle(prompt, fontsize=11)
     return figure
 
@@ -62,11 +62,11 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only the first so many")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=Path("docs/relevance"))
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    for name in track(list(PROMPTS)[: asked.prompts], description="prompts"):
-        saved(drawn(PROMPTS[name], asked.steps), asked.out / f"{name}.png")
-    print(asked.out)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in track(list(PROMPTS)[: options.prompts], description="prompts"):
+        saved(drawn(PROMPTS[name], options.steps), options.out / f"{name}.png")
+    print(options.out)
 
 
 if __name__ == "__main__":

@@ -83,21 +83,21 @@ def scored(step: Step, masks: Masks, count: int, seed: int) -> Pool:
     return np.concatenate(drawn), np.concatenate(maps)
 
 
-def agreement(estimator: Estimator, pool: Pool, count: int, truth: np.ndarray, known: Surrogates) -> float:
-    """Rank correlation with the truth of what an estimator makes of the first `count` masks."""
+def agreement(estimator: Estimator, pool: Pool, count: int, truth: np.ndarray, surrogates: Surrogates) -> float:
+    """Return the rank correlation of an estimator's map from the first `count` masks with the truth."""
     masks, maps = (part[:count] for part in pool)
-    moments = MaskMoments.zero(*truth.shape, known).with_masks(masks, maps, known(masks))
+    moments = MaskMoments.zero(*truth.shape, surrogates).with_masks(masks, maps, surrogates(masks))
     return float(stats.spearmanr(estimator(moments)[0].ravel(), truth.ravel()).statistic)
 
 
-def masks_needed(estimator: Estimator, pools: list[Pool], truth: np.ndarray, known: Surrogates) -> dict:
-    """The number of masks at which the mean agreement reaches WANTED, log-interpolated, or extrapolated past the pool.
+def masks_needed(estimator: Estimator, pools: list[Pool], truth: np.ndarray, surrogates: Surrogates) -> dict:
+    """Return the number of masks at which the mean agreement reaches WANTED: log-interpolated, or extrapolated.
 
-    Extrapolation: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance k / N. Where the
-    smallest number is enough already, it is told, and fewer might do.
+    Extrapolation past the pool: agreement = √(N / (N + k)), the attenuation of a correlation by noise of variance
+    k / N. If the smallest number is enough already, it is returned, and fewer might do.
     """
     sizes = [size for i in range(1, 20) for size in (2**i, 3 * 2 ** (i - 1)) if size <= len(pools[0][0])]
-    curve = [float(np.mean([agreement(estimator, pool, n, truth, known) for pool in pools])) for n in sizes]
+    curve = [float(np.mean([agreement(estimator, pool, n, truth, surrogates) for pool in pools])) for n in sizes]
     for i, value in enumerate(curve):
         if value >= WANTED:
             if i == 0:
@@ -109,30 +109,33 @@ def masks_needed(estimator: Estimator, pools: list[Pool], truth: np.ndarray, kno
 
 
 def calls_of(scene: int, name: str) -> dict:
-    """One scene and step. The published way has its masks from those of the truth, which can only help it."""
+    """Compare both ways at one scene and step. The published way reuses the masks of the truth, which can only help."""
     torch.set_num_threads(1)
     step = picture_of(Scene.random(scene))[STEPS[name]]
-    known = Surrogates.of(step, 0.5)
+    surrogates = Surrogates.of(step, 0.5)
     masks, maps = scored(step, PixelMasks(), CONVERGED, 1000)
     truth, _ = kept_ratio(MaskMoments.zero(*maps.shape[1:]).with_masks(masks, maps))
     parts = range(0, CONVERGED, PUBLISHED)
     published = [(masks[start : start + PUBLISHED], maps[start : start + PUBLISHED]) for start in parts]
     ours = [scored(step, BalancedMasks(), OURS, 3000 + i) for i in range(8)]
-    found = {
-        "published": masks_needed(plain_sum, published, truth, known),
-        "ours": masks_needed(kept_mean, ours, truth, known),
+    needed = {
+        "published": masks_needed(plain_sum, published, truth, surrogates),
+        "ours": masks_needed(kept_mean, ours, truth, surrogates),
     }
-    return {"ratio": found["published"]["masks"] / found["ours"]["masks"], **found}
+    return {"ratio": needed["published"]["masks"] / needed["ours"]["masks"], **needed}
 
 
 def calls(_: Trace) -> dict:
-    """Published estimator (plain sum, independent masks) ÷ ours (balanced masks, regression): median over scenes."""
+    """Measure the masks of the published estimator ÷ ours: plain sum of independent masks ÷ regression, balanced masks.
+
+    The ratio is the median over scenes.
+    """
     jobs = [(scene, name) for name in STEPS for scene in SCENES]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = dict(zip(jobs, pool.starmap(calls_of, jobs, chunksize=1), strict=True))
+        calls_by_job = dict(zip(jobs, pool.starmap(calls_of, jobs, chunksize=1), strict=True))
     results = {}
     for name, index in STEPS.items():
-        scenes = [found[scene, name] for scene in SCENES]
+        scenes = [calls_by_job[scene, name] for scene in SCENES]
         results[name] = {"ratio": statistics.median(s["ratio"] for s in scenes), "step": index, "scenes": scenes}
     return results
 
@@ -141,7 +144,7 @@ def calls(_: Trace) -> dict:
 
 
 def floor(trace: Trace, count: int = 256) -> dict:
-    """DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
+    """Time DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
     step, attributor = trace[14], DFRise(num_masks=count)
     chunk = len(attributor._chunks(step, np.empty((64, *step.sample.shape[-2:])))[0])
     unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
@@ -159,7 +162,7 @@ def floor(trace: Trace, count: int = 256) -> dict:
 
 
 def cam(trace: Trace) -> dict:
-    """DF-CAM of all layers ÷ one plain guided denoiser call."""
+    """Time DF-CAM of all layers ÷ one plain guided denoiser call."""
     step, attributor = trace[14], DFCam()
     unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
 
@@ -173,39 +176,42 @@ def cam(trace: Trace) -> dict:
 
 
 def loop(trace: Trace, count: int = 96) -> dict:
-    """The published way, one mask a call, ÷ ours, with the same masks; and how far the two maps are apart."""
+    """Time the published way, one mask a call, ÷ ours with the same masks, and measure the distance of the two maps."""
     one, many = (DFRise(num_masks=count, masks=PixelMasks(), batch_size=size) for size in (1, None))
     apart = np.abs(one(trace, [14]).saliency - many(trace, [14]).saliency).max()
     return {**ratio_of(lambda: one(trace, [14]), lambda: many(trace, [14]), 5), "largest_difference": float(apart)}
 
 
 def traced(trace: Trace) -> dict:
-    """Generation while recording ÷ the plain call."""
+    """Time generation while recording ÷ the plain call."""
     model, options = trace.model, dict(num_inference_steps=30)
-    plain = lambda: model.pipeline(PROMPT, generator=torch.Generator().manual_seed(4), **options)  # noqa: E731
+
+    def plain() -> object:
+        return model.pipeline(PROMPT, generator=torch.Generator().manual_seed(4), **options)
+
     return ratio_of(lambda: model.trace(PROMPT, seed=4, **options), plain, 9)
 
 
 def memory(trace: Trace) -> dict:
-    """Peak resident memory at 4,000 masks ÷ at 400, each in a process of its own."""
+    """Measure the peak resident memory at 4,000 masks ÷ at 400, each in a process of its own."""
     peaks = {count: peak_of("masks", count) for count in (400, 4000)}
     return {"ratio": peaks[4000] / peaks[400], "peak_bytes": peaks}
 
 
 def words(trace: Trace) -> dict:
-    """Peak resident memory of 100 steps whose word maps are captured ÷ of 20, each in a process of its own.
+    """Measure the peak resident memory of 100 steps with captured word maps ÷ of 20, each in a process of its own.
 
-    No trace is kept, which would grow with its samples. Beside it the peaks of the same runs without capturing, and
-    the bytes of the maps that are kept, which are the result: one of every token at each step.
+    No trace is recorded, as it would grow with its samples. Beside it stand the peaks of the same runs without
+    capturing, and the bytes of the maps, which are the result: a map of every token at each step.
     """
     peaks, plain = ({steps: peak_of(what, steps) for steps in (20, 100)} for what in ("words", "plain"))
     tokens, (height, width) = trace.model.pipeline.tokenizer.model_max_length, trace[0].sample.shape[-2:]
-    kept = {steps: 4 * steps * tokens * height * width for steps in peaks}
-    return {"ratio": peaks[100] / peaks[20], "peak_bytes": peaks, "without_capture": plain, "kept_bytes": kept}
+    map_bytes = {steps: 4 * steps * tokens * height * width for steps in peaks}
+    return {"ratio": peaks[100] / peaks[20], "peak_bytes": peaks, "without_capture": plain, "kept_bytes": map_bytes}
 
 
 def peak_of(what: str, count: int) -> int:
-    """Peak resident memory, in bytes, of a process that does one of PEAKS."""
+    """Return the peak resident memory, in bytes, of a process that does one of PEAKS."""
     command = [sys.executable, __file__, "--peak", what, str(count)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -215,19 +221,19 @@ def peak_bytes(what: str, count: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def masked(count: int) -> None:
+def moptions(count: int) -> None:
     DFRise(num_masks=count)(trace_of_model(), [14])
 
 
 def generated(steps: int, capture: bool) -> None:
-    """A picture of so many steps, whose word maps are captured or not, without a trace."""
+    """Make a picture of so many steps without a trace, and capture its word maps if `capture`."""
     model = denoscope.load("shapes")
     with Words().recording(model) if capture else nullcontext():
         model.pipeline(PROMPT, generator=torch.Generator().manual_seed(4), num_inference_steps=steps)
 
 
 PEAKS = {
-    "masks": masked,
+    "masks": moptions,
     "words": functools.partial(generated, capture=True),
     "plain": functools.partial(generated, capture=False),
 }
@@ -238,16 +244,16 @@ def table(results: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("what", "ratio", "detail", title=f"On the bundled model, {torch.get_num_threads()} threads")
+    printed = Table("what", "ratio", "detail", title=f"On the bundled model, {torch.get_num_threads()} threads")
     for name, result in results.items():
         rows = {f"{name}, {k}": v for k, v in result.items()} if name == "calls" else {name: result}
         for label, row in rows.items():
-            shown.add_row(label, f"{row['ratio']:.2f}", told(row))
-    Console(width=160).print(shown)
+            printed.add_row(label, f"{row['ratio']:.2f}", details(row))
+    Console(width=160).print(printed)
 
 
-def told(row: dict) -> str:
-    """What stands beside a ratio; of the calls, the masks of both in each scene."""
+def details(row: dict) -> str:
+    """Return the numbers beside a ratio; for the calls, the masks of both ways in each scene."""
     if "scenes" in row:
         masks = [[f"{s[who]['masks']:.3g} {s[who]['how']}" for who in ("published", "ours")] for s in row["scenes"]]
         return "; ".join(f"{published} ÷ {ours}" for published, ours in masks)
@@ -263,22 +269,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if unknown := set(asked.parts) - set(PARTS):
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; allowed: {', '.join(PARTS)}")
-    torch.set_num_threads(asked.threads)
-    if asked.peak:
-        print(peak_bytes(asked.peak[0], int(asked.peak[1])))
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        print(peak_bytes(options.peak[0], int(options.peak[1])))
         return
     trace = trace_of_model()
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     results = {}
-    for name in asked.parts or PARTS:
+    for name in options.parts or PARTS:
         results[name] = PARTS[name](trace)
-        asked.out.write_text(json.dumps(results, indent=2))
+        options.out.write_text(json.dumps(results, indent=2))
         print(name, json.dumps(results[name]), flush=True)
     table(results)
-    print(asked.out)
+    print(options.out)
 
 
 if __name__ == "__main__":

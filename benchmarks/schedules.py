@@ -7,28 +7,25 @@ Mean structural similarity of the final pictures, 64 × 64, of every two schedul
 say that two pictures look the same. Beside them two yardsticks: the uniform schedule with one step fewer, which is what
 any other way of parting the time does to the picture, and another seed, which is another picture. Then, under each
 schedule, which facts of the scene the judge finds. Means over scenes with bootstrap intervals; differences are paired.
-Every scene is a line in --out, and a second call goes on where the first was stopped.
+Every scene is kept in --out, and a second call goes on where the first was stopped.
 """
 
-import argparse
 import functools
 import json
 from dataclasses import asdict
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from games import told
-from resumed import over_scenes
 from rich.console import Console
 from rich.table import Table
-from scenes import GUIDANCE, STEPS, model
+from scenes import GUIDANCE, STEPS, model, scene_of
 from skimage.metrics import structural_similarity
+from work import benchmark_parser, in_turn, over_scenes, table_path
 
 from denoscope.criteria import ALIKE
 from denoscope.evaluation import bootstrap
+from denoscope.report.leaderboard import cell_text
 from denoscope.worlds.shapes.judge import judge
 from denoscope.worlds.shapes.scenes import Scene, caption
 
@@ -37,9 +34,9 @@ FEWER, OTHER = "uniform, one step fewer", "uniform, another seed"
 OTHER_SEED = 500_000
 
 
-def scores_of_scene(seed: int, count: int, shift: float) -> dict[str, Any]:
-    """Similarity of every two pictures that are compared, and the facts that each picture shows, from 0 to 1."""
-    scene = Scene.random(seed, count=count, size="small" if count == 1 else None)
+def scores_of_scene(seed: int, shift: float) -> dict[str, Any]:
+    """Return the similarity of every two pictures that are compared, and the facts that each shows, from 0 to 1."""
+    scene = scene_of(seed)
     pictures = {name: picture(scene, schedule=name, **_shift(name, shift)) for name in SCHEDULES}
     yardsticks = {FEWER: picture(scene, num_inference_steps=STEPS - 1), OTHER: picture(scene, seed=seed + OTHER_SEED)}
     pairs = [*combinations(SCHEDULES, 2), *(("uniform", name) for name in yardsticks)]
@@ -63,22 +60,25 @@ def similarity(one: np.ndarray, other: np.ndarray) -> float:
     return float(structural_similarity(one, other, channel_axis=-1, data_range=1))
 
 
-def facts(shown: np.ndarray, scene: Scene) -> dict[str, float]:
-    """Without the position where one thing alone has none to hold."""
-    found = {name: float(np.mean(values)) for name, values in asdict(judge(shown, scene)).items()}
-    return {name: value for name, value in found.items() if name != "position" or len(scene.things) > 1}
+def facts(image: np.ndarray, scene: Scene) -> dict[str, float]:
+    """Return the facts of the scene that the picture shows; the position only of two things."""
+    shares = {name: float(np.mean(values)) for name, values in asdict(judge(image, scene)).items()}
+    if len(scene.things) < 2:
+        del shares["position"]
+    return shares
 
 
 def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
     pairs = {pair: _of_pair([s["ssim"][pair] for s in scores]) for pair in scores[0]["ssim"]}
-    found = {}
-    for schedule in scores[0]["facts"]:
-        for fact in dict.fromkeys(fact for s in scores for fact in s["facts"]["uniform"]):
-            known = [s["facts"] for s in scores if fact in s["facts"]["uniform"]]
-            own = np.array([of[schedule][fact] for of in known])
-            less = own - [of["uniform"][fact] for of in known]
-            found.setdefault(schedule, {})[fact] = {"mean": vars(bootstrap(own)), "difference": vars(bootstrap(less))}
-    return {"pairs": pairs, "facts": found}
+    names = list(dict.fromkeys(fact for s in scores for fact in s["facts"]["uniform"]))
+    table: dict[str, Any] = {schedule: {} for schedule in scores[0]["facts"]}
+    for schedule, row in table.items():
+        for fact in names:
+            scenes = [s["facts"] for s in scores if fact in s["facts"]["uniform"]]
+            values = np.array([scene[schedule][fact] for scene in scenes])
+            difference = values - [scene["uniform"][fact] for scene in scenes]
+            row[fact] = {"mean": vars(bootstrap(values)), "difference": vars(bootstrap(difference))}
+    return {"pairs": pairs, "facts": table}
 
 
 def _of_pair(values: list[float]) -> dict[str, Any]:
@@ -87,34 +87,30 @@ def _of_pair(values: list[float]) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     title = f"{results['scenes']} scenes, {STEPS} steps, shift {results['shift']:g}"
-    shown = Table("pictures", "structural similarity", f"share of {ALIKE:g} and more", title=title)
+    table = Table("pictures", "structural similarity", f"share of {ALIKE:g} and more", title=title)
     for pair, row in results["table"]["pairs"].items():
-        shown.add_row(pair, told(row["ssim"]), told(row["alike"]))
-    Console(width=150).print(shown)
+        table.add_row(pair, cell_text(row["ssim"]), cell_text(row["alike"]))
+    Console(width=150).print(table)
     names = list(results["table"]["facts"]["uniform"])
     right = Table("schedule", "", *names, title="facts of the scene that the judge finds")
     for schedule, row in results["table"]["facts"].items():
-        right.add_row(schedule, "share", *(told(row[fact]["mean"]) for fact in names))
+        right.add_row(schedule, "share", *(cell_text(row[fact]["mean"]) for fact in names))
         if schedule != "uniform":
-            right.add_row(schedule, "minus uniform", *(told(row[fact]["difference"]) for fact in names))
+            right.add_row(schedule, "minus uniform", *(cell_text(row[fact]["difference"]) for fact in names))
     Console(width=190).print(right)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=50)
+    parser = benchmark_parser(__doc__, scenes=50, out="out/schedules")
     parser.add_argument("--shift", type=float, default=60.0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/schedules.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    score = functools.partial(scores_of_scene, shift=asked.shift)
-    scores = over_scenes(score, asked.scenes, {"shift": asked.shift, "steps": STEPS}, asked.out, asked.workers)
-    results = {"scenes": len(scores), "shift": asked.shift, "table": summary(scores)}
+    options = parser.parse_args()
+    score = functools.partial(scores_of_scene, shift=options.shift)
+    settings = {"shift": options.shift, "steps": STEPS}
+    scores, _ = over_scenes(score, in_turn(options.scenes), options.scenes, settings, options)
+    results = {"scenes": len(scores), "shift": options.shift, "table": summary(scores)}
     show(results)
-    table = asked.out.with_suffix(".json")
-    table.write_text(json.dumps(results, indent=2))
-    print(table)
+    table_path(options).write_text(json.dumps(results, indent=2))
+    print(table_path(options))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def own_network() -> torch.nn.Module:
 
 
 class Chunked(torch.nn.Module):
-    """A network that sees as many pictures at once as our attributors show it."""
+    """A network that gets as many pictures at once as from our attributors."""
 
     def __init__(self, network: torch.nn.Module, layout: torch.memory_format):
         super().__init__()
@@ -64,7 +64,7 @@ class Chunked(torch.nn.Module):
 
 
 def direct_calls(network: torch.nn.Module) -> dict[str, tuple[Direct, tuple[int | None, ...]]]:
-    """Each method as a function of a picture and a setting, and the settings to choose the fastest from."""
+    """Return each method as a function of a picture and a setting, and the settings to choose the fastest from."""
 
     def integrated_gradients(x: torch.Tensor, size: int | None) -> torch.Tensor:
         return attr.IntegratedGradients(network).attribute(x, target=LABEL, n_steps=20, internal_batch_size=size)
@@ -99,12 +99,12 @@ def frames() -> Frames:
 
 
 def apart(some: np.ndarray, others: np.ndarray) -> float:
-    """The largest difference of two frames' maps, in parts of the map's largest magnitude."""
+    """Return the largest difference of two frames' maps, in parts of the map's largest magnitude."""
     return float(max(np.abs(a - b).max() / np.abs(a).max() for a, b in zip(some, others, strict=True)))
 
 
 def compared(direct: Direct, alike: list[Direct], settings: tuple[int | None, ...], ours: Attributor, n: int) -> dict:
-    """Direct ÷ ours over COUNT frames, the seconds of both in n rounds, and how far the maps are apart."""
+    """Return direct ÷ ours over COUNT frames, the seconds of both in n rounds, and the distances of the maps."""
     sequence, chosen = frames(), list(range(FIRST, FIRST + COUNT))
     pictures = [sequence[index].images for index in chosen]
     direct(pictures[0], settings[-1])
@@ -115,13 +115,13 @@ def compared(direct: Direct, alike: list[Direct], settings: tuple[int | None, ..
     def maps_by(call: Direct, threads: int) -> np.ndarray:
         usual = torch.get_num_threads()
         torch.set_num_threads(threads)
-        found = [call(x, best).sum(dim=1).detach().numpy() / channels for x in pictures[:CHECKED]]
+        maps = [call(x, best).sum(dim=1).detach().numpy() / channels for x in pictures[:CHECKED]]
         torch.set_num_threads(usual)
-        return np.concatenate(found)
+        return np.concatenate(maps)
 
     same, plain = maps_by(alike[0], 1), maps_by(alike[1], torch.get_num_threads())
-    own = ours(sequence, chosen[:CHECKED]).saliency.values[:, 0]
-    differences = {"apart": apart(same, own), "rounding": apart(same, plain)}
+    our_maps = ours(sequence, chosen[:CHECKED]).saliency.values[:, 0]
+    differences = {"apart": apart(same, our_maps), "rounding": apart(same, plain)}
     took = ratio_of(lambda: [direct(x, best) for x in pictures], lambda: ours(sequence, chosen), n)
     return {**took, "best": best, "settings_s": {str(k): v for k, v in seconds.items()}, **differences}
 
@@ -132,26 +132,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--out", type=Path, default=Path("out/bench-study.json"))
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     ours, results = attributors(), {}
     network = own_network()
     layouts = torch.channels_last, torch.contiguous_format
     alike = [direct_calls(Chunked(own_network(), layout)) for layout in layouts]
-    for name in asked.methods.split(","):
+    for name in options.methods.split(","):
         direct, settings = direct_calls(network)[name]
-        results[name] = compared(direct, [calls[name][0] for calls in alike], settings, ours[name], asked.rounds)
+        results[name] = compared(direct, [calls[name][0] for calls in alike], settings, ours[name], options.rounds)
         print(name, json.dumps(results[name]), flush=True)
     whole = sum(r["first_s"] for r in results.values()) / sum(r["second_s"] for r in results.values())
     results["study"] = {"ratio": whole, "seconds_a_frame": sum(r["second_s"] for r in results.values()) / COUNT}
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(results, indent=2))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=2))
     table = Table(
         "method",
         "direct ÷ ours",
         "maps apart",
         "rounding",
-        title=f"{COUNT} frames, {asked.threads} threads, {asked.rounds} rounds",
+        title=f"{COUNT} frames, {options.threads} threads, {options.rounds} rounds",
     )
     for name, result in results.items():
         differences = [f"{result[key]:.1e}" if key in result else "" for key in ("apart", "rounding")]

@@ -8,29 +8,32 @@ colour's. Pointing: is the map's maximum on the object? AUROC: does a place on t
 off it? Beside them the map of the other object's phrase, which should do worse, chance and the centre prior. Below,
 against both objects together: the mean of both phrases, DF-CAM, DF-RISE and what the step's clean prediction shows.
 
-Per step: mean over scenes and its bootstrap interval. Passed over, and counted: scenes whose objects have one colour
-and one shape, and those in which the model did not draw both objects in the colour and shape that it was told.
+Per step: mean over scenes and its bootstrap interval. Skipped, and counted: scenes whose objects have one colour and
+one shape, and those in which the model did not draw both objects in the colour and shape of the prompt. Every scene is
+kept in --out, and a second call goes on where the first was stopped.
 """
 
-import argparse
 import functools
 import json
-import multiprocessing
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
-from localisation import FIRST_SEED, STEPS, foreground
+from localisation import STEPS
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from scenes import picture_of
+from work import benchmark_parser, over_scenes, table_path
 
 import denoscope
 from denoscope import Words
 from denoscope.attributors.base import method
+from denoscope.commands.subjects import FIRST_SEED
 from denoscope.evaluation import auroc, bootstrap, centre_prior, on_grid, pointing
 from denoscope.recording.prompts import numbered
+from denoscope.report.leaderboard import cell_text
 from denoscope.worlds.shapes.judge import masks_of_things
 from denoscope.worlds.shapes.scenes import Caption, Scene, caption
 
@@ -39,24 +42,34 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def parts_of(worded: Caption, scene: Scene, thing: int) -> dict[str, list[str]]:
-    """The labels of the words of a thing's phrase, and of those that name its shape and its colour."""
-    labels, own = numbered(worded.words), worded.words_of(thing)
-    named = lambda word: [labels[i] for i in own if worded.words[i] == word]  # noqa: E731
-    facts = scene.things[thing]
-    return {"noun phrase": [labels[i] for i in own], "its shape": named(facts.shape), "its colour": named(facts.colour)}
+    """Return the labels of the words of a thing's phrase, of its shape and of its colour."""
+    labels, places, facts = numbered(worded.words), worded.words_of(thing), scene.things[thing]
+    return {
+        "noun phrase": [labels[i] for i in places],
+        "its shape": [labels[i] for i in places if worded.words[i] == facts.shape],
+        "its colour": [labels[i] for i in places if worded.words[i] == facts.colour],
+    }
+
+
+@torch.no_grad()
+def foreground(step: denoscope.Step) -> np.ndarray:
+    """Return how far the colours of a step's clean prediction are from their median, the background's, (64, 64)."""
+    picture = step.clean()[0].numpy()
+    return np.abs(picture - np.median(picture, axis=(1, 2), keepdims=True)).sum(axis=0)
 
 
 def measured(saliency: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Whether a map's maximum is on the object, and the AUROC."""
+    """Return 1 if a map's maximum is on the object, else 0; and the AUROC."""
     enlarged = on_grid(saliency, *mask.shape)
     return {"pointing": pointing(enlarged, mask), "auroc": auroc(enlarged, mask)}
 
 
 def over_steps(maps: list[np.ndarray], mask: np.ndarray) -> dict[str, dict[str, float]]:
     each = [measured(saliency, mask) for saliency in maps]
-    return {
-        name: {step: found[name] for step, found in zip(STEPS, each, strict=True)} for name in ("pointing", "auroc")
-    }
+    scores: dict[str, dict[str, float]] = {}
+    for name in ("pointing", "auroc"):
+        scores[name] = {step: values[name] for step, values in zip(STEPS, each, strict=True)}
+    return scores
 
 
 def at_chance(mask: np.ndarray) -> dict[str, dict[str, float]]:
@@ -64,31 +77,32 @@ def at_chance(mask: np.ndarray) -> dict[str, dict[str, float]]:
 
 
 def phrase_maps(maps: xr.DataArray, labels: list[str]) -> list[np.ndarray]:
-    """At each step the mean over words, which is a phrase's map where each word is one piece, as here."""
+    """Return the mean over words at each step: a phrase's map, as each word here is one piece."""
     return list(maps.sel(token=labels).mean("token").values)
 
 
 def scores_of_thing(maps: xr.DataArray, parts: dict, others: list[str], mask: np.ndarray) -> Scores:
-    found = {name: over_steps(phrase_maps(maps, labels), mask) for name, labels in parts.items()}
-    found["the other's phrase"] = over_steps(phrase_maps(maps, others), mask)
-    found["centre prior"] = over_steps([centre_prior(*mask.shape)] * len(STEPS), mask)
-    return {**found, "chance": at_chance(mask)}
+    scores = {name: over_steps(phrase_maps(maps, labels), mask) for name, labels in parts.items()}
+    scores["the other's phrase"] = over_steps(phrase_maps(maps, others), mask)
+    scores["centre prior"] = over_steps([centre_prior(*mask.shape)] * len(STEPS), mask)
+    return {**scores, "chance": at_chance(mask)}
 
 
 def scores_of_both(
     trace: denoscope.Trace, maps: xr.DataArray, labels: list[str], mask: np.ndarray, masks: int
 ) -> Scores:
-    """Against both objects together."""
-    steps, found = list(STEPS.values()), {"both phrases": over_steps(phrase_maps(maps, labels), mask)}
+    """Compare the maps with both objects together."""
+    steps, scores = list(STEPS.values()), {"both phrases": over_steps(phrase_maps(maps, labels), mask)}
     for name, options in {"df-cam": {}, "df-rise-contrast": {"num_masks": masks}}.items():
-        found[name] = over_steps(list(method(name, **options)(trace, steps).saliency.values), mask)
-    found["clean prediction"] = over_steps([foreground(trace[step]) for step in steps], mask)
-    found["centre prior"] = over_steps([centre_prior(*mask.shape)] * len(STEPS), mask)
-    return {f"both: {name}": scores for name, scores in {**found, "chance": at_chance(mask)}.items()}
+        scores[name] = over_steps(list(method(name, **options)(trace, steps).saliency.values), mask)
+    scores["clean prediction"] = over_steps([foreground(trace[step]) for step in steps], mask)
+    scores["centre prior"] = over_steps([centre_prior(*mask.shape)] * len(STEPS), mask)
+    scores["chance"] = at_chance(mask)
+    return {f"both: {name}": values for name, values in scores.items()}
 
 
 def scores_of_scene(seed: int, masks: int) -> Scores | None:
-    """The mean over a scene's two things; None where there is no telling which object is whose."""
+    """Return the mean over a scene's two things; None if the two objects cannot be told apart."""
     scene = Scene.random(seed, count=2)
     first, second = scene.things
     if (first.colour, first.shape) == (second.colour, second.shape):
@@ -106,57 +120,42 @@ def scores_of_scene(seed: int, masks: int) -> Scores | None:
 
 
 def mean_of(each: list[Scores]) -> Scores:
-    return {
-        name: {
-            measure: {step: float(np.mean([scores[name][measure][step] for scores in each])) for step in STEPS}
-            for measure in measures
-        }
-        for name, measures in each[0].items()
-    }
+    """Return the mean of several scores."""
+    return over_all(each, lambda values: float(np.mean(values)))
 
 
-def measure(scenes: int, masks: int, workers: int) -> dict:
-    """Scenes until enough were drawn as told."""
-    results, passed_over = [], 0
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        found = pool.imap(functools.partial(scores_of_scene, masks=masks), range(FIRST_SEED, FIRST_SEED + 4 * scenes))
-        for scores in track(found, total=4 * scenes, description="scenes of two objects"):
-            passed_over += scores is None
-            results += [scores] if scores else []
-            if len(results) == scenes:
-                break
-    table = {
-        name: {
-            measure: {step: vars(bootstrap([r[name][measure][step] for r in results])) for step in STEPS}
-            for measure in measures
-        }
-        for name, measures in results[0].items()
-    }
-    return {"scenes": len(results), "passed_over": passed_over, "masks": masks, "scores": table}
+def over_all(each: list[Scores], summary: Callable[[list[float]], Any]) -> dict[str, Any]:
+    """Return a summary of the values of several scores, by map, measure and step."""
+    table: dict[str, Any] = {}
+    for name, measures in each[0].items():
+        table[name] = {}
+        for measure in measures:
+            table[name][measure] = {step: summary([scores[name][measure][step] for scores in each]) for step in STEPS}
+    return table
 
 
-def show(result: dict) -> None:
+def show(result: dict[str, Any]) -> None:
+    """Print a table for each measure."""
     for measure in ("pointing", "auroc"):
-        title = f"{measure}: {result['scenes']} scenes of two objects, {result['passed_over']} passed over"
-        shown = Table("map", *(f"{name} ({index})" for name, index in STEPS.items()), title=title)
+        title = f"{measure}: {result['scenes']} scenes of two objects, {result['skipped']} skipped"
+        table = Table("map", *(f"{name} ({index})" for name, index in STEPS.items()), title=title)
         for name, scores in result["scores"].items():
-            row = scores[measure].values()
-            shown.add_row(name, *(f"{v['mean']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in row))
-        Console(width=120).print(shown)
+            table.add_row(name, *(cell_text(cell) for cell in scores[measure].values()))
+        Console(width=120).print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=60)
+    parser = benchmark_parser(__doc__, scenes=60, out="out/words")
     parser.add_argument("--masks", type=int, default=256, help="masks per step for DF-RISE")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("out/words.json"))
-    asked = parser.parse_args()
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    result = measure(asked.scenes, asked.masks, asked.workers)
-    asked.out.write_text(json.dumps(result, indent=2))
+    options = parser.parse_args()
+    score = functools.partial(scores_of_scene, masks=options.masks)
+    seeds = range(FIRST_SEED, FIRST_SEED + 4 * options.scenes)
+    scores, skipped = over_scenes(score, seeds, options.scenes, {"masks": options.masks, "steps": STEPS}, options)
+    table = over_all(scores, lambda values: vars(bootstrap(values)))
+    result = {"scenes": len(scores), "skipped": skipped, "masks": options.masks, "scores": table}
     show(result)
-    print(asked.out)
+    table_path(options).write_text(json.dumps(result, indent=2))
+    print(table_path(options))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import denoscope
 from denoscope import cli
 from denoscope.attributors.base import METHODS, Attributor
 from denoscope.attributors.rise import DFRise
-from denoscope.commands.evaluate import known_methods
+from denoscope.commands.methods import evaluated_methods
 from denoscope.targets import Closeness, Target
 
 PROMPT = "a red circle"
@@ -158,7 +158,7 @@ def test_usage(run, words):
 
 
 def test_the_help_names_every_method():
-    assert f"{cli.METHODS}, {cli.OF_CLASS}".split(", ") == list(known_methods())
+    assert f"{cli.METHODS}, {cli.OF_CLASS}".split(", ") == list(evaluated_methods())
 
 
 def test_nothing_asked_is_help(run):

@@ -82,6 +82,8 @@ def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(
     (own_model / "prompts.txt").write_text("".join(f"first{i}\ta red circle\n" for i in range(6)))
     for i in range(6):
         (own_model / "masks" / f"first{i}.png").write_bytes((own_model / "masks" / "second.png").read_bytes())
+    for name in ("first", "second"):
+        (own_model / "masks" / f"{name}.png").unlink()
     paths = dict(model=str(own_model / "model"), prompts=str(own_model / "prompts.txt"), masks=str(own_model / "masks"))
     evaluation = Evaluation(**paths, steps=4, at=(1, 2), methods=("df-cam",), checks=("localisation",))
     beside, alone = own_model / "beside", own_model / "alone"

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import xarray as xr
+from small import refusal
 
-from denoscope.commands.evaluate import CHECKS, MEASURED, summary, verdicts
+from denoscope.commands.checks.sanity import verdicts
+from denoscope.commands.scores import summarise
 from denoscope.criteria import FAILED, PASSED, UNSURE
 from denoscope.evaluation import bootstrap
-from denoscope.report.leaderboard import MEASURES, cell_text, render_leaderboard, short_rows
+from denoscope.report.leaderboard import cell_text, render_leaderboard, short_rows
 
 METHODS = ["good", "poor", "<i>broken</i>", "random"]
 RUN = {
@@ -43,18 +45,18 @@ def known() -> xr.Dataset:
 
 
 def test_the_best_is_first_and_what_is_unknown_last(known):
-    _, table = summary(known)
+    _, table = summarise(known)
     assert table["methods"][0] == "good" and table["methods"][-1] == "<i>broken</i>"
     assert table["baselines"] == ["random"] and table["scenes"] == 6 and table["steps"] == [6, 15]
 
 
 def test_a_measure_of_which_less_is_better_is_ordered_so():
     infidelity = {"good": np.full(6, 0.1), "poor": np.full(6, 0.9), "random": np.full(6, 0.95)}
-    assert summary(scores({"infidelity_beyond_area": infidelity}))[1]["methods"][:3] == ["good", "poor", "random"]
+    assert summarise(scores({"infidelity_beyond_area": infidelity}))[1]["methods"][:3] == ["good", "poor", "random"]
 
 
 def test_cells_are_bootstrap_intervals(known):
-    _, table = summary(known)
+    _, table = summarise(known)
     expected = bootstrap(known.score.sel(measure="auroc", attributor="poor", step=6).values)
     assert table["measures"]["auroc"]["poor"]["6"] == pytest.approx(vars(expected))
     assert table["measures"]["auroc"]["<i>broken</i>"]["6"] is None
@@ -79,7 +81,7 @@ def test_without_a_sanity_check_there_is_no_verdict():
 
 
 def test_the_page_has_every_figure_and_no_markup_of_others(known):
-    _, table = summary(known)
+    _, table = summarise(known)
     page = render_leaderboard(table, RUN)
     assert cell_text(table["measures"]["auroc"]["good"]["15"]) in page
     assert "<i>broken</i>" not in page and "It broke &amp; fell." in page and 'class="fails"' in page
@@ -87,7 +89,7 @@ def test_the_page_has_every_figure_and_no_markup_of_others(known):
 
 
 def test_the_short_table_has_a_line_a_step(known):
-    head, rows = short_rows(summary(known)[1])
+    head, rows = short_rows(summarise(known)[1])
     assert head == ["method", "AUROC", "sanity check"]
     assert rows[0][0] == "good" and rows[0][1].count("\n") == 1 and rows[0][-1] == PASSED
     assert [row[0] for row in rows if row[0].startswith("(")] == ["(random)"]
@@ -95,9 +97,15 @@ def test_the_short_table_has_a_line_a_step(known):
 
 def test_bars_stay_on_their_scale(known):
     known["score"].loc[{"measure": "auroc", "attributor": "good"}] = 7.0
-    assert "left: 100.0%" in render_leaderboard(summary(known)[1], RUN)
+    assert "left: 100.0%" in render_leaderboard(summarise(known)[1], RUN)
 
 
-def test_every_check_has_measures_that_are_told():
-    assert set(MEASURED) == set(CHECKS)
-    assert len({measure.title for measure in MEASURES.values()}) == len(MEASURES)
+def test_a_measure_without_facts_is_an_error(known):
+    wrong = known.assign_coords(measure=["aurok", "weights, all", "chance"])
+    assert 'The measure "aurok" has no facts. Did you mean "auroc"?' in refusal(summarise, wrong)
+
+
+def test_the_facts_of_the_measures_are_in_the_table(known):
+    _, table = summarise(known)
+    assert set(table["facts"]) == set(table["measures"])
+    assert table["facts"]["auroc"]["higher_is_better"] and table["facts"]["auroc"]["chance"] == 0.5

@@ -1,4 +1,4 @@
-"""A ledger keeps what is finished, whole or not at all, and refuses what would mix."""
+"""A resumable folder keeps finished trials, whole or not at all, and refuses to mix settings."""
 
 import numpy as np
 import pytest
@@ -6,61 +6,68 @@ from small import refusal
 
 from denoscope.errors import InputError
 from denoscope.results.folders import write_whole
-from denoscope.results.resumable import Ledger
+from denoscope.results.resumable import ResumableFolder
 
 
 def test_a_trial_is_read_as_it_was_written(tmp_path):
-    ledger = Ledger.opened(tmp_path / "work", {"steps": 4})
-    assert ledger.read("first") is None
-    ledger.write("first", {"scores": [0.1, 0.2]}, {"map": np.eye(2, dtype=np.float32)})
-    again = Ledger.opened(tmp_path / "work", {"steps": 4})
+    work = ResumableFolder.opened(tmp_path / "work", {"steps": 4})
+    assert work.read("first") is None
+    work.write("first", {"scores": [0.1, 0.2]}, {"map": np.eye(2, dtype=np.float32)})
+    again = ResumableFolder.opened(tmp_path / "work", {"steps": 4})
     assert again.read("first") == {"scores": [0.1, 0.2]}
     np.testing.assert_array_equal(again.arrays("first")["map"], np.eye(2))
 
 
 def test_a_trial_without_its_last_file_is_not_finished(tmp_path):
-    ledger = Ledger.opened(tmp_path / "work", {})
-    ledger.write("first", {}, {"map": np.zeros(2)})
-    (ledger.folder / "trials" / "first.json").unlink()
-    assert ledger.read("first") is None
+    work = ResumableFolder.opened(tmp_path / "work", {})
+    work.write("first", {}, {"map": np.zeros(2)})
+    (work.folder / "trials" / "first.json").unlink()
+    assert work.read("first") is None
 
 
 def test_a_file_that_was_cut_off_is_not_finished(tmp_path):
-    ledger = Ledger.opened(tmp_path / "work", {})
-    (ledger.folder / "trials" / "first.json").write_text('{"scores": [0.1')
-    assert ledger.read("first") is None
+    work = ResumableFolder.opened(tmp_path / "work", {})
+    (work.folder / "trials" / "first.json").write_text('{"scores": [0.1')
+    assert work.read("first") is None
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    Ledger.opened(tmp_path / "work", {"steps": 4, "methods": ("words",)}).write("first", {}, {})
-    message = refusal(Ledger.opened, tmp_path / "work", {"steps": 8, "methods": ("words",)})
+    ResumableFolder.opened(tmp_path / "work", {"steps": 4, "methods": ("words",)}).write("first", {}, {})
+    message = refusal(ResumableFolder.opened, tmp_path / "work", {"steps": 8, "methods": ("words",)})
     assert "steps was 4 and is now 8" in message and "methods" not in message and "--overwrite" in message
 
 
-def test_tuples_are_the_lists_that_they_are_kept_as(tmp_path):
-    Ledger.opened(tmp_path / "work", {"at": (1, 2)})
-    Ledger.opened(tmp_path / "work", {"at": (1, 2)})
+def test_tuples_equal_the_lists_in_json(tmp_path):
+    ResumableFolder.opened(tmp_path / "work", {"at": (1, 2)})
+    ResumableFolder.opened(tmp_path / "work", {"at": (1, 2)})
 
 
-def test_overwriting_begins_anew(tmp_path):
-    Ledger.opened(tmp_path / "work", {"steps": 4}).write("first", {}, {})
-    again = Ledger.opened(tmp_path / "work", {"steps": 8}, overwrite=True)
+def test_overwriting_starts_again(tmp_path):
+    ResumableFolder.opened(tmp_path / "work", {"steps": 4}).write("first", {}, {})
+    again = ResumableFolder.opened(tmp_path / "work", {"steps": 8}, overwrite=True)
     assert again.read("first") is None and again.settings == {"steps": 8}
 
 
+def test_settings_without_a_finished_trial_may_change(tmp_path):
+    ResumableFolder.opened(tmp_path / "work", {"a": 1})
+    assert ResumableFolder.opened(tmp_path / "work", {"a": 2}).settings == {"a": 2}
+    ResumableFolder(tmp_path / "work").write("one", {}, {})
+    assert "a was 2 and is now 3" in refusal(ResumableFolder.opened, tmp_path / "work", {"a": 3})
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_no_evaluation_wrote_is_left_alone(tmp_path, overwrite):
+def test_other_files_are_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("important")
-    assert "thesis.tex" in refusal(Ledger.opened, tmp_path, {}, overwrite)
-    Ledger.opened(tmp_path / "work", {})
+    assert "thesis.tex" in refusal(ResumableFolder.opened, tmp_path, {}, overwrite)
+    ResumableFolder.opened(tmp_path / "work", {})
     (tmp_path / "work" / "notes.txt").write_text("important")
-    assert "notes.txt" in refusal(Ledger.opened, tmp_path / "work", {}, overwrite)
+    assert "notes.txt" in refusal(ResumableFolder.opened, tmp_path / "work", {}, overwrite)
     assert (tmp_path / "thesis.tex").exists() and (tmp_path / "work" / "notes.txt").exists()
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "work").write_text("")
-    assert "it is a file" in refusal(Ledger.opened, tmp_path / "work", {}, kind=InputError)
+    assert "it is a file" in refusal(ResumableFolder.opened, tmp_path / "work", {}, kind=InputError)
 
 
 def test_writing_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

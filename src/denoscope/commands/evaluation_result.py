@@ -57,6 +57,13 @@ class EvaluationResult:
     interrupted: bool = False
 
     @property
+    def interruption(self) -> str | None:
+        """The reason why the work stopped early; None if it did not."""
+        if not self.interrupted:
+            return None
+        return f"Interrupted after {len(self.trials)} pictures, which are in the table."
+
+    @property
     def failures(self) -> dict[str, str]:
         """The failures by method or check: the number of pictures and the first reason."""
         reasons = {}

@@ -83,17 +83,17 @@ def _rows_of(score: xr.DataArray, methods: Sequence[str]) -> dict[str, dict[str,
 
 
 def _in_order(score: xr.DataArray, facts: MeasureFacts) -> list[str]:
-    """Return the methods from the best to the worst by the mean over steps, unknown ones last."""
+    """Return the methods from the best to the worst by the mean over steps, those without one last."""
     means = score.sel(figure="mean").mean("step", skipna=True)
     sign = 1.0 if facts.higher_is_better is False else -1.0
-    known, unknown = {}, []
+    ranked, unmeasured = {}, []
     for name in score["attributor"].values.tolist():
         mean = float(means.sel(attributor=name))
         if math.isnan(mean):
-            unknown.append(name)
+            unmeasured.append(name)
         else:
-            known[name] = sign * mean
-    return sorted(known, key=known.__getitem__) + unknown
+            ranked[name] = sign * mean
+    return sorted(ranked, key=ranked.__getitem__) + unmeasured
 
 
 def _cell(values: xr.DataArray) -> dict[str, float | int] | None:

@@ -68,11 +68,12 @@ class ResumableFolder:
         """True if a trial is finished."""
         return any((self.folder / TRIALS).glob("*.json"))
 
-    def write(self, name: str, values: Any, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a finished trial: its values, which JSON must hold, and its arrays."""
-        packed = io.BytesIO()
-        np.savez_compressed(packed, **dict(arrays))  # type: ignore[arg-type]
-        write_whole(self.folder / TRIALS / f"{name}.npz", packed.getvalue())
+    def write(self, name: str, values: Any, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Write a finished trial: its values, which JSON must hold, and its arrays, if it has any."""
+        if arrays is not None:
+            packed = io.BytesIO()
+            np.savez_compressed(packed, **dict(arrays))  # type: ignore[arg-type]
+            write_whole(self.folder / TRIALS / f"{name}.npz", packed.getvalue())
         write_whole(self.folder / TRIALS / f"{name}.json", json.dumps(values).encode())
 
     def read(self, name: str) -> Any | None:
