@@ -18,7 +18,7 @@ demo: $(READY) ## explain a picture of the bundled model, on a CPU
 	@test -f $(OUT)/report.html
 	@echo $(OUT)/report.html
 
-test: $(READY) ## run the tests
+test: $(READY) ## run the tests, the examples of docstrings and documents among them
 	$(RUN) -m pytest
 
 check: $(READY) ## lint, check the format and the types
