@@ -66,7 +66,7 @@ def ablation(
 ) -> xr.Dataset:
     """Make DF-RISE's paper map under each of several similarities, from one set of masks and one set of predictions.
 
-    The maps are those of `DFRise(num_masks, target=target, seed=seed)` for each target, at the price of one. Maps of
+    The maps are those of `replace(DFRise.paper(num_masks, seed=seed), target=target)`, at the price of one. Maps of
     scores are averaged as in the paper's variant. A target with one number a mask, such as a feature distance, is
     averaged as in RISE: Σ M s / Σ M (`kept_ratio`). `saliency` and `standard_error` have dims (similarity, step, y, x).
     Raises `InputError` without a target, or with fewer than 4 masks.

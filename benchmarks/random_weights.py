@@ -34,7 +34,7 @@ def scores_of_scene(seed: int, masks: int) -> dict[str, float] | None:
         return None
     trace, mask = picture
     everything = list(stages_of(trace, STEP).values())[-1]
-    rise = [DFRise(num_masks=masks, variant="contrast", seed=i) for i in (0, 1)]
+    rise = [DFRise(num_masks=masks, seed=i) for i in (0, 1)]
     trained = rise[0](trace, [STEP]).saliency
     with randomised(trace.model.denoiser, everything, seed):
         same, other = (each(remade(trace, [STEP]), [STEP]).saliency for each in rise)

@@ -56,7 +56,7 @@ def relevance_of(seed: int, variant: str) -> dict[str, Any]:
     relevance = {}
     for schedule, options in SCHEDULES.items():
         run = dict(seed=seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE, output_type="np", **options)
-        result = Relevance(variant)(model().trace(str(worded), schedule=schedule, **run))
+        result = getattr(Relevance, variant)()(model().trace(str(worded), schedule=schedule, **run))
         relevance[schedule] = {kind: by_role(result[kind], worded) for kind in KINDS}
     seconds = round(time.perf_counter() - began, 2)
     return {"seed": seed, "caption": str(worded), "relevance": relevance, "seconds": seconds}

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ Pool = tuple[np.ndarray, np.ndarray]
 
 
 def scored(step: Step, masks: Masks, count: int, seed: int) -> Pool:
-    score, drawn, maps = DFRise().complete().target.at(step), [], []
+    score, drawn, maps = DFRise.paper().target.at(step), [], []
     height, width = step.sample.shape[-2:]
     with torch.inference_mode():
         for chunk in masks.stream(height, width, seed, count, 64):
@@ -145,7 +146,7 @@ def calls(_: Trace) -> dict:
 
 def floor(trace: Trace, count: int = 256) -> dict:
     """Time DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
-    step, attributor = trace[14], DFRise(num_masks=count)
+    step, attributor = trace[14], DFRise.paper(num_masks=count)
     chunk = len(attributor._chunks(step, np.empty((64, *step.sample.shape[-2:])))[0])
     unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
     samples = step.sample.repeat(chunk, 1, 1, 1)
@@ -177,7 +178,7 @@ def cam(trace: Trace) -> dict:
 
 def loop(trace: Trace, count: int = 96) -> dict:
     """Time the published way, one mask a call, ÷ ours with the same masks, and measure the distance of the two maps."""
-    one, many = (DFRise(num_masks=count, masks=PixelMasks(), batch_size=size) for size in (1, None))
+    one, many = (replace(DFRise.paper(count, batch_size=size), masks=PixelMasks()) for size in (1, None))
     apart = np.abs(one(trace, [14]).saliency - many(trace, [14]).saliency).max()
     return {**ratio_of(lambda: one(trace, [14]), lambda: many(trace, [14]), 5), "largest_difference": float(apart)}
 
@@ -222,7 +223,7 @@ def peak_bytes(what: str, count: int) -> int:
 
 
 def moptions(count: int) -> None:
-    DFRise(num_masks=count)(trace_of_model(), [14])
+    DFRise.paper(num_masks=count)(trace_of_model(), [14])
 
 
 def generated(steps: int, capture: bool) -> None:

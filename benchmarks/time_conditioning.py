@@ -70,7 +70,7 @@ def scores_of(seed: int, masks: int) -> dict[str, dict[str, float]]:
     scene = Scene.random(seed, count=2)
     trace = picture_of(scene)
     changes = changes_for(trace, seed)
-    maps = time_agreement(DFRise(num_masks=masks, variant="contrast"), trace, changes, AT)
+    maps = time_agreement(DFRise(num_masks=masks), trace, changes, AT)
     scores = {}
     for name, change in changes.items():
         again = record_with_other_times(trace, change)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -47,8 +48,8 @@ def test_the_ablation_is_df_rise_under_each_similarity(ablation, trace):
     maps = ablation.ablation(trace, targets, [1, 3], num_masks=20, seed=2, batch_size=7)
     assert maps.similarity.values.tolist() == SIMILARITIES
     for name, target in targets.items():
-        estimator = kept_ratio if name == "features" else None
-        alone = DFRise(20, variant="paper", target=target, seed=2, estimator=estimator)(trace, [1, 3])
+        rise = replace(DFRise.paper(20, seed=2), target=target)
+        alone = (replace(rise, estimator=kept_ratio) if name == "features" else rise)(trace, [1, 3])
         for variable in ("saliency", "standard_error"):
             values, truth = maps[variable].sel(similarity=name), alone[variable]
             assert np.allclose(values, truth, rtol=1e-4, atol=1e-5), (name, variable)

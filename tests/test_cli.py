@@ -339,8 +339,8 @@ def test_ctrl_c_between_two_methods(run, folders, tmp_path, monkeypatch):
     work, asked = DFRise.work, []
 
     def stopped(self, step):
-        asked.append(self.variant)
-        if asked[-1] == "paper":
+        asked.append(self.title)
+        if asked[-1] == "DF-RISE, paper":
             raise KeyboardInterrupt
         return work(self, step)
 

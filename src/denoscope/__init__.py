@@ -18,7 +18,7 @@ _HOMES = {
     "DFRise": "attributors.rise",
     "Lime": "attributors.lime",
     "Words": "attributors.words",
-    "words_at": "attributors.regions",
+    "words_at": "attributors.words",
     "IntegratedGradients": "attributors.gradients",
     "GradientShap": "attributors.gradients",
     "Occlusion": "attributors.occlusion",
@@ -79,10 +79,9 @@ if TYPE_CHECKING:
     from .attributors.gradients import GradientShap, IntegratedGradients
     from .attributors.lime import Lime
     from .attributors.occlusion import Occlusion
-    from .attributors.regions import words_at
     from .attributors.relevance import Relevance
     from .attributors.rise import DFRise
-    from .attributors.words import Words
+    from .attributors.words import Words, words_at
     from .commands.compare import Comparison, compare
     from .commands.explain import Request
     from .errors import DenoscopeError, InputError

@@ -1,12 +1,11 @@
-"""What is explained: a score, or a map of scores, for each perturbed sample of a step.
+"""Targets: a score, or a map of scores, for each perturbed sample of a step.
 
 A target is a frozen dataclass with one method, `at(step)`, that returns a function from samples (n, channels, h, w)
-to scores (n,) or (n, h, w). What depends on the unperturbed step alone is computed there, once a step."""
+to scores (n,) or (n, h, w). Values of the unperturbed step alone are computed there, once a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,40 +17,55 @@ from .vision.frames import Frame
 from .vision.similarity import SIMILARITIES, LocalMoments, structure
 
 Score = Callable[[torch.Tensor], torch.Tensor]
+"""Samples (n, channels, h, w) to scores (n,) or (n, h, w)."""
 Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Samples and their model outputs to scores."""
 
 
 class Target(ABC):
     """`target(step, samples)` scores samples (n, channels, h, w) of a step as (n,) or (n, h, w)."""
 
     @abstractmethod
-    def at(self, step: Any) -> Score:
-        """The scoring function for one step."""
+    def at(self, step: Step | Frame) -> Score:
+        """Return the scoring function for one step."""
 
-    def near(self, step: Any) -> Score | None:
-        """The same scores, sooner, of samples that are in turn like the step's own but for a place in each.
+    def near(self, step: Step | Frame) -> Score | None:
+        """Return a faster function with the same scores, for samples that each differ from the step's in one place.
 
-        Without gradients. None where the target knows no sooner way.
+        It has no gradients. None if the target has no faster way.
         """
         return None
 
-    def __call__(self, step: Step, samples: torch.Tensor) -> torch.Tensor:
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Return the networks, besides the denoiser, that scoring calls."""
+        return ()
+
+    def __call__(self, step: Step | Frame, samples: torch.Tensor) -> torch.Tensor:
         return self.at(step)(samples)
 
 
 class PredictionTarget(Target):
-    """A target that knows of a sample only what the denoiser says of it, so that several can judge one prediction."""
+    """A target that scores a sample by the denoiser's prediction for it, so that several can share one prediction."""
 
     @abstractmethod
     def of(self, step: Step) -> Judge:
-        """The function from samples (n, channels, h, w) and their model outputs to scores, for one step."""
+        """Return the function from samples (n, channels, h, w) and their model outputs to scores, for one step."""
 
-    def at(self, step: Step) -> Score:
-        judge = self.of(step)
-        return lambda samples: judge(samples, step.predict(samples))
+    def at(self, step: Step | Frame) -> Score:
+        denoising = trace_step(step)
+        judge = self.of(denoising)
+        return lambda samples: judge(samples, denoising.predict(samples))
 
 
-# Where two samples are compared: the step and samples in, what the model says of them out.
+def trace_step(step: Step | Frame) -> Step:
+    """Return a step of a trace as it is; raises `InputError` for a frame, which no denoiser can be asked about."""
+    if isinstance(step, Frame):
+        raise InputError(
+            "Frames were given to a question about the denoiser, which a picture alone does not have. Give a trace: "
+            "model.trace(...). Frames are explained by integrated gradients, Gradient SHAP and occlusion of a class."
+        )
+    return step
+
 
 SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "noise": lambda step, samples, outputs: step.level.noise(samples, outputs),
@@ -59,7 +73,7 @@ SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = 
     "output": lambda step, samples, outputs: outputs,
     "image": lambda step, samples, outputs: step.decoder.decode(step.level.original(samples, outputs)),
 }
-"""Noise prediction, clean prediction (in the samples' space), the raw output, and the decoded clean prediction."""
+"""Spaces in which predictions are compared: noise, clean sample, the raw output, and the decoded clean prediction."""
 
 
 def _in_space(space: str, step: Step, samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
@@ -67,22 +81,23 @@ def _in_space(space: str, step: Step, samples: torch.Tensor, outputs: torch.Tens
 
 
 def _recorded(space: str, step: Step) -> torch.Tensor:
-    """The unperturbed prediction, taken from the recording: no denoiser call."""
+    """Return the unperturbed prediction from the recording, without a denoiser call."""
     return _in_space(space, step, step.sample, step.model_output)
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    """In float32 at least: local variances of half precision are rounding errors."""
+    """Return values in float32 at least: local variances of half precision are rounding errors."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
 class Similarity(PredictionTarget):
-    """How much the prediction for a sample looks like the unperturbed one: maps (n, h, w) in about [−1, 1].
+    """Likeness of the prediction for a sample to the unperturbed one: maps (n, h, w) in about [−1, 1].
 
-    Source: Park, Ju, Lee 2024, section on DF-RISE; `similarity` is the ablation of their figure 5. `space` says where
+    Source: Park, Ju, Lee 2024, section on DF-RISE; `similarity` is the ablation of their figure 5. `space` is where
     predictions are compared ("noise", "clean", "output" or "image"). `next_sample=True` compares with x_{t−1} and
     `numerator=2` doubles the covariance, both as the published code does. `scalar=True` averages each map to a number.
+    Raises `InputError` for an unknown similarity or space.
     """
 
     similarity: str = "structure"
@@ -92,29 +107,33 @@ class Similarity(PredictionTarget):
     scalar: bool = False
 
     def __post_init__(self) -> None:
-        for given, allowed, what in ((self.similarity, SIMILARITIES, "similarity"), (self.space, SPACES, "space")):
-            if given not in allowed:
-                raise InputError(f'There is no {what} "{given}". {did_you_mean(given, allowed)}')
+        _check_name("similarity", self.similarity, SIMILARITIES)
+        _check_name("space", self.space, SPACES)
 
     def of(self, step: Step) -> Judge:
         reference = step.prev_sample if self.next_sample else _recorded(self.space, step)
-        known = LocalMoments.of(reference)
+        unperturbed = LocalMoments.of(reference)
 
         def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-            seen = LocalMoments.of(_in_space(self.space, step, samples, outputs))
-            maps = self._compared(known, seen).mean(dim=1)
+            perturbed = LocalMoments.of(_in_space(self.space, step, samples, outputs))
+            maps = self._compared(unperturbed, perturbed).mean(dim=1)
             return maps.mean(dim=(1, 2)) if self.scalar else _on_grid(maps, samples)
 
         return judge
 
-    def _compared(self, known: LocalMoments, seen: LocalMoments) -> torch.Tensor:
+    def _compared(self, unperturbed: LocalMoments, perturbed: LocalMoments) -> torch.Tensor:
         if self.similarity == "structure":
-            return structure(known, seen, self.numerator)
-        return SIMILARITIES[self.similarity](known, seen)
+            return structure(unperturbed, perturbed, self.numerator)
+        return SIMILARITIES[self.similarity](unperturbed, perturbed)
+
+
+def _check_name(kind: str, name: str, allowed: Collection[str]) -> None:
+    if name not in allowed:
+        raise InputError(f'There is no {kind} "{name}". {did_you_mean(name, allowed)}')
 
 
 def _on_grid(maps: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """Maps of pictures, averaged down to the samples' grid."""
+    """Return maps of pictures, averaged down to the samples' grid."""
     if maps.shape[-2:] == samples.shape[-2:]:
         return maps
     return torch.nn.functional.adaptive_avg_pool2d(maps, (samples.shape[-2], samples.shape[-1]))
@@ -127,10 +146,13 @@ class Closeness(PredictionTarget):
     space: str = "clean"
 
     def of(self, step: Step) -> Judge:
-        known = _recorded(self.space, step)
-        return lambda samples, outputs: (
-            -(_in_space(self.space, step, samples, outputs) - known).square().mean(dim=(1, 2, 3))
-        )
+        unperturbed = _recorded(self.space, step)
+
+        def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+            change = _in_space(self.space, step, samples, outputs) - unperturbed
+            return -change.square().mean(dim=(1, 2, 3))
+
+        return judge
 
 
 @dataclass(frozen=True)
@@ -144,18 +166,25 @@ class FeatureCloseness(PredictionTarget):
     encoder: Features
 
     def of(self, step: Step) -> Judge:
-        known = self.encoder(_recorded("image", step))
-        return lambda samples, outputs: (
-            -(self.encoder(_in_space("image", step, samples, outputs)) - known).square().sum(dim=1)
-        )
+        unperturbed = self.encoder(_recorded("image", step))
+
+        def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+            change = self.encoder(_in_space("image", step, samples, outputs)) - unperturbed
+            return -change.square().sum(dim=1)
+
+        return judge
+
+    def networks(self) -> Sequence[torch.nn.Module]:
+        return (self.encoder,) if isinstance(self.encoder, torch.nn.Module) else ()
 
 
 @dataclass(frozen=True)
 class ClassScore(Target):
     """A classifier's score of one label, (n,): its logit, the score before softmax, as Captum explains it.
 
-    Of a frame, the samples (n, 3, h, w) are what the classifier sees. Of a step of a trace, they are samples x_t, and
-    what it sees is the clean picture that the denoiser predicts from them: the score goes **through the denoiser**.
+    Of a frame, the samples (n, 3, h, w) are the classifier's inputs. Of a step of a trace, they are samples x_t, and
+    the classifier's input is the clean picture that the denoiser predicts from them: the score goes **through the
+    denoiser**. Raises `InputError` for a label that the classifier does not have.
     """
 
     classifier: Classifier
@@ -176,4 +205,9 @@ class ClassScore(Target):
         if isinstance(step, Step) or step.space == "image":
             return None
         logits, index = self.classifier.near(step.images), self.classifier.index(self.label)
-        return logits and (lambda samples: logits(samples)[:, index])
+        if logits is None:
+            return None
+        return lambda samples: logits(samples)[:, index]
+
+    def networks(self) -> Sequence[torch.nn.Module]:
+        return (self.classifier.module,)

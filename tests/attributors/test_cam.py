@@ -11,7 +11,7 @@ from small import PIPELINES, refusal, stable_diffusion
 import denoscope
 from denoscope import DFCam
 from denoscope.attributors.base import method
-from denoscope.attributors.cam import PUBLISHED_LAYERS, heard_of, of_guided_output, sum_of_normalised
+from denoscope.attributors.cam import PUBLISHED_LAYERS, of_guided_output, responses_of, sum_of_normalised
 from denoscope.commands import explain
 from denoscope.errors import CaptureError, ReplayError
 from denoscope.recording.hooks.replay import Replay
@@ -65,8 +65,11 @@ def alone(step: Step, half: int) -> Step:
     return replace(step, replay=replay, model_output=replay(step.sample).detach(), _checked=[])
 
 
-def layer_maps(step, variant="paper", layers=None):
-    return DFCam(variant, layers).explain(step, lambda done: None)["layer_saliency"]
+FORMS = {"paper": DFCam.paper, "reference": DFCam.reference}
+
+
+def layer_maps(step, form="paper", layers=None):
+    return FORMS[form](layers).explain(step, lambda done: None)["layer_saliency"]
 
 
 def enlarged(values, height, width):
@@ -101,7 +104,7 @@ def captums(step, path):
 def test_gradients_are_finite_differences_of_the_output_sum(guided, layer):
     """∂(Σ guided output) / ∂A at some cells of each half, by pushing the layer's output there up and down."""
     step, h = guided[1], 1e-4
-    heard = heard_of(step, (layer,))[layer]
+    heard = responses_of(step, (layer,))[layer]
     module = step.replay.denoiser.get_submodule(layer)
 
     def pushed(cell, by):
@@ -154,10 +157,10 @@ def test_reference_is_the_published_arithmetic(guided):
     assert not np.allclose(layer_maps(step, "paper", (path,)).sel(layer=path), expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize("variant", ["paper", "reference"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("weight, half", [(0.0, 0), (1.0, 1)], ids=["w = 0", "w = 1"])
-def test_guidance_of_0_and_1_is_one_half_alone(guided, variant, weight, half):
-    ours, theirs = layer_maps(reweighted(guided[1], weight), variant), layer_maps(alone(guided[1], half), variant)
+def test_guidance_of_0_and_1_is_one_half_alone(guided, form, weight, half):
+    ours, theirs = layer_maps(reweighted(guided[1], weight), form), layer_maps(alone(guided[1], half), form)
     assert float(theirs.max()) > 0
     assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -167,7 +170,7 @@ def test_the_papers_map_is_guided_as_the_prediction_is(guided):
     raw = {
         w: {
             path: of_guided_output(heard)
-            for path, heard in heard_of(reweighted(guided[1], w), PUBLISHED_LAYERS).items()
+            for path, heard in responses_of(reweighted(guided[1], w), PUBLISHED_LAYERS).items()
         }
         for w in (0.0, 1.0, 7.5)
     }
@@ -262,7 +265,6 @@ def test_what_cannot_be_explained_is_refused(stable_diffusion, guided):
     assert "not maps" in refusal(DFCam(layers=("**.attn2.to_k",)), trace)
     assert "several times" in refusal(DFCam(layers=("**.resnets.0.nonlinearity",)), trace)
     assert "leave it out" in refusal(DFCam, layers="conv_in") and "leave it out" in refusal(DFCam, layers=())
-    assert 'Did you mean "paper"' in refusal(DFCam, variant="papers")
     unused = torch.nn.Conv2d(1, 1, 1)
     trace[0].replay.denoiser.add_module("unused", unused)
     try:
@@ -317,8 +319,9 @@ def test_a_run_with_layers_is_reported_and_read_again(stable_diffusion, tmp_path
 
 
 def test_methods_by_name():
-    assert method("df-cam") == DFCam() and method("df-cam-reference") == DFCam("reference")
-    assert DFCam(layers=("conv_in",)).options() == {"variant": "paper", "layers": ("conv_in",)}
+    assert method("df-cam") == DFCam() and method("df-cam-reference") == DFCam.reference()
+    options = DFCam(layers=("conv_in",)).options()
+    assert options == {"layers": ("conv_in",), "combine": "of_guided_output", "form": "paper"}
 
 
 def test_shares_are_the_guidance(guided):

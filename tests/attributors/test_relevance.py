@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 import denoscope
 from denoscope import Relevance
 from denoscope.attributors.relevance import (
-    Told,
+    TextSide,
     grid_of,
     head_mean,
     normalised,
@@ -136,6 +136,9 @@ def slow_normalised(R):
     return out
 
 
+FORMS = {"paper": Relevance.paper, "reference": Relevance.reference}
+
+
 def slowly(trace, index, variant, guided=True):
     """R_iq by the book."""
     model, step = trace.model, trace[index]
@@ -184,17 +187,17 @@ def test_the_definition(trace):
 
 def test_the_published_arithmetic(trace):
     """Another text, another order, another text side; of two "a" the second counts for both."""
-    result = Relevance("reference")(trace, [1])
+    result = Relevance.reference()(trace, [1])
     compare(result, 1, slowly(trace, 1, "reference"), POSITIONS | {"a": POSITIONS["a (2)"]}, (8, 8))
     own = Relevance()(trace, [1])
     assert float(np.abs(result["relevance_scaled"] - own["relevance_scaled"]).max()) > 0.1
 
 
-@pytest.mark.parametrize("variant", ["paper", "reference"])
+@pytest.mark.parametrize("variant", FORMS)
 def test_without_guidance_and_not_square(model, variant):
     """Without guidance there is no other prompt than the prompt."""
     trace = model.trace(PROMPT, seed=2, num_inference_steps=2, guidance_scale=1.0, height=32, width=48)
-    result = Relevance(variant)(trace, [1])
+    result = FORMS[variant]()(trace, [1])
     positions = POSITIONS if variant == "paper" else POSITIONS | {"a": POSITIONS["a (2)"]}
     compare(result, 1, slowly(trace, 1, variant, guided=False), positions, (8, 12))
 
@@ -267,8 +270,8 @@ def test_two_text_encoders_are_averaged():
         out = slow(ids, output_attentions=True, output_hidden_states=True)
         (gradient,) = torch.autograd.grad(out.hidden_states[-2].sum(), out.attentions[:1])
         R.append(slow_head_mean(out.attentions[0], gradient))
-    told = Told.of(trace, conditional=True, reduced=False)
-    np.testing.assert_allclose(told.excess, (R[0] + R[1]) / 2, rtol=1e-3, atol=1e-7)
+    text = TextSide.of(trace, negative=False, reduced=False)
+    np.testing.assert_allclose(text.excess, (R[0] + R[1]) / 2, rtol=1e-3, atol=1e-7)
     assert (Relevance()(trace).relevance > 0).all()
 
 
@@ -394,8 +397,8 @@ def test_latent_diffusion_reads_its_text_too():
     pipeline = PIPELINES["latent-diffusion"]()
     pipeline.set_progress_bar_config(disable=True)
     trace = denoscope.load(pipeline).trace("a red circle", seed=0, num_inference_steps=2)
-    for variant in ("paper", "reference"):
-        result = Relevance(variant)(trace)
+    for variant in FORMS:
+        result = FORMS[variant]()(trace)
         assert list(result.token.values) == ["a", "red", "circle"]
         assert np.isfinite(result.saliency).all() and (result.relevance > 0).all()
 
@@ -421,5 +424,5 @@ def test_a_prompt_that_is_not_known_or_not_the_one_that_was_read(model):
 
 
 def test_options():
-    assert 'Did you mean "reference"?' in refusal(Relevance, "referense")
-    assert Relevance().options() == {"variant": "paper"} and "relevance" in denoscope.list_methods()
+    assert Relevance().options()["form"] == "paper" and Relevance.reference().options()["form"] == "reference"
+    assert "relevance" in denoscope.list_methods()

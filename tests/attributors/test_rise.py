@@ -12,13 +12,15 @@ from small import PIPELINES
 
 import denoscope
 from denoscope import DFRise
-from denoscope.attributors import estimators, rise
+from denoscope.attributors import estimators
 from denoscope.attributors.estimators import MaskMoments
 from denoscope.attributors.masks import BalancedMasks, GridMasks, Masks, PixelMasks
 from denoscope.errors import InputError, Interrupted
 from denoscope.recording.noise import NoiseLevel
 from denoscope.recording.traces import Step, Trace
 from denoscope.targets import Similarity, Target
+
+FORMS = {"contrast": DFRise.contrast, "paper": DFRise.paper, "reference": DFRise.reference}
 
 
 def slow_df_rise(step, masks, denoise, next_sample=False, numerator=1.0):
@@ -85,7 +87,7 @@ def test_surrogates_are_their_formulas_and_their_means_are_known_where_a_positio
     masks = next(AllMasks().blocks(3, 3, 0))
     surrogates = estimators.Surrogates(sample, prediction, 0.5)
     expected, own = slow_surrogates(sample, prediction, masks)
-    assert np.allclose(surrogates(masks), expected, atol=1e-9) and np.allclose(surrogates.own, own, atol=1e-9)
+    assert np.allclose(surrogates(masks), expected, atol=1e-9) and np.allclose(surrogates.itself, own, atol=1e-9)
     kept = (masks * surrogates(masks)).sum(axis=1) / masks.sum(axis=0)
     assert np.allclose(kept, 0.5 * own, atol=1e-9) and surrogates(masks).std() > 0.05
 
@@ -103,15 +105,15 @@ def guided(trace):
     return denoise
 
 
-@pytest.mark.parametrize("variant", ["paper", "reference"])
-def test_against_a_slow_implementation(trace, variant):
-    attributor = DFRise(num_masks=12, variant=variant, masks=PixelMasks(), batch_size=5)
+@pytest.mark.parametrize("form", ["paper", "reference"])
+def test_against_a_slow_implementation(trace, form):
+    attributor = replace(FORMS[form](num_masks=12, batch_size=5), masks=PixelMasks())
     maps = attributor(trace, steps=[1])
     masks = next(PixelMasks().stream(8, 8, 0, 12, 12))
-    options = dict(next_sample=True, numerator=2.0) if variant == "reference" else {}
+    options = dict(next_sample=True, numerator=2.0) if form == "reference" else {}
     total, kept = slow_df_rise(trace[1], masks, guided(trace), **options)
     expected = total
-    if variant == "paper":
+    if form == "paper":
         sample, output = (values[0].double().numpy() for values in (trace[1].sample, trace[1].model_output))
         maps_of = slow_maps(trace[1], masks, guided(trace))
         expected = slow_regression(masks, maps_of, *slow_surrogates(sample, output, masks))
@@ -122,10 +124,10 @@ def test_against_a_slow_implementation(trace, variant):
 
 @pytest.mark.parametrize("fill", [None, "zero", "mean"])
 def test_contrast_is_a_difference_of_weighted_means(trace, fill):
-    attributor = DFRise(num_masks=20, variant="contrast", fill=fill, seed=3)
+    attributor = DFRise(num_masks=20, seed=3) if fill is None else DFRise(num_masks=20, fill=fill, seed=3)
     maps = attributor(trace, steps=[2])
     masks = next(GridMasks().stream(8, 8, 3, 20, 20)).astype(np.float64)
-    score, sample = attributor.complete().target.at(trace[2]), trace[2].sample.numpy()
+    score, sample = attributor.target.at(trace[2]), trace[2].sample.numpy()
     means = [[[[float(channel.mean())]] for channel in sample[0]]] if fill != "zero" else 0.0
     with torch.no_grad():
         s = np.array([float(score(torch.from_numpy(means + (sample - means) * m).float())) for m in masks])
@@ -136,15 +138,17 @@ def test_contrast_is_a_difference_of_weighted_means(trace, fill):
 
 
 def test_batch_size_and_order_of_steps_change_nothing(trace):
-    maps = [DFRise(num_masks=30, variant=v, batch_size=b)(trace, steps=[3]) for v in rise.VARIANTS for b in (1, 7, 30)]
+    maps = [form(num_masks=30, batch_size=b)(trace, steps=[3]) for form in FORMS.values() for b in (1, 7, 30)]
     for one, seven, thirty in zip(*[iter(maps)] * 3, strict=True):
         assert np.allclose(one.saliency, seven.saliency, rtol=1e-4) and np.allclose(
             one.saliency, thirty.saliency, rtol=1e-4
         )
-    stopped = [DFRise(num_masks=2000, until=0.9, batch_size=b)(trace, steps=[3]).masks_used.item() for b in (1, 7, 64)]
+    stopped = [
+        DFRise.paper(num_masks=2000, until=0.9, batch_size=b)(trace, steps=[3]).masks_used.item() for b in (1, 7, 64)
+    ]
     assert stopped[0] == stopped[1] == stopped[2] < 2000
-    both = DFRise(num_masks=30)(trace, steps=[3, 0])
-    assert np.array_equal(both.sel(step=3).saliency, DFRise(num_masks=30)(trace, steps=[3]).saliency[0])
+    both = DFRise.paper(num_masks=30)(trace, steps=[3, 0])
+    assert np.array_equal(both.sel(step=3).saliency, DFRise.paper(num_masks=30)(trace, steps=[3]).saliency[0])
 
 
 # A world small enough to enumerate: a 3×3 latent has 512 masks.
@@ -168,7 +172,7 @@ def trace_of(denoiser, side=3, channels=1):
     x = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(4))
     level = NoiseLevel(0.6, 0.8, 1.0, "epsilon")
     replay = Plain(denoiser)
-    step = Step(0, 500.0, level, x, denoiser(x), x, replay, None)
+    step = Step(0, 500.0, level, x, denoiser(x), x, replay, Plain(denoiser))
     return Trace([step], None, {}, None)
 
 
@@ -178,6 +182,9 @@ class Plain:
 
     def __call__(self, samples):
         return self.denoiser(samples)
+
+    def decode(self, samples):
+        return samples
 
 
 @dataclass(frozen=True)
@@ -189,15 +196,15 @@ class AllMasks(Masks):
             yield np.array(list(product((0, 1), repeat=height * width)), np.float32).reshape(-1, height, width)
 
 
-@pytest.mark.parametrize("variant", ["paper", "contrast"])
+@pytest.mark.parametrize("form", ["paper", "contrast"])
 @pytest.mark.parametrize("masks", [PixelMasks(), BalancedMasks()], ids=["independent", "balanced"])
-def test_against_all_masks_and_coverage_of_the_standard_error(variant, masks):
+def test_against_all_masks_and_coverage_of_the_standard_error(form, masks):
     """Within two standard errors of the exact map in 95 % of the places, over 60 seeds; balanced masks do no worse."""
     trace = trace_of(Small())
-    exact = DFRise(num_masks=512, variant=variant, masks=AllMasks())(trace).saliency.values
+    exact = replace(FORMS[form](num_masks=512), masks=AllMasks())(trace).saliency.values
     inside = []
     for seed in range(60):
-        maps = DFRise(num_masks=128, variant=variant, masks=masks, seed=seed)(trace)
+        maps = replace(FORMS[form](num_masks=128, seed=seed), masks=masks)(trace)
         inside.append(np.abs(maps.saliency.values - exact) <= 2 * maps.standard_error.values)
     coverage = np.mean(inside)
     assert coverage > 0.92 if isinstance(masks, PixelMasks) else coverage > 0.95
@@ -209,7 +216,7 @@ def test_against_all_masks_and_coverage_of_the_standard_error(variant, masks):
 def coarse():
     """Forty contrast maps of a 12×12 denoiser from 500 coarse masks each, by their own seeds."""
     trace = trace_of(Small(12, 2.0), side=12)
-    return [DFRise(num_masks=500, variant="contrast", seed=seed)(trace) for seed in range(40)]
+    return [DFRise(num_masks=500, seed=seed)(trace) for seed in range(40)]
 
 
 def test_the_standard_error_of_coarse_masks_is_their_spread(coarse):
@@ -227,8 +234,8 @@ def test_the_reliability_of_coarse_masks_is_what_other_masks_agree_to(coarse):
 
 def test_reliability_says_when_there_are_too_few_masks_for_two_halves():
     trace = trace_of(Small(12, 2.0), side=12)
-    assert np.isnan(DFRise(num_masks=63, variant="contrast")(trace).reliability[0])
-    assert np.isfinite(DFRise(num_masks=64, variant="contrast")(trace).reliability[0])
+    assert np.isnan(DFRise(num_masks=63)(trace).reliability[0])
+    assert np.isfinite(DFRise(num_masks=64)(trace).reliability[0])
     grid = np.arange(12.0).reshape(3, 4)
     assert estimators.reliability(grid, -grid) == -1 and estimators.reliability(grid, grid) == 1
 
@@ -237,7 +244,7 @@ def test_classic_rise_is_its_equation():
     """S = 1 / (N E[M]) Σ s M with one score a mask (Petsiuk et al. 2018, equation 6)."""
     trace = trace_of(Small(6, 1.0), side=6)
     given = dict(num_masks=40, masks=GridMasks(3), target=Similarity(scalar=True))
-    maps = DFRise(**given, estimator=estimators.classic)(trace)
+    maps = DFRise(**given, fill="zero", estimator=estimators.classic)(trace)
     masks = next(GridMasks(3).stream(6, 6, 0, 40, 40))
     score = given["target"].at(trace[0])
     total = sum(float(score(trace[0].sample * torch.from_numpy(m))) * m.astype(float) for m in masks)
@@ -260,13 +267,13 @@ def test_similarity_is_computed_in_full_precision_whatever_the_model_is_in(dtype
 
 def errors_of(trace, exact, **asked):
     """Root mean squared error over a hundred seeds, and the mean map's distance from the exact one."""
-    maps = np.stack([DFRise(seed=seed, **asked)(trace).saliency.values for seed in range(100)])
+    maps = np.stack([replace(DFRise.paper(seed=seed), **asked)(trace).saliency.values for seed in range(100)])
     return float(np.sqrt(((maps - exact) ** 2).mean())), np.abs(maps.mean(0) - exact), maps.std(0).max() / 10
 
 
 def test_balanced_masks_are_unbiased_and_closer():
     trace = trace_of(Small())
-    exact = DFRise(num_masks=512, masks=AllMasks())(trace).saliency.values
+    exact = replace(DFRise.paper(num_masks=512), masks=AllMasks())(trace).saliency.values
     asked = dict(num_masks=32, estimator=estimators.kept_ratio)
     independent, _, _ = errors_of(trace, exact, masks=PixelMasks(), **asked)
     balanced, bias, error = errors_of(trace, exact, masks=BalancedMasks(), **asked)
@@ -276,12 +283,12 @@ def test_balanced_masks_are_unbiased_and_closer():
 
 def test_the_regression_is_closer_than_the_ratio_and_has_its_limit():
     trace = trace_of(Small(8, 2.0), side=8)
-    exact = DFRise(num_masks=40_000, masks=PixelMasks(), estimator=estimators.kept_ratio, seed=1)(trace)
+    exact = replace(DFRise.paper(40_000, seed=1), masks=PixelMasks(), estimator=estimators.kept_ratio)(trace)
     asked = dict(num_masks=32, masks=PixelMasks())
     ratio, _, _ = errors_of(trace, exact.saliency.values, estimator=estimators.kept_ratio, **asked)
     regression, _, _ = errors_of(trace, exact.saliency.values, **asked)
     assert regression < 0.8 * ratio
-    many = DFRise(num_masks=40_000, masks=PixelMasks())(trace)
+    many = replace(DFRise.paper(40_000), masks=PixelMasks())(trace)
     apart = (many.saliency - exact.saliency) / exact.standard_error
     assert np.abs(apart).max() < 5 and float((apart**2).mean()) < 1.5
 
@@ -303,7 +310,7 @@ def test_a_target_of_one_region_gives_a_map_on_that_region():
     trace[0].sample.fill_(1.0)
     trace[0].model_output.fill_(1.0)
     region = (slice(2, 6), slice(7, 11))
-    asked = dict(num_masks=4000, variant="contrast", masks=PixelMasks(), target=RegionSum(region))
+    asked = dict(num_masks=4000, masks=PixelMasks(), target=RegionSum(region))
     maps = DFRise(**asked, fill="zero")(trace)
     inside = np.zeros((12, 12), bool)
     inside[region] = True
@@ -327,14 +334,14 @@ class Ones(Masks):
 
 
 def test_identities(trace):
-    flat = DFRise(num_masks=64, target=Constant())(trace, steps=[0])
+    flat = replace(DFRise.paper(num_masks=64), target=Constant())(trace, steps=[0])
     assert np.allclose(flat.saliency, 2.5) and np.allclose(flat.standard_error, 0, atol=1e-6)
     assert np.isnan(flat.reliability[0])
-    none = DFRise(num_masks=64, target=Constant(), variant="contrast")(trace, steps=[0])
+    none = DFRise(num_masks=64, target=Constant())(trace, steps=[0])
     assert np.allclose(none.saliency, 0, atol=1e-12)
-    whole = DFRise(num_masks=16, masks=Ones())(trace, steps=[0])
+    whole = replace(DFRise.paper(num_masks=16), masks=Ones())(trace, steps=[0])
     assert np.allclose(whole.saliency, 1, atol=1e-3)
-    total = DFRise(num_masks=16, masks=Ones(), estimator=estimators.plain_sum)(trace, steps=[0])
+    total = replace(DFRise.paper(num_masks=16), masks=Ones(), estimator=estimators.plain_sum)(trace, steps=[0])
     assert np.allclose(total.saliency, 16, atol=0.02)
 
 
@@ -376,14 +383,14 @@ def test_grid_masks_are_smooth_and_balanced_masks_balance():
 
 
 def test_a_result_says_how_it_was_made(trace):
-    attrs = DFRise(num_masks=8, variant="contrast")(trace, steps=[0]).attrs
+    attrs = DFRise(num_masks=8)(trace, steps=[0]).attrs
     assert attrs["target_space"] == "clean" and attrs["target_similarity"] == "structure"
     assert (attrs["masks"], attrs["masks_cells"], attrs["estimator"]) == ("GridMasks", 4, "keep_contrast")
-    assert attrs["fill"] == "mean" and DFRise(num_masks=8)(trace, steps=[0]).attrs["fill"] == "zero"
+    assert attrs["fill"] == "mean" and DFRise.paper(num_masks=8)(trace, steps=[0]).attrs["fill"] == "zero"
 
 
 def test_until_stops_early_and_says_how_many(trace):
-    maps = DFRise(num_masks=2000, until=0.6)(trace, steps=[0, 2])
+    maps = DFRise.paper(num_masks=2000, until=0.6)(trace, steps=[0, 2])
     assert (maps.masks_used < 2000).all() and (maps.reliability >= 0.6).all()
 
 
@@ -402,16 +409,15 @@ def test_interruption_keeps_the_finished_steps(trace):
 
 def test_unconditional_pixels_and_non_square(stable_diffusion):
     pixels = denoscope.load(PIPELINES["ddpm"]()).trace(seed=0, num_inference_steps=3)
-    assert DFRise(num_masks=8)(pixels).saliency.shape == (3, 16, 16)
+    assert DFRise.paper(num_masks=8)(pixels).saliency.shape == (3, 16, 16)
     wide = denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=2, height=32, width=64)
-    assert DFRise(num_masks=8, variant="contrast")(wide, steps=[1]).saliency.shape == (1, 8, 16)
+    assert DFRise(num_masks=8)(wide, steps=[1]).saliency.shape == (1, 8, 16)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         dict(num_masks=0),
-        dict(variant="papre"),
         dict(batch_size=0),
         dict(until=1.0),
         dict(num_masks=2.5),

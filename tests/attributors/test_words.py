@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import denoscope
 from denoscope import Relevance, Words, words_at
-from denoscope.attributors.words import LayerMean, enlarged
+from denoscope.attributors.attention import LayerMean, enlarged
 from denoscope.errors import Interrupted, ModelError
 from denoscope.recording.hooks.attention import attention_layers
 from denoscope.recording.prompts import read
@@ -227,7 +227,7 @@ def test_pieces_phrases_and_repeated_words(recorded):
     trace, heard, _ = recorded
     maps = Words()(trace, [1])
     assert maps.pieces.sel(token="zebra") == 5 and maps.position.sel(token="a (2)") == 6
-    pieces = heard.kept[1][0, 8:13].mean(dim=0)
+    pieces = heard.maps_by_step[1][0, 8:13].mean(dim=0)
     np.testing.assert_allclose(maps.saliency.sel(step=1, token="zebra"), pieces, atol=1e-6)
     phrases = Words(phrases=("Red Circle", "blue zebra", "a (2)"))(trace, [1])
     assert ",".join(phrases.token.values) == "Red Circle,blue zebra,a (2)"
@@ -242,7 +242,7 @@ def test_special_tokens_come_last(recorded):
     trace, heard, _ = recorded
     maps = Words(phrases=("circle",), special_tokens=True)(trace, [1])
     assert list(maps.token.values) == ["circle", "<|startoftext|>", "<|endoftext|>", "<padding>"]
-    ends, padding = heard.kept[1][0, [0, 16]], heard.kept[1][0, 17:].mean(dim=0)
+    ends, padding = heard.maps_by_step[1][0, [0, 16]], heard.maps_by_step[1][0, 17:].mean(dim=0)
     np.testing.assert_allclose(maps.saliency.sel(step=1)[1:3], ends, atol=1e-6)
     np.testing.assert_allclose(maps.saliency.sel(step=1, token="<padding>"), padding, atol=1e-6)
     assert maps.pieces.sel(token="<padding>") == 15
@@ -313,7 +313,7 @@ def test_options_that_cannot_be_are_refused(recorded):
     assert "heads are 0 to 3" in refusal(Words(heads=(4,)), trace, [0])
     assert "mid_block.attentions.0" in refusal(Words(layers=("mid_block.attention.0",)), trace)
     assert "self-attention" in refusal(Words(layers=("**.attn1",)), trace, [0], kind=ModelError)
-    assert "Words()(trace)" in refusal(Words().explain, trace[0], print)
+    assert "Words()(trace, steps=[0])" in refusal(Words().explain, trace[0], print)
 
 
 def test_an_unconditional_half_needs_guidance_and_a_text(model):
@@ -343,8 +343,8 @@ def test_text_and_picture_in_one_sequence_have_no_word_maps(model):
     assert "one sequence" in refusal(Words(), joint.trace("a red circle", **call), kind=ModelError)
     with pytest.raises(ModelError, match="one sequence"), Words().recording(joint):
         joint.trace("a red circle", **call)
-    for variant in ("paper", "reference"):
-        message = refusal(Relevance(variant), joint.trace("a red circle", **call), kind=ModelError)
+    for relevance in (Relevance.paper(), Relevance.reference()):
+        message = refusal(relevance, joint.trace("a red circle", **call), kind=ModelError)
         assert "no cross-attention" in message and "df-rise" in message
 
 

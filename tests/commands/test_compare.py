@@ -148,7 +148,7 @@ def test_a_variant_is_the_run_alone(small):
         alone = small["small"].trace(**request.call())
         assert np.array_equal(found.explanations[name].pictures["image"], np.asarray(alone.image))
         maps = found.explanations[name].methods()["df_rise"]
-        again = denoscope.DFRise(num_masks=8)(alone, maps["step"].values.tolist())
+        again = denoscope.DFRise.paper(num_masks=8)(alone, maps["step"].values.tolist())
         np.testing.assert_array_equal(maps["saliency"], again["saliency"])
 
 

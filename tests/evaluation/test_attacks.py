@@ -66,7 +66,7 @@ def test_nothing_is_moved_where_map_and_picture_are_the_same():
 
 def test_contrast_map_is_df_rises(trace):
     step = trace[1]
-    method = DFRise(num_masks=32, variant="contrast", target=Closeness(), masks=MASKS)
+    method = DFRise(num_masks=32, target=Closeness(), masks=MASKS)
     found = contrast_map(step, Closeness(), masks_for(step))(step.sample)
     expected = method(trace, [1]).saliency.values[0]
     assert np.allclose(found[0].detach(), expected, atol=1e-4 * np.ptp(expected))

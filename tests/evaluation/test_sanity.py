@@ -146,7 +146,7 @@ def test_a_map_that_ignores_the_network_fails_the_check(trace):
     assert 'no stage "conv"' in refusal(weight_randomisation, BLIND, trace, [0], stages=["conv"])
 
 
-@pytest.mark.parametrize("attributor", [DFRise(num_masks=8, variant="contrast"), DFCam()], ids=["df-rise", "df-cam"])
+@pytest.mark.parametrize("attributor", [DFRise(num_masks=8), DFCam()], ids=["df-rise", "df-cam"])
 def test_maps_that_are_there_already_are_not_made_again(trace, monkeypatch, attributor):
     known, calls, inner = attributor(trace).saliency, [], type(attributor).explain
     monkeypatch.setattr(type(attributor), "explain", lambda *a: calls.append(a) or inner(*a))

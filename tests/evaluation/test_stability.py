@@ -49,7 +49,7 @@ def test_agreement_over_seeds_is_that_of_the_noise_in_a_map(trace):
 
 
 def test_more_masks_agree_better(trace):
-    few, many = (float(seed_agreement(DFRise(num_masks=n), trace, [1], seeds=(0, 1))[0, 0]) for n in (16, 256))
+    few, many = (float(seed_agreement(DFRise.paper(num_masks=n), trace, [1], seeds=(0, 1))[0, 0]) for n in (16, 256))
     assert many > few
 
 

@@ -214,7 +214,7 @@ def test_df_rise_finds_the_receptive_field(seed):
     what others did, so the size of the map, not the map, says that the denoiser looks there.
     """
     trace = denoscope.load(window().pipeline()).trace(seed=seed, num_inference_steps=20)
-    rise = DFRise(1024, variant="contrast", masks=BalancedMasks(), target=Closeness(space="clean"))
+    rise = DFRise(1024, masks=BalancedMasks(), target=Closeness(space="clean"))
     for saliency in rise(trace, [2, 18]).saliency.values:
         assert auroc(np.abs(saliency), region()) >= 0.99
         assert np.abs(saliency)[~region()].max() < 1e-3 * np.abs(saliency)[region()].max()

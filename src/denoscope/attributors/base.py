@@ -1,89 +1,90 @@
-"""What all attributors share: choosing steps, looping, progress, labelling, keeping what was finished."""
+"""The seam of all attributors: names, the loop over steps, progress, labels, finished steps after an interruption."""
 
 import dataclasses
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar, Literal, overload
 
 import numpy as np
+import torch
 import xarray as xr
+from PIL import Image
 
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
 from ..recording.traces import Step, Trace
+from ..targets import Target
+from ..vision.classifiers import at_rest
 from ..vision.frames import Frame, Frames
 
 Advance = Callable[[int], None]
+Needs = Literal["label", "words"]
+
 DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
-"""What a result's axes are called, by their number, the steps' first; only frames have draws."""
+"""The names of an array's axes by their number, the steps' axis first. Only frames have draws."""
 
-Found = Mapping[str, np.ndarray | float | xr.DataArray]
-"""What is found of a step: maps and numbers, whose axes `DIMS` names, and arrays that name theirs and label them."""
+StepResult = Mapping[str, np.ndarray | float | xr.DataArray]
+"""The maps and numbers of one step. `DIMS` names the axes of arrays; an `xarray.DataArray` brings its own names."""
 
-METHODS: dict[str, Callable[..., "Attributor"]] = {}
-
-
-def register(name: str) -> Callable[[Callable[..., "Attributor"]], Callable[..., "Attributor"]]:
-    """Decorator: make an attributor class, or a function that returns one, known by a name."""
-
-    def enter(factory: Callable[..., "Attributor"]) -> Callable[..., "Attributor"]:
-        METHODS[name] = factory
-        return factory
-
-    return enter
+DESCRIPTION = ("title", "reading", "signed")
+"""Fields that describe the maps and are no options."""
 
 
-def list_methods() -> list[str]:
-    """The names that `method` and `denoscope explain --methods` take."""
-    return sorted(METHODS)
-
-
-def method(name: str, **options: Any) -> "Attributor":
-    """The attributor of a name, with its options.
-
-    Raises `InputError` for an unknown name, with the nearest known one.
-    """
-    known = list_methods()
-    if name not in known:
-        raise InputError(f'There is no method "{name}". {did_you_mean(name, known)}')
-    return METHODS[name](**options)
-
-
-class Attributor(ABC):
-    """`attributor(sequence, steps=None) -> xarray.Dataset`: `saliency` (step, y, x) and what else the method has.
+class Attributor:
+    """`attributor(sequence, steps=None) -> xarray.Dataset`: `saliency` (step, y, x) and the method's other variables.
 
     The sequence is a trace, or frames for a method that reads pictures; then there is a dim `draw` behind `step`.
+    Coordinates `y` and `x` are centres of cells in pixels of the picture, y from the top.
 
-    A subclass is a frozen dataclass of options and has one method, `explain`. `title`, `reading` (how to read the map)
-    and `signed` (whether its sign means something) go into the result's attributes.
+    A subclass is a frozen dataclass of options with one method, `explain`; or with `prepared`, if it must know of the
+    whole run before any step, which returns an attributor with `explain`. `title`, `reading` (how to read the map) and
+    `signed` (True if the map's sign has a meaning) go into the result's attributes. `needs` and `every_step` are
+    facts of the class: what the method must be given besides the sequence, and whether it is cheap enough to explain
+    every step unless steps are chosen.
     """
+
+    needs: ClassVar[Needs | None] = None
+    every_step: ClassVar[bool] = False
 
     title: str = ""
     reading: str = ""
     signed: bool = False
 
-    @abstractmethod
-    def explain(self, step: Any, advance: Advance) -> Found:
-        """Explain one step: `saliency` (y, x), other maps (y, x) and numbers; tell `advance` the work done.
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        """Explain one step: return `saliency` (y, x), other maps (y, x) and numbers; call `advance(work done)`.
 
-        What has dims of its own, a layer or a word, is an `xarray.DataArray` that names them and brings their
-        coordinates, the same at every step; `step` goes before them.
+        A variable with dims of its own, such as a layer or a word, is an `xarray.DataArray` with named dims and
+        coordinates, which are the same at every step. The base class puts `step` before them. Raises `InputError`
+        where the method explains steps of a whole run only: see `prepared`.
         """
+        raise InputError(
+            f"{type(self).__name__} needs the whole run, and one step of it was given. Give the trace: "
+            f"{type(self).__name__}()(trace, steps=[{step.index}])."
+        )
+
+    def prepared(self, sequence: Trace | Frames) -> "Attributor":
+        """Return the attributor that explains the steps of this sequence: by default this one."""
+        return self
 
     def options(self) -> dict[str, Any]:
-        """How it is set, as plain values: what a result keeps."""
-        return options_of(self)
+        """Return the options as plain values, for the attributes of the result and for run.json."""
+        return {name: value for name, value in options_of(self).items() if name not in DESCRIPTION}
 
-    def work(self, step: Any) -> int:
-        """How many units `explain` will advance by, for the progress bar."""
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """Return the networks, besides the denoiser, that `explain` calls; they are at rest meanwhile."""
+        target = getattr(self, "target", None)
+        return target.networks() if isinstance(target, Target) else ()
+
+    def work(self, step: Step | Frame) -> int:
+        """Return how many units `explain` will advance by, for the progress bar."""
         return 1
 
-    def groups(self, steps: Sequence[Any]) -> list[Sequence[Any]]:
-        """The steps in the portions that `explain_group` is given, one step each unless a method gains from more."""
+    def groups(self, steps: Sequence[Step | Frame]) -> list[Sequence[Step | Frame]]:
+        """Return the steps in the portions that `explain_group` takes: by default one step each."""
         return [[step] for step in steps]
 
-    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Found]:
-        """What `explain` says of each of these steps."""
+    def explain_group(self, steps: Sequence[Step | Frame], advance: Advance) -> list[StepResult]:
+        """Return what `explain` returns for each of these steps."""
         return [self.explain(step, advance) for step in steps]
 
     def __call__(
@@ -94,61 +95,117 @@ class Attributor(ABC):
         show_progress: bool = False,
         advance: Advance | None = None,
     ) -> xr.Dataset:
-        """Explain the chosen steps (all by default) of a trace.
+        """Explain the chosen steps (all by default) of a trace, or of frames.
 
-        Raises `InputError` for steps that are not there or a trace of several pictures, and `Interrupted`, with the
-        finished steps in its `partial`, on Ctrl-C or when a later step fails; what the first one raises is raised.
+        Raises `InputError` for steps that are not there or a trace of several pictures. Raises `Interrupted`, with the
+        finished steps in its `partial`, on Ctrl-C or when a later step fails; the first step's own error is raised.
         """
         chosen = choose(sequence, steps)
-        if show_progress:
-            return self._with_bar(sequence, chosen)
-        advance = advance or (lambda done: None)
-        results: list[Found] = []
+        with _undisturbed(self.networks()):
+            ready = self.prepared(sequence)
+            if show_progress:
+                with _bar(self.title, sum(self.work(step) for step in chosen)) as advance:
+                    return ready._explained(sequence, chosen, advance)
+            return ready._explained(sequence, chosen, advance or _silent)
+
+    def _explained(self, sequence: Trace | Frames, chosen: Sequence[Step | Frame], advance: Advance) -> xr.Dataset:
+        results: list[StepResult] = []
         try:
             for group in self.groups(chosen):
                 results += self.explain_group(group, advance)
         except (KeyboardInterrupt, DenoscopeError, RuntimeError) as stop:  # RuntimeError: out of memory
             if not results and not isinstance(stop, KeyboardInterrupt):
                 raise
-            partial = self._labelled(chosen[: len(results)], results) if results else None
+            partial = self._labelled(sequence, chosen[: len(results)], results) if results else None
             why = "Interrupted:" if isinstance(stop, KeyboardInterrupt) else f"{sentence(stop)} Because of that,"
             message = f"{why} {len(results)} of {len(chosen)} steps of {self.title} were finished and are kept."
             raise Interrupted(message, partial) from stop
-        return self._labelled(chosen, results)
+        return self._labelled(sequence, chosen, results)
 
-    def _with_bar(self, sequence: Trace | Frames, chosen: Sequence[Step | Frame]) -> xr.Dataset:
-        from rich.progress import Progress
-
-        with Progress() as progress:
-            task = progress.add_task(self.title, total=sum(self.work(step) for step in chosen))
-            return self(sequence, [s.index for s in chosen], advance=lambda done: progress.advance(task, done))
-
-    def _labelled(self, steps: Sequence[Step | Frame], results: Sequence[Found]) -> xr.Dataset:
+    def _labelled(
+        self, sequence: Trace | Frames, steps: Sequence[Step | Frame], results: Sequence[StepResult]
+    ) -> xr.Dataset:
         coords = {
             "step": [step.index for step in steps],
             "timestep": ("step", [step.timestep for step in steps]),
             "log_snr": ("step", [step.log_snr for step in steps]),
         }
         variables = {name: stacked([result[name] for result in results]) for name in results[0]}
-        attrs = {"title": self.title, "reading": self.reading, "signed": self.signed, **self.options()}
-        return xr.Dataset(variables, coords=coords, attrs=attrs)
+        attrs = {name: getattr(self, name) for name in DESCRIPTION} | self.options()
+        storable = {name: int(value) if isinstance(value, bool) else value for name, value in attrs.items()}
+        return in_pixels(xr.Dataset(variables, coords=coords, attrs=storable), sequence)
 
 
-def stacked(values: Sequence[np.ndarray | float | xr.DataArray]) -> xr.DataArray:
-    """One value of each step along `step`, in front.
+# Methods by their names.
 
-    >>> stacked([xr.DataArray([1.0, 2.0], {"word": ["red", "circle"]})] * 3).dims
-    ('step', 'word')
+METHODS: dict[str, Callable[..., Attributor]] = {}
+"""Every registered method: a class, or a class method or function that returns an attributor, by its name."""
+
+
+def register(name: str) -> Callable[[Callable[..., Attributor]], Callable[..., Attributor]]:
+    """Return a decorator that registers an attributor class, or a class method of one, under a name."""
+
+    def enter(factory: Callable[..., Attributor]) -> Callable[..., Attributor]:
+        METHODS[name] = factory
+        return factory
+
+    return enter
+
+
+def list_methods(needs: Needs | Literal["any"] | None = None) -> list[str]:
+    """Return the names of methods, sorted: by default those that `denoscope explain --methods` takes.
+
+    These need no label. `needs="label"` lists the methods that explain a label, `needs="words"` those with a map for
+    every word, `needs="any"` every method.
     """
-    named = [value for value in values if isinstance(value, xr.DataArray)]
-    if named:
-        return xr.concat(named, "step", coords="minimal", compat="override", join="exact")
-    array = np.stack([np.asarray(value) for value in values])
-    return xr.DataArray(array, dims=DIMS[array.ndim])
+    if needs is None:
+        return sorted(name for name in METHODS if needs_of(name) != "label")
+    return sorted(name for name in METHODS if needs in ("any", needs_of(name)))
 
 
-def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Any]:
-    """The steps of a trace, or the frames, by their indices; all of them for None.
+def needs_of(name: str) -> Needs | None:
+    """Return what a method needs, "label" or "words"; None if it needs neither, or if no method has the name."""
+    return _class_of(name).needs
+
+
+def explains_every_step(name: str) -> bool:
+    """Return True if a method explains every step unless steps are chosen; False if no method has the name."""
+    return _class_of(name).every_step
+
+
+def _class_of(name: str) -> type[Attributor]:
+    """Return the class behind a name; `Attributor` itself, with its default facts, where there is none."""
+    factory = METHODS.get(name)
+    owner = factory if isinstance(factory, type) else getattr(factory, "__self__", None)
+    return owner if isinstance(owner, type) and issubclass(owner, Attributor) else Attributor
+
+
+def method(name: str, **options: Any) -> Attributor:
+    """Return the attributor of a name, with its options.
+
+    Raises `InputError` for an unknown name, with the nearest one, and for a method of a label without its target.
+    """
+    if name not in METHODS:
+        raise InputError(f'There is no method "{name}". {did_you_mean(name, list_methods())}')
+    if needs_of(name) == "label" and "target" not in options:
+        raise InputError(
+            f'The method "{name}" explains a label, and none was given. Use denoscope recognise, or in Python '
+            f'method("{name}", target=ClassScore(classifier, label)). Without a label: {", ".join(list_methods())}.'
+        )
+    return METHODS[name](**options)
+
+
+# Steps.
+
+
+@overload
+def choose(sequence: Trace, steps: Sequence[int] | None) -> list[Step]: ...
+@overload
+def choose(sequence: Frames, steps: Sequence[int] | None) -> list[Frame]: ...
+@overload
+def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] | list[Frame]: ...
+def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] | list[Frame]:
+    """Return the steps of a trace, or the frames, by their indices; all of them for None.
 
     Raises `InputError` for an index that is not there, one given twice, or a trace of several pictures.
     """
@@ -157,8 +214,13 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Any]:
             f"This trace holds {sequence.pictures} pictures, and an explanation is of one. "
             "Choose it: attributor(trace.picture(0))."
         )
-    if steps is None:
-        return list(sequence)
+    indices = range(len(sequence)) if steps is None else _indices(sequence, steps)
+    if isinstance(sequence, Trace):
+        return [sequence[index] for index in indices]
+    return [sequence[index] for index in indices]
+
+
+def _indices(sequence: Trace | Frames, steps: Sequence[int]) -> list[int]:
     try:
         indices = [operator.index(index) for index in steps]
     except TypeError:
@@ -170,23 +232,121 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Any]:
         raise InputError(
             f"The steps {indices} cannot be explained: {problem}. This {what} to {len(sequence) - 1}; give each once."
         )
-    return [sequence[index] for index in indices]
+    return indices
+
+
+def grid_of_step(step: Step) -> tuple[int, int]:
+    """Return the (h, w) of the grid that a step's sample lies on."""
+    return step.sample.shape[-2], step.sample.shape[-1]
+
+
+# Results.
+
+
+def stacked(values: Sequence[np.ndarray | float | xr.DataArray]) -> xr.DataArray:
+    """Return the values of several steps as one array, `step` in front.
+
+    >>> stacked([xr.DataArray([1.0, 2.0], {"word": ["red", "circle"]})] * 3).dims
+    ('step', 'word')
+    """
+    named = [value for value in values if isinstance(value, xr.DataArray)]
+    if named:
+        return xr.concat(named, "step", coords="minimal", compat="override", join="exact")
+    array = np.stack([np.asarray(value) for value in values])
+    return xr.DataArray(array, dims=DIMS[array.ndim])
+
+
+def in_pixels(maps: xr.Dataset, sequence: Trace | Frames) -> xr.Dataset:
+    """Return maps of a sequence with the coordinates `y` and `x`: centres of cells in pixels, y from the top."""
+    sides = [name for name in ("y", "x") if name in maps.dims]
+    if not sides:
+        return maps
+    pixels = dict(zip(("y", "x"), picture_size(sequence), strict=True))
+    centres = {name: cell_centres(maps.sizes[name], pixels[name]) for name in sides}
+    return maps.assign_coords({name: (name, values, {"units": "pixel"}) for name, values in centres.items()})
+
+
+def cell_centres(cells: int, pixels: int) -> np.ndarray:
+    """Return the centres of the cells along a side of so many pixels, (cells,): (i + ½) · pixels / cells.
+
+    >>> cell_centres(4, 16)
+    array([ 2.,  6., 10., 14.])
+    """
+    return (np.arange(cells) + 0.5) * pixels / cells
+
+
+def picture_size(sequence: Trace | Frames) -> tuple[int, int]:
+    """Return the height and width in pixels of the pictures of a sequence.
+
+    A trace whose pipeline returned no picture (`output_type="latent"`) is decoded once to find out.
+    """
+    if isinstance(sequence, Frames):
+        return sequence.clean.shape[-2], sequence.clean.shape[-1]
+    images: Any = getattr(sequence.result, "images", None)
+    image = None if images is None else images[0]
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    if isinstance(image, torch.Tensor) and image.shape[-2:] != sequence[-1].sample.shape[-2:]:
+        return image.shape[-2], image.shape[-1]
+    with torch.no_grad():
+        decoded = sequence[-1].decoder.decode(sequence[-1].prev_sample)
+    return decoded.shape[-2], decoded.shape[-1]
+
+
+def form_of(title: str) -> str:
+    """Return the form that a title names behind its comma, "" if it names none.
+
+    >>> form_of("DF-RISE, contrast")
+    'contrast'
+    """
+    return title.partition(", ")[2]
 
 
 def options_of(options: Any) -> dict[str, Any]:
-    """A frozen dataclass as plain values, nested ones with the name of their class: what `attrs` and run.json keep.
+    """Return a frozen dataclass as plain values, nested ones with the name of their class.
 
-    A nested one that has a `plain()` of its own says with it what to keep.
+    A nested dataclass that has a `plain()` method chooses its values with it.
     """
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             plain[field.name] = type(value).__name__
-            own = value.plain() if hasattr(value, "plain") else options_of(value)
-            plain |= {f"{field.name}_{key}": inner for key, inner in own.items()}
+            inner = value.plain() if hasattr(value, "plain") else options_of(value)
+            plain |= {f"{field.name}_{key}": part for key, part in inner.items()}
         elif callable(value):
             plain[field.name] = getattr(value, "__qualname__", type(value).__name__)
         elif value is not None:
             plain[field.name] = value
     return plain
+
+
+# Surroundings.
+
+
+@contextmanager
+def _undisturbed(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Keep networks at rest and torch's inference mode off, which forbids gradients; undo both at the end."""
+    with ExitStack() as undo:
+        gradients = torch.is_grad_enabled()
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.set_grad_enabled(gradients))
+        for network in networks:
+            undo.enter_context(at_rest(network))
+        yield
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Advance]:
+    """Show a progress bar while open; yield what advances it."""
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _silent(done: int) -> None:
+    """Ignore the work done."""

@@ -1,4 +1,4 @@
-"""From masks and their scores to a map: what DF-RISE sums up, and how reliable the sums are.
+"""From masks and their scores to a map: the sums of DF-RISE, and their reliability.
 
 Sources: Park, Ju, Lee 2024 (the plain sum); Petsiuk, Das, Saenko 2018 (RISE); Efron and Morris 1975 (shrinkage by the
 measured signal, "Data analysis using Stein's estimator"); Spearman and Brown 1910 (reliability from two halves).
@@ -21,7 +21,7 @@ WINDOW, SIGMA = 15, 1.5
 
 @dataclass(frozen=True, eq=False)
 class Surrogates:
-    """Two quantities that say, without a call of the denoiser, much of how alike a masked prediction will be.
+    """Two quantities that predict, without a call of the denoiser, much of the similarity of a masked prediction.
 
     Both are linear in the mask M, so their means are known exactly whether a position is kept or not. Around each
     position, K being the window of structural similarity and p the probability of keeping:
@@ -29,7 +29,7 @@ class Surrogates:
     - the share of the sample's energy kept, Σ K x² (M − p) / Σ K x²;
     - the share of its covariance with the prediction e kept, Σ K (e − μ_e) x (M − p) / (σ_e √Σ K x²).
 
-    The second is a mean over channels. `own` (2, h, w) is what the position itself adds to each, for M − p = 1.
+    The second is a mean over channels. `itself` (2, h, w) is the position's contribution to each, for M − p = 1.
     """
 
     sample: np.ndarray
@@ -38,13 +38,14 @@ class Surrogates:
 
     @classmethod
     def of(cls, step: Step, keep: float) -> "Surrogates":
-        """Of a step's own sample and noise prediction."""
+        """Return the surrogates of a step's own sample and noise prediction."""
         prediction = step.level.noise(step.sample, step.model_output)
         return cls(_array(step.sample), _array(prediction), keep)
 
     @property
     def energy(self) -> np.ndarray:
-        return (self.sample**2).mean(axis=0)
+        energy: np.ndarray = (self.sample**2).mean(axis=0)
+        return energy
 
     @property
     def mean(self) -> np.ndarray:
@@ -53,16 +54,17 @@ class Surrogates:
     @property
     def scale(self) -> np.ndarray:
         variance = _blurred(self.prediction**2) - self.mean**2
-        return np.sqrt((variance * _blurred(self.sample**2)).clip(min=1e-24))
+        scale: np.ndarray = np.sqrt((variance * _blurred(self.sample**2)).clip(min=1e-24))
+        return scale
 
     @property
-    def own(self) -> np.ndarray:
+    def itself(self) -> np.ndarray:
         centre = float(_blurred(np.ones((1, 1)))[0, 0])
         covariance = ((self.prediction - self.mean) * self.sample / self.scale).mean(axis=0)
         return centre * np.stack([self.energy / _blurred(self.energy).clip(min=1e-12), covariance])
 
     def __call__(self, masks: np.ndarray) -> np.ndarray:
-        """Both of masks (n, h, w), as (2, n, h, w)."""
+        """Return both quantities of masks (n, h, w), as (2, n, h, w)."""
         change = masks.astype(np.float64) - self.keep
         energy = _blurred(self.energy * change) / _blurred(self.energy).clip(min=1e-12)
         samples = self.sample * change[:, None]
@@ -82,27 +84,30 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 class MaskMoments:
     """Σ_n M_n^a u_n v_n at every position, for a in 0, 1, 2 and u, v in 1, s, g…: `sums` (3, v, v, h, w).
 
-    s is the score and g are surrogates, if there are any, with their `own` part and the probability of keeping; `count`
-    is the number of masks. All estimators and their standard errors are functions of these, so memory does not grow
-    with the masks.
+    s is the score and g are surrogates, if there are any, with the position's own part `itself` and the probability of
+    keeping; `count` is the number of masks. All estimators and their standard errors are functions of these, so memory
+    does not grow with the masks.
     """
 
     sums: np.ndarray
     count: int = 0
-    own: np.ndarray | None = None
+    itself: np.ndarray | None = None
     keep: float | None = None
 
     @classmethod
     def zero(cls, height: int, width: int, surrogates: Surrogates | None = None) -> "MaskMoments":
         if surrogates is None:
             return cls(np.zeros((3, 2, 2, height, width)))
-        return cls(np.zeros((3, 4, 4, height, width)), 0, surrogates.own, surrogates.keep)
+        return cls(np.zeros((3, 4, 4, height, width)), 0, surrogates.itself, surrogates.keep)
 
     def with_masks(self, masks: np.ndarray, scores: np.ndarray, surrogates: np.ndarray | None = None) -> "MaskMoments":
-        """Add masks (n, h, w), their scores (n,) or (n, h, w), and the surrogates' values (k, n, h, w)."""
+        """Return the sums with masks (n, h, w), their scores (n,) or (n, h, w), and surrogates (k, n, h, w) added."""
         m, s = masks.astype(np.float64), scores.astype(np.float64)
         s = np.broadcast_to(s.reshape(len(m), *(s.shape[1:] or (1, 1))), m.shape)
-        values = np.stack([np.ones_like(m), s, *([] if surrogates is None else surrogates)])
+        columns = [np.ones_like(m), s]
+        if surrogates is not None:
+            columns += list(surrogates)
+        values = np.stack(columns)
         added = np.stack([np.einsum("nyx,unyx,vnyx->uvyx", m**a, values, values) for a in range(3)])
         return replace(self, sums=self.sums + added, count=self.count + len(m))
 
@@ -116,55 +121,55 @@ Estimator = Callable[[MaskMoments], Estimate]
 
 
 def plain_sum(moments: MaskMoments) -> Estimate:
-    """S = Σ M s, as published: no normalisation, so it mostly counts how often a position was kept."""
-    n, (_, kept, square) = moments.count, moments.sums
-    variance = np.maximum(square[S, S] - kept[ONE, S] ** 2 / n, 0)
-    return kept[ONE, S], np.sqrt(variance * n / max(n - 1, 1))
+    """Return S = Σ M s, as published: no normalisation, so it mostly counts how often a position was kept."""
+    n, (_, m1, m2) = moments.count, moments.sums
+    variance = np.maximum(m2[S, S] - m1[ONE, S] ** 2 / n, 0)
+    return m1[ONE, S], np.sqrt(variance * n / max(n - 1, 1))
 
 
 def classic(moments: MaskMoments) -> Estimate:
-    """RISE's S = 1/(N p) Σ s M with p = ΣM/N taken over the whole map (Petsiuk et al. 2018, equation 6)."""
+    """Return RISE's S = 1/(N p) Σ s M with p = ΣM/N over the whole map (Petsiuk et al. 2018, equation 6)."""
     total, error = plain_sum(moments)
-    kept = moments.sums[1, ONE, ONE].mean()
-    return total / kept, error / kept
+    kept_masks = moments.sums[1, ONE, ONE].mean()
+    return total / kept_masks, error / kept_masks
 
 
 def kept_ratio(moments: MaskMoments) -> Estimate:
-    """Σ M s / Σ M: the mean score while a position is kept; the sum's limit without its noise. NaN if never kept."""
-    _, kept, square = moments.sums
-    mean = _divided(kept[ONE, S], kept[ONE, ONE])
-    return mean, _divided(np.sqrt(_about(square, mean, mean).clip(min=0)), kept[ONE, ONE])
+    """Return Σ M s / Σ M, the mean score while a position is kept: the sum without its noise. NaN if never kept."""
+    _, m1, m2 = moments.sums
+    mean = _divided(m1[ONE, S], m1[ONE, ONE])
+    return mean, _divided(np.sqrt(_about(m2, mean, mean).clip(min=0)), m1[ONE, ONE])
 
 
 def kept_mean(moments: MaskMoments) -> Estimate:
-    """The same limit from fewer masks: E[s | M = 1] by a regression, where there are surrogates; else `kept_ratio`.
+    """Return E[s | M = 1] from fewer masks by a regression; without surrogates, `kept_ratio`.
 
-    s = c + Σ β g + u (M − p) + rest, at every position: masks that remove a position count as well, and what the
-    surrogates g say beforehand is not left to chance. β is common to all positions. u, what keeping the position does
-    beyond its own part of g, is drawn towards its mean over positions as far as its spread is noise, which it is ever
-    less with more masks: the limit stays. The estimate is c + (1 − p)(Σ β g_own + u).
+    s = c + Σ β g + u (M − p) + rest, at every position: masks that remove a position count as well, and the part of
+    the score that the surrogates predict is not left to chance. β is common to all positions. u is the effect of
+    keeping the position beyond its own part of g. It is drawn towards its mean over positions as far as its spread is
+    noise. With more masks that is less and less, so the limit stays. The estimate is c + (1 − p)(Σ β g_itself + u).
     """
-    if moments.own is None or moments.keep is None:
+    if moments.itself is None or moments.keep is None:
         return kept_ratio(moments)
-    n, (every, kept, square) = moments.count, moments.sums
-    mean, share = every[ONE] / n, kept[ONE, ONE] / n
-    spread = every - n * mean[:, None] * mean
-    tilt = kept[ONE] - n * share * mean  # Σ (M − its mean) v
-    width = square[ONE, ONE] - n * share**2  # Σ (M − its mean)²
+    n, (m0, m1, m2) = moments.count, moments.sums
+    mean, share = m0[ONE] / n, m1[ONE, ONE] / n
+    spread = m0 - n * mean[:, None] * mean
+    tilt = m1[ONE] - n * share * mean  # Σ (M − its mean) v
+    width = m2[ONE, ONE] - n * share**2  # Σ (M − its mean)²
     slopes = np.linalg.pinv(spread[2:, 2:].sum(axis=(2, 3))) @ spread[2:, S].sum(axis=(1, 2))
-    rest = np.array([0, 1, *-slopes])  # what is left of a score, as a combination of 1, s, g
+    rest = np.array([0, 1, *-slopes])  # the rest of a score, as a combination of 1, s, g
     left = np.tensordot(rest, tilt, 1)
     effect = np.divide(left, width, out=np.zeros_like(left), where=width > 0)
     squares = np.einsum("u,v,uvyx->yx", rest, rest, spread) - effect * left
     variance = squares.clip(min=0) / max(n - 2, 1)
-    drawn, doubt = _shrunk(effect, _divided(variance, width))
-    estimate = np.tensordot(rest, mean, 1) + (1 - share) * drawn
-    estimate += (1 - moments.keep) * np.tensordot(slopes, moments.own, 1)
-    return estimate, np.sqrt(variance / n + (1 - moments.keep) ** 2 * doubt)
+    shrunk, variance_left = _shrunk(effect, _divided(variance, width))
+    estimate = np.tensordot(rest, mean, 1) + (1 - share) * shrunk
+    estimate += (1 - moments.keep) * np.tensordot(slopes, moments.itself, 1)
+    return estimate, np.sqrt(variance / n + (1 - moments.keep) ** 2 * variance_left)
 
 
 def _shrunk(values: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, float]:
-    """Values drawn towards their mean as far as their spread is noise, and the variance that is left of each."""
+    """Return values drawn towards their mean as far as their spread is noise, and the variance left of each."""
     noise, around = float(np.nanmean(variances)), values - values.mean()
     signal = max(float((around**2).mean()) - noise, 0.0)
     trust = signal / (signal + noise) if signal > 0 else 0.0
@@ -172,13 +177,13 @@ def _shrunk(values: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def keep_contrast(moments: MaskMoments) -> Estimate:
-    """Σ M s / Σ M − Σ (1−M) s / Σ (1−M): what keeping a position adds to the score, against masking it."""
-    every, kept, square = moments.sums
-    lost = every - kept
-    a, b = _divided(kept[ONE, S], kept[ONE, ONE]), _divided(lost[ONE, S], lost[ONE, ONE])
-    of_kept = _about(square, a, a) / kept[ONE, ONE] ** 2
-    of_lost = _about(lost - kept + square, b, b) / lost[ONE, ONE] ** 2
-    of_both = _about(kept - square, a, b) / (kept[ONE, ONE] * lost[ONE, ONE])
+    """Return Σ M s / Σ M − Σ (1−M) s / Σ (1−M): the score while a position is kept, less that while it is masked."""
+    m0, m1, m2 = moments.sums
+    lost = m0 - m1
+    a, b = _divided(m1[ONE, S], m1[ONE, ONE]), _divided(lost[ONE, S], lost[ONE, ONE])
+    of_kept = _about(m2, a, a) / m1[ONE, ONE] ** 2
+    of_lost = _about(lost - m1 + m2, b, b) / lost[ONE, ONE] ** 2
+    of_both = _about(m1 - m2, a, b) / (m1[ONE, ONE] * lost[ONE, ONE])
     return a - b, np.sqrt(np.maximum(of_kept + of_lost - 2 * of_both, 0))
 
 
@@ -187,17 +192,18 @@ MEANS: set[Estimator] = {classic, kept_ratio, kept_mean, keep_contrast}
 
 
 def _about(weighted: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Σ w (s − a)(s − b)."""
+    """Return Σ w (s − a)(s − b)."""
     return np.asarray(weighted[S, S] - (a + b) * weighted[ONE, S] + a * b * weighted[ONE, ONE])
 
 
 def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, NaN where a position was never kept (or never masked)."""
-    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    """Return a / b, NaN where a position was never kept (or never masked)."""
+    quotient: np.ndarray = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)
+    return quotient
 
 
 def reliability(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation r of two half-maps, stepped up by Spearman–Brown, 2r / (1 + r), or r itself if it is negative.
+    """Return the rank correlation r of two half-maps, stepped up by Spearman–Brown: 2r / (1 + r), or r if negative.
 
     −1 to 1; NaN if either is flat or has gaps.
     """
@@ -208,15 +214,15 @@ def reliability(first: np.ndarray, second: np.ndarray) -> float:
 
 
 BLOCKS = 8
-"""Blocks of masks from which on their spread is a standard error."""
+"""The number of blocks of masks from which on their spread is a standard error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """What has been seen of the masks: the moments of two halves, and the spread of single blocks' maps.
+    """The sums of the masks so far: the moments of two halves, and the spread of single blocks' maps.
 
     Masks of one block balance each other, so their errors cancel: whole blocks go to either half in turn, or the halves
-    would disagree more than independent ones. What does not fill two blocks is shared out by pairs.
+    would disagree more than independent ones. Masks that do not fill two blocks are shared out by pairs.
     """
 
     zero: MaskMoments
@@ -238,11 +244,11 @@ class Tally:
     def with_masks(
         self, masks: np.ndarray, scores: np.ndarray, surrogates: np.ndarray | None, estimator: Estimator
     ) -> "Tally":
-        """Add a portion that begins with a block."""
+        """Return the tally with a portion of masks added that begins with a block."""
 
         def added(moments: MaskMoments, chosen: np.ndarray | slice) -> MaskMoments:
-            known = None if surrogates is None else surrogates[:, chosen]
-            return moments.with_masks(masks[chosen], scores[chosen], known)
+            values = None if surrogates is None else surrogates[:, chosen]
+            return moments.with_masks(masks[chosen], scores[chosen], values)
 
         place = self.used + np.arange(len(masks))
         whole = self.total // (2 * self.block) * 2 * self.block
@@ -256,19 +262,21 @@ class Tally:
         return replace(self, halves=(a, b), maps=(total, squares), blocks=self.blocks + len(starts))
 
     def estimate(self, estimator: Estimator) -> Estimate:
-        """The map of all masks; its error is the spread of blocks where there are enough, else the estimator's own."""
+        """Return the map of all masks; its error is the spread of blocks if there are enough, else the estimator's."""
         saliency, error = estimator(self.halves[0] + self.halves[1])
         enough = estimator in MEANS and self.blocks >= BLOCKS
         return saliency, self.error_between_blocks() if enough else error
 
     def reliability(self, estimator: Estimator) -> float:
-        """`reliability` of the halves; NaN where they are not independent, or of fewer than two masks each."""
-        if self.used < max(4, 2 * self.block if self.block > 2 else 4):
+        """Return the `reliability` of the halves; NaN if they are not independent, or of fewer than two masks each."""
+        enough = max(4, 2 * self.block) if self.block > 2 else 4
+        if self.used < enough:
             return float("nan")
         return reliability(*(estimator(half)[0] for half in self.halves))
 
     def error_between_blocks(self) -> np.ndarray:
-        """√(variance of a block's map · block / masks), for an estimator that is a mean over masks."""
+        """Return √(variance of a block's map · block / masks), for an estimator that is a mean over masks."""
         total, squares = self.maps
         variance = np.maximum(squares - total**2 / self.blocks, 0) / (self.blocks - 1)
-        return np.sqrt(variance * self.block / self.used)
+        error: np.ndarray = np.sqrt(variance * self.block / self.used)
+        return error

@@ -1,21 +1,21 @@
-"""Where, by gradients: Captum's Integrated Gradients and Gradient SHAP of a score, in bounded memory."""
+"""Gradients of a score: Captum's Integrated Gradients and Gradient SHAP, in bounded memory."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, shown_value
 from ..recording.traces import Step
 from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
-from .base import Advance, Attributor, Found
+from .base import Advance, Attributor, Needs, StepResult, register
 
 Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """A number, a tensor that broadcasts to the samples, or a function of the samples."""
@@ -30,10 +30,10 @@ Result = TypeVar("Result")
 
 
 def threads_for(step: Step | Frame) -> int:
-    """How many chunks of samples are computed side by side: as many as torch has threads, for frames on a CPU.
+    """Return how many chunks of samples to compute side by side: as many as torch has threads, for frames on a CPU.
 
     One thread a chunk uses a processor better than all threads on one chunk after the other. Through a denoiser it is
-    one: what listens to its calls expects one at a time.
+    one: hooks on the denoiser expect one call at a time.
     """
     alone = not isinstance(step, Frame) or step.images.device.type != "cpu"
     return 1 if alone else torch.get_num_threads()
@@ -42,21 +42,21 @@ def threads_for(step: Step | Frame) -> int:
 def side_by_side(
     work: Callable[[torch.Tensor], Result], samples: torch.Tensor, size: int, threads: int, advance: Advance
 ) -> Iterator[Result]:
-    """work(chunk) of every chunk of `size` samples, in their order, `threads` at once with one torch thread each."""
-    chunks = samples.split(size)
+    """Yield work(chunk) of every chunk of `size` samples, in order, `threads` at once with one torch thread each."""
+    chunks = torch.split(samples, size)
     if threads == 1 or len(chunks) == 1:
         for chunk in chunks:
             yield work(chunk)
             advance(len(chunk))
         return
     with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        for chunk, found in zip(chunks, pool.map(work, chunks), strict=True):
-            yield found
+        for chunk, result in zip(chunks, pool.map(work, chunks), strict=True):
+            yield result
             advance(len(chunk))
 
 
 def black_and_itself(samples: torch.Tensor) -> torch.Tensor:
-    """The study's baselines of Gradient SHAP: zero and the sample itself, (2 n, channels, h, w)."""
+    """Return the study's baselines of Gradient SHAP: zero and the sample itself, (2 n, channels, h, w)."""
     return torch.cat([0 * samples, samples])
 
 
@@ -74,11 +74,11 @@ class ChunkedScore(torch.autograd.Function):
             with torch.enable_grad():
                 x = chunk.clone().requires_grad_()
                 y = score(x)
-                (gradient,) = torch.autograd.grad(y.sum(), x)
+                gradient = _gradient(y, x)
             return y.detach(), gradient
 
-        found = list(side_by_side(both, samples.detach(), size, threads, advance))
-        scores, gradients = zip(*found, strict=True)
+        pairs = list(side_by_side(both, samples.detach(), size, threads, advance))
+        scores, gradients = zip(*pairs, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
 
@@ -88,77 +88,123 @@ class ChunkedScore(torch.autograd.Function):
         return outer[0].reshape(-1, *[1] * (gradients.ndim - 1)) * gradients, None, None, None, None
 
 
+def _gradient(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return ∂Σy/∂x; raises `InputError` where scores do not depend on the samples by a graph."""
+    gradient = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+    if gradient is None:
+        raise InputError(
+            "The target's scores have no gradient with respect to the samples: somewhere they are detached, rounded, "
+            "taken to NumPy or do not depend on the samples. Integrated gradients and Gradient SHAP need a "
+            "differentiable target; occlusion does not."
+        )
+    return gradient
+
+
 def chunked(score: Score, size: int, threads: int, advance: Advance) -> Score:
-    """The same score for any number of samples, `size` at a time in each of so many threads; differentiable."""
+    """Return the score computed `size` samples at a time in each of so many threads; differentiable."""
 
     def of(samples: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and samples.requires_grad:
-            return ChunkedScore.apply(samples, score, size, threads, advance)
+            apply: Any = ChunkedScore.apply
+            scores: torch.Tensor = apply(samples, score, size, threads, advance)
+            return scores
         return torch.cat(list(side_by_side(torch.no_grad()(score), samples, size, threads, lambda done: None)))
 
     return of
 
 
 def samples_of(step: Step | Frame) -> torch.Tensor:
-    """What is explained of a step: a frame's pictures (draws, 3, h, w), or the sample x_t (1, channels, h, w)."""
+    """Return the samples that are explained: a frame's pictures (draws, 3, h, w), or x_t (1, channels, h, w)."""
     return step.images if isinstance(step, Frame) else step.sample
 
 
 def by_position(attributions: torch.Tensor, step: Step | Frame) -> np.ndarray:
-    """Signed attributions (n, channels, h, w) summed over channels: (h, w), or (draws, h, w) for a frame."""
+    """Return signed attributions (n, channels, h, w) summed over channels: (h, w), or (draws, h, w) for a frame."""
     maps = attributions.detach().sum(dim=1).float().cpu().numpy()
     return maps if isinstance(step, Frame) else maps[0]
 
 
+def baselines_for(baselines: Baselines, samples: torch.Tensor, several: bool = False) -> float | torch.Tensor:
+    """Return baselines as a number, or as a tensor (k, channels, h, w) like the samples (n, channels, h, w).
+
+    A tensor broadcasts to a sample, so that (channels, h, w) and (channels, 1, 1) will do; k is 1 or n, or any number
+    if several are allowed. Raises `InputError` for another kind or shape.
+    """
+    values = baselines(samples) if callable(baselines) else baselines
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        return values
+    if not isinstance(values, torch.Tensor) or values.is_complex() or values.dtype == torch.bool:
+        raise InputError(
+            f"The baselines are {shown_value(values)}. Give a number, a tensor that broadcasts to the samples, such as "
+            f"{tuple(samples.shape[1:])}, or a function of the samples that returns one of these."
+        )
+    values = values.detach().to(samples)
+    count = len(values) if values.ndim == samples.ndim else 1
+    try:
+        whole = values.broadcast_to(count, *samples.shape[1:])
+    except RuntimeError:
+        whole = None
+    if whole is None or not (several or count in (1, len(samples))):
+        raise InputError(
+            f"The baselines have the shape {tuple(values.shape)}, which does not broadcast to the samples, "
+            f"{tuple(samples.shape)}. Give a number, or a tensor such as {tuple(samples.shape[1:])}."
+        )
+    return whole
+
+
 class PictureAttributor(Attributor):
-    """An attributor that explains several frames in one go; what it finds of a frame has the draws as first axis."""
+    """An attributor of a label that explains several frames in one go; a frame's variables have a first axis of draws.
+
+    Its `target` is a score.
+    """
+
+    needs: ClassVar[Needs | None] = "label"
 
     signed = True
 
-    def groups(self, steps: Sequence[Any]) -> list[Sequence[Any]]:
-        if not isinstance(steps[0], Frame):
+    def groups(self, steps: Sequence[Step | Frame]) -> list[Sequence[Step | Frame]]:
+        first = steps[0]
+        if not isinstance(first, Frame):
             return super().groups(steps)
-        size = max(1, TOGETHER // len(steps[0].images))
+        size = max(1, TOGETHER // len(first.images))
         return [steps[start : start + size] for start in range(0, len(steps), size)]
 
-    def explain_group(self, steps: Sequence[Any], advance: Advance) -> list[Found]:
-        if len(steps) == 1:
+    def explain_group(self, steps: Sequence[Step | Frame], advance: Advance) -> list[StepResult]:
+        frames = [step for step in steps if isinstance(step, Frame)]
+        if len(steps) == 1 or len(frames) < len(steps):
             return super().explain_group(steps, advance)
-        found = self.explain(FrameGroup.of(steps), advance)
-        parts = {name: np.split(np.asarray(values), len(steps)) for name, values in found.items()}
-        return [{name: part[i] for name, part in parts.items()} for i in range(len(steps))]
+        together = self.explain(FrameGroup.of(frames), advance)
+        parts = {name: np.split(np.asarray(values), len(frames)) for name, values in together.items()}
+        return [{name: part[i] for name, part in parts.items()} for i in range(len(frames))]
 
 
 @dataclass(frozen=True)
 class _Gradients(PictureAttributor):
-    """What Integrated Gradients and Gradient SHAP share: the score in chunks, the map, the convergence delta."""
+    """The common part of Integrated Gradients and Gradient SHAP: the score in chunks, the map, the convergence delta.
+
+    `internal_batch_size` samples go through the score at once; None chooses what is fastest.
+    """
 
     target: Target
+    internal_batch_size: int | None = field(default=None, kw_only=True)
 
-    def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         samples = samples_of(step)
         size = self.internal_batch_size or CHUNK.get(samples.device.type, 32)
         score = chunked(self.target.at(step), size, threads_for(step), advance)
         attributions, *delta = self.attributed(score, samples)
-        found: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
+        result: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
         if delta:
             values = delta[0].detach().float().cpu().numpy()
-            found["convergence_delta"] = values if isinstance(step, Frame) else float(values[0])
-        return found
-
-    @property
-    @abstractmethod
-    def internal_batch_size(self) -> int | None: ...
+            result["convergence_delta"] = values if isinstance(step, Frame) else float(values[0])
+        return result
 
     @abstractmethod
     def attributed(self, score: Score, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Attributions of the samples' shape; behind them, where there is one, each sample's convergence delta."""
+        """Return attributions of the samples' shape; behind them, if there is one, each sample's convergence delta."""
 
 
-def _resolved(baselines: Baselines, samples: torch.Tensor) -> Any:
-    return baselines(samples) if callable(baselines) else baselines
-
-
+@register("integrated-gradients")
 @dataclass(frozen=True)
 class IntegratedGradients(_Gradients):
     """Integrated Gradients (Sundararajan, Taly, Yan 2017) of a score, by Captum, with its argument names.
@@ -166,13 +212,14 @@ class IntegratedGradients(_Gradients):
     >>> maps = IntegratedGradients(ClassScore(classifier, "tiger"), n_steps=20)(frames)   # doctest: +SKIP
 
     `saliency` is signed and adds up, over all positions, to score(sample) − score(baseline); `convergence_delta` is
-    what is missing from that. `internal_batch_size` None chooses what is fastest.
+    the sum's error. `baselines` is a number, a tensor that broadcasts to the samples or a function of them.
+    `internal_batch_size` None chooses what is fastest. Raises `InputError` for options out of range, baselines of
+    another kind or shape, and a target without gradients.
     """
 
     n_steps: int = 50
     method: str = "gausslegendre"
     baselines: Baselines = 0.0
-    internal_batch_size: int | None = None
 
     title = "Integrated Gradients"
     reading = (
@@ -190,28 +237,30 @@ class IntegratedGradients(_Gradients):
     def attributed(self, score: Score, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
         from captum import attr
 
-        return attr.IntegratedGradients(score).attribute(
+        attributions, delta = attr.IntegratedGradients(score).attribute(
             samples,
-            baselines=_resolved(self.baselines, samples),
+            baselines=baselines_for(self.baselines, samples),
             n_steps=self.n_steps,
             method=self.method,
             return_convergence_delta=True,
         )
+        return attributions, delta
 
 
+@register("gradient-shap")
 @dataclass(frozen=True)
 class GradientShap(_Gradients):
     """Gradient SHAP (Lundberg and Lee 2017) of a score, by Captum, with its argument names.
 
     Gradients at random places between noisy copies of the sample and randomly chosen `baselines`, from a random stream
-    of its own that starts at `seed`; each draw of a frame gets the same.
+    of its own that starts at `seed`; each draw of a frame gets the same. `baselines` may be several, (k, channels, h,
+    w). Raises `InputError` as `IntegratedGradients` does.
     """
 
     n_samples: int = 50
     stdevs: float = 1e-4
     baselines: Baselines = black_and_itself
     seed: int = 0
-    internal_batch_size: int | None = None
 
     title = "Gradient SHAP"
     reading = (
@@ -229,22 +278,24 @@ class GradientShap(_Gradients):
         return self.n_samples * len(samples_of(step))
 
     def attributed(self, score: Score, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One sample at a time, so that a draw's map is the same alone as among others."""
+        """Return attributions one sample at a time, so that a draw's map is the same alone as among others."""
         return (torch.cat([self._one(score, sample[None]) for sample in samples]),)
 
     def _one(self, score: Score, sample: torch.Tensor) -> torch.Tensor:
         from captum import attr
 
-        baselines = _resolved(self.baselines, sample)
+        baselines = baselines_for(self.baselines, sample, several=True)
         if not isinstance(baselines, torch.Tensor):
             baselines = torch.full_like(sample, baselines)
+        shap = attr.GradientShap(score)
         with seeded(self.seed):
-            return attr.GradientShap(score).attribute(sample, baselines, n_samples=self.n_samples, stdevs=self.stdevs)
+            attributions: torch.Tensor = shap.attribute(sample, baselines, n_samples=self.n_samples, stdevs=self.stdevs)
+        return attributions
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """While open, the global random streams that Captum draws from start at a seed; afterwards they go on as before."""
+    """Start the global random streams that Captum draws from at a seed; afterwards they go on as before."""
     state = np.random.get_state()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -5,8 +5,10 @@ segments by quickshift, Vedaldi and Soatto 2008.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +16,21 @@ import torch
 from ..errors import InputError
 from ..recording.batches import samples_at_once
 from ..recording.traces import Step
-from .base import Advance, Attributor, Found, register
+from ..targets import trace_step
+from ..vision.frames import Frame
+from .base import Advance, Attributor, StepResult, grid_of_step, register
 
 EXTRA = 'pip install "denoscope[lime]"'
 PUBLISHED_GRID = 64
 """The side of the samples for which the published kernel of quickshift, 4 cells, was chosen."""
 
 LEVEL = 1 / 255
-"""Colours less apart than this are the same: on a constant picture quickshift finds segments in rounding errors."""
+"""The smallest difference of colours: on a constant picture quickshift finds segments in rounding errors."""
 
 
 @dataclass(frozen=True, eq=False)
 class RidgeSums:
-    """Weighted sums over samples: all that a linear model of many outputs needs, whatever the number of samples.
+    """Weighted sums over samples, enough for a linear model of many outputs, whatever the number of samples.
 
     With z = (1, mask), `gram` = Σ w z zᵀ, `cross` = Σ w z yᵀ, (1 + segments, outputs), and `square` = Σ w y².
     """
@@ -41,7 +45,7 @@ class RidgeSums:
         return cls(np.zeros((width, width)), np.zeros((width, outputs)), np.zeros(outputs))
 
     def with_samples(self, masks: np.ndarray, values: np.ndarray, weights: np.ndarray) -> "RidgeSums":
-        """With masks (n, segments), values (n, outputs) and weights (n,) added."""
+        """Return the sums with masks (n, segments), values (n, outputs) and weights (n,) added."""
         z, w = np.insert(masks.astype(float), 0, 1, axis=1), weights[:, None]
         return RidgeSums(
             self.gram + z.T @ (w * z),
@@ -50,16 +54,28 @@ class RidgeSums:
         )
 
     def coefficients(self, alpha: float) -> np.ndarray:
-        """Intercept and coefficients, (1 + segments, outputs): min Σ w ‖y − zᵀβ‖² + α ‖β‖², the intercept free."""
+        """Return intercept and coefficients, (1 + segments, outputs): min Σ w ‖y − zᵀβ‖² + α ‖β‖², intercept free."""
         penalty = alpha * np.eye(len(self.gram))
         penalty[0, 0] = 0
         return np.linalg.solve(self.gram + penalty, self.cross)
 
     def explained(self, beta: np.ndarray) -> float:
-        """R²: the share of the weighted variance, over all outputs, that the linear model explains; NaN without any."""
+        """Return R², the share of the weighted variance over all outputs that the model explains; NaN without any."""
         rest = self.square - 2 * (beta * self.cross).sum(axis=0) + (beta * (self.gram @ beta)).sum(axis=0)
         total = self.square - self.cross[0] ** 2 / self.gram[0, 0]
         return float(1 - rest.sum() / total.sum()) if total.sum() > 1e-12 * self.square.sum() else float("nan")
+
+
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "num_samples": (lambda n: isinstance(n, int) and n >= 2, "a whole number of at least 2; 1000 are usual"),
+    "kernel_size": (lambda size: size is None or size >= 1, "at least 1, in cells of the sample's grid"),
+    "max_dist": (lambda distance: distance > 0, "a distance above 0; 200 is the published one"),
+    "ratio": (lambda ratio: 0 <= ratio <= 1, "a number from 0 (place alone) to 1 (colour as much)"),
+    "alpha": (lambda alpha: alpha > 0, "a number above 0; 1 is usual"),
+    "kernel_width": (lambda width: width > 0, "a cosine distance above 0; 0.25 is usual"),
+    "batch_size": (lambda size: size is None or size >= 1, "at least 1, or leave it out to have it chosen"),
+}
+"""The options of LIME: a test of the value, and the values that it lets pass."""
 
 
 @register("lime")
@@ -101,24 +117,17 @@ class Lime(Attributor):
     def __post_init__(self) -> None:
         if find_spec("skimage") is None:
             raise InputError(f"LIME needs scikit-image for its segments, and it is not installed. Install it: {EXTRA}.")
-        allowed = {
-            "num_samples": (lambda n: isinstance(n, int) and n >= 2, "a whole number of at least 2; 1000 are usual"),
-            "kernel_size": (lambda size: size is None or size >= 1, "at least 1, in cells of the sample's grid"),
-            "max_dist": (lambda distance: distance > 0, "a distance above 0; 200 is the published one"),
-            "ratio": (lambda ratio: 0 <= ratio <= 1, "a number from 0 (place alone) to 1 (colour as much)"),
-            "alpha": (lambda alpha: alpha > 0, "a number above 0; 1 is usual"),
-            "kernel_width": (lambda width: width > 0, "a cosine distance above 0; 0.25 is usual"),
-            "batch_size": (lambda size: size is None or size >= 1, "at least 1, or leave it out to have it chosen"),
-        }
-        for name, (right, text) in allowed.items():
-            if not right(given := getattr(self, name)):
-                raise InputError(f"{name} of LIME is {given!r}. Give {text}.")
+        for name, (is_right, text) in ALLOWED.items():
+            value = getattr(self, name)
+            if not is_right(value):
+                raise InputError(f"{name} of LIME is {value!r}. Give {text}.")
 
-    def work(self, step: Step) -> int:
+    def work(self, step: Step | Frame) -> int:
         return self.num_samples
 
     @torch.no_grad()
-    def explain(self, step: Step, advance: Advance) -> Found:
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        step = trace_step(step)
         segments = self.segments(step)
         masks, times = self._drawn(1 + int(segments.max()))
         sums, weights = RidgeSums.zero(masks.shape[1], segments.size), times * proximity(masks, self.kernel_width)
@@ -130,18 +139,19 @@ class Lime(Attributor):
         return {"saliency": saliency.astype(np.float32), "segment": segments, "r_squared": sums.explained(beta)}
 
     def segments(self, step: Step) -> np.ndarray:
-        """The number of the segment at each position of the sample's grid, (h, w), counted from 0."""
-        from skimage.segmentation import quickshift
+        """Return the number of the segment at each position of the sample's grid, (h, w), counted from 0."""
+        from skimage import segmentation
 
-        height, width = step.sample.shape[-2:]
+        quickshift: Any = segmentation.quickshift
+        height, width = grid_of_step(step)
         picture = torch.nn.functional.adaptive_avg_pool2d(step.decoder.decode(step.prev_sample), (height, width))
         colours = picture[0].detach().movedim(0, -1).double().cpu().numpy()
         size = self.kernel_size or max(1.0, 4 * min(height, width) / PUBLISHED_GRID)
         if np.ptp(colours, axis=(0, 1)).max() < LEVEL:
-            found = np.zeros((height, width), int)
+            labels = np.zeros((height, width), int)
         else:
-            found = quickshift(colours, kernel_size=size, max_dist=self.max_dist, ratio=self.ratio)
-        names, segments = np.unique(found, return_inverse=True)
+            labels = quickshift(colours, kernel_size=size, max_dist=self.max_dist, ratio=self.ratio)
+        names, segments = np.unique(labels, return_inverse=True)
         if len(names) == 1:
             warnings.warn(
                 f"LIME cannot tell places apart at step {step.index}: the picture is one segment there, so the map is "
@@ -152,7 +162,7 @@ class Lime(Attributor):
         return segments.reshape(height, width)
 
     def _drawn(self, segments: int) -> tuple[np.ndarray, np.ndarray]:
-        """The different masks (n, segments) among the random ones, and how often each came."""
+        """Return the different masks (n, segments) among the random ones, and how often each came."""
         drawn = np.random.default_rng([self.seed, segments]).random((self.num_samples, segments)) < 0.5
         return np.unique(drawn, axis=0, return_counts=True)
 
@@ -162,16 +172,17 @@ class Lime(Attributor):
 
 
 def proximity(masks: np.ndarray, width: float) -> np.ndarray:
-    """√exp(−d² / width²) of masks (n, segments), d = 1 − cos(mask, all on); with nothing on, d is 1.
+    """Return √exp(−d² / width²) of masks (n, segments), d = 1 − cos(mask, all on); with nothing on, d is 1.
 
     >>> proximity(np.array([[1, 1], [1, 0], [0, 0]]), 0.25).round(3)
     array([1.   , 0.503, 0.   ])
     """
     cosine = np.sqrt(masks.mean(axis=1))  # k of n on: k / (√k √n)
-    return np.sqrt(np.exp(-((1 - cosine) ** 2) / width**2))
+    weights: np.ndarray = np.sqrt(np.exp(-((1 - cosine) ** 2) / width**2))
+    return weights
 
 
-def next_means(step: Step, kept: np.ndarray) -> np.ndarray:
-    """The channel mean of x_{t−1}, (n, h · w), for the sample with only what `kept` (n, h, w) says."""
-    masks = torch.from_numpy(kept).to(step.sample)[:, None]
-    return step.next_sample(step.sample * masks).mean(dim=1).flatten(1).cpu().double().numpy()
+def next_means(step: Step, masks: np.ndarray) -> np.ndarray:
+    """Return the channel mean of x_{t−1}, (n, h · w), for the sample under masks (n, h, w)."""
+    M = torch.from_numpy(masks).to(step.sample)[:, None]
+    return step.next_sample(step.sample * M).mean(dim=1).flatten(1).cpu().double().numpy()

@@ -13,24 +13,24 @@ from ..errors import InputError
 
 
 class Masks(ABC):
-    """Where masks come from: `blocks(height, width, seed)` yields arrays (n, height, width) without end."""
+    """A source of masks: `blocks(height, width, seed)` yields arrays (n, height, width) without end."""
 
     @property
     def independent(self) -> float | None:
-        """The probability of keeping a position, where positions are masked independently of each other; else None."""
+        """The probability of keeping a position; None if positions are not masked independently of each other."""
         return None
 
     @property
     def block(self) -> int:
-        """How many masks balance each other; pairs and single masks need not stay together."""
+        """The number of masks that balance each other; pairs and single masks need not stay together."""
         return 2
 
     @abstractmethod
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        """An endless stream of blocks of masks, float32 in [0, 1]."""
+        """Yield blocks of masks without end, float32 in [0, 1]."""
 
     def stream(self, height: int, width: int, seed: int, total: int, chunk: int) -> Iterator[np.ndarray]:
-        """The first `total` masks of the stream in chunks of at most `chunk`."""
+        """Yield the first `total` masks of the stream in chunks of at most `chunk`."""
         left, rest = total, np.empty((0, height, width), np.float32)
         for block in self.blocks(height, width, seed):
             rest = np.concatenate([rest, block])
@@ -83,17 +83,17 @@ class BalancedMasks(Masks):
         return 0.5
 
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        for kept in _balanced(height * width, np.random.default_rng([seed, 1])):
-            yield np.stack([kept, 1 - kept], axis=1).reshape(-1, height, width).astype(np.float32)
+        for rows in _balanced(height * width, np.random.default_rng([seed, 1])):
+            yield np.stack([rows, 1 - rows], axis=1).reshape(-1, height, width).astype(np.float32)
 
 
 def _rows(positions: int) -> int:
-    """The order of the smallest Hadamard matrix of Sylvester's kind with a column for each position."""
+    """Return the order of the smallest Hadamard matrix of Sylvester's kind with a column for each position."""
     return 1 << int(np.ceil(np.log2(positions + 1)))
 
 
 def _balanced(positions: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Rows (at most 32, positions) of randomised Hadamard matrices, one after the other without end."""
+    """Yield rows (at most 32, positions) of randomised Hadamard matrices, one after the other without end."""
     rows = _rows(positions)
     while True:
         columns = rng.permutation(np.arange(1, rows, dtype=np.uint32))[:positions]
@@ -124,24 +124,25 @@ class GridMasks(Masks):
 
     def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([seed, 2])
-        for kept in self._cells(rng):
-            grids = kept.reshape(-1, self.cells, self.cells).astype(np.float32)
+        for cells in self._cells(rng):
+            grids = cells.reshape(-1, self.cells, self.cells).astype(np.float32)
             tops = rng.integers(0, -(-height // self.cells), len(grids))
             lefts = rng.integers(0, -(-width // self.cells), len(grids))
             rows, columns = self._weights(height, tops), self._weights(width, lefts)
             yield np.einsum("nys,nst,nxt->nyx", rows, grids, columns).clip(0, 1)
 
     def _cells(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Which cells are kept, (n, cells²); balanced at keep = ½, as positions in `BalancedMasks`."""
+        """Yield the kept cells, (n, cells²); balanced at keep = ½, as positions in `BalancedMasks`."""
         if self.keep == 0.5:
             yield from _balanced(self.cells**2, rng)
         while True:
             yield rng.random((32, self.cells**2)) < self.keep
 
     def _weights(self, side: int, starts: np.ndarray) -> np.ndarray:
-        """Bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""
+        """Return bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""
         cell = -(-side // self.cells)
         enlarged = (self.cells + 1) * cell
         places = (starts[:, None] + np.arange(side) + 0.5) * self.cells / enlarged - 0.5
         places = places.clip(0, self.cells - 1)
-        return np.maximum(0, 1 - np.abs(places[..., None] - np.arange(self.cells))).astype(np.float32)
+        weights: np.ndarray = np.maximum(0, 1 - np.abs(places[..., None] - np.arange(self.cells)))
+        return weights.astype(np.float32)

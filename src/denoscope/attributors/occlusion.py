@@ -1,18 +1,25 @@
-"""Where, by covering: Captum's Occlusion of a score."""
+"""Captum's Occlusion of a score: what covering a place does to it."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..errors import InputError
 from ..recording.traces import Step
 from ..targets import Target
 from ..vision.frames import Frame
-from .base import Advance
-from .gradients import CHUNK, PictureAttributor, by_position, samples_of, side_by_side, threads_for
+from .base import Advance, StepResult, register
+from .gradients import (
+    CHUNK,
+    Baselines,
+    PictureAttributor,
+    baselines_for,
+    by_position,
+    samples_of,
+    side_by_side,
+    threads_for,
+)
 
 WINDOWS_A_SIDE = 15
 """How many windows fit beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
@@ -22,6 +29,7 @@ EVALUATED = 32
 """Covered samples that Captum makes at once where chunks of them are computed side by side."""
 
 
+@register("occlusion")
 @dataclass(frozen=True)
 class Occlusion(PictureAttributor):
     """How much a score falls when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
@@ -30,14 +38,15 @@ class Occlusion(PictureAttributor):
 
     Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells; None chooses all
     channels, a fifteenth of the side, and half of that as the stride. `saliency` is signed: a position has the mean
-    fall of the windows that cover it, which Captum gives to each of a window's channels. `perturbations_per_eval` None
-    chooses what is fastest.
+    fall of the windows that cover it, which Captum gives to each of a window's channels. `baselines` covers: a number,
+    a tensor that broadcasts to the samples or a function of them. `perturbations_per_eval` None chooses what is
+    fastest. Raises `InputError` for windows, strides and baselines that do not fit.
     """
 
     target: Target
     sliding_window_shapes: tuple[int, ...] | None = None
     strides: tuple[int, ...] | None = None
-    baselines: float = 0.0
+    baselines: Baselines = 0.0
     perturbations_per_eval: int | None = None
 
     title = "Occlusion"
@@ -48,12 +57,12 @@ class Occlusion(PictureAttributor):
 
     def __post_init__(self) -> None:
         for name in ("sliding_window_shapes", "strides"):
-            given = getattr(self, name)
-            if given is not None and (len(given) != 3 or any(not isinstance(n, int) or n < 1 for n in given)):
-                raise InputError(f"{name} is {given!r}. Give channels, height and width, such as (3, 15, 15).")
+            sides = getattr(self, name)
+            if sides is not None and (len(sides) != 3 or any(not isinstance(n, int) or n < 1 for n in sides)):
+                raise InputError(f"{name} is {sides!r}. Give channels, height and width, such as (3, 15, 15).")
 
     def windows(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The window and the strides for samples of a shape (n, channels, h, w)."""
+        """Return the window and the strides for samples of a shape (n, channels, h, w)."""
         sides = [max(1, round(side / WINDOWS_A_SIDE)) for side in shape[2:]]
         window = self.sliding_window_shapes or (shape[1], *sides)
         if any(part > whole for part, whole in zip(window, shape[1:], strict=True)):
@@ -73,16 +82,17 @@ class Occlusion(PictureAttributor):
         return shape[0] * (1 + math.prod(places))
 
     @torch.no_grad()
-    def explain(self, step: Step | Frame, advance: Advance) -> Mapping[str, np.ndarray | float]:
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         from captum import attr
 
         samples, threads = samples_of(step), threads_for(step)
         window, strides = self.windows(samples.shape)
         near = self.target.near(step)
         score, chunk = (near, NEAR) if near else (self.target.at(step), CHUNK.get(samples.device.type, 32))
-        own = max(1, chunk // len(samples))
-        size = len(samples) * (self.perturbations_per_eval or own)
-        together = max(own, (1 if threads == 1 else EVALUATED) // len(samples))
+        windows_a_chunk = max(1, chunk // len(samples))
+        size = len(samples) * (self.perturbations_per_eval or windows_a_chunk)
+        evaluated = 1 if threads == 1 else EVALUATED
+        together = max(windows_a_chunk, evaluated // len(samples))
 
         def counted(covered: torch.Tensor) -> torch.Tensor:
             return torch.cat(list(side_by_side(torch.no_grad()(score), covered, size, threads, advance)))
@@ -91,7 +101,7 @@ class Occlusion(PictureAttributor):
             samples,
             sliding_window_shapes=window,
             strides=strides,
-            baselines=self.baselines,
+            baselines=baselines_for(self.baselines, samples),
             perturbations_per_eval=self.perturbations_per_eval or together,
         )
         return {"saliency": by_position(attributions, step) / window[0]}

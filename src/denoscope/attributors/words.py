@@ -1,4 +1,4 @@
-"""Word maps: where each word of the prompt is attended to from, by the cross-attention of the denoiser.
+"""Word maps: the places that attend to each word of the prompt, by the cross-attention of the denoiser.
 
 Source: Tang et al. 2023, What the DAAM: Interpreting Stable Diffusion Using Cross Attention (ACL). Their maps are
 summed over time; here they are kept for every step.
@@ -7,30 +7,25 @@ summed over time; here they are kept for every step.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
-from torch.nn.functional import interpolate
 
-from ..errors import CaptureError, InputError, ModelError, ReplayError, did_you_mean
-from ..recording.hooks.attention import AttentionCall, attending, attention_layers
+from ..errors import CaptureError, InputError, ReplayError, did_you_mean, shown_value
+from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.calls import denoising
 from ..recording.models import Model
-from ..recording.patterns import matching
-from ..recording.prompts import Word, prompt_of, read
+from ..recording.prompts import Word, chosen_words, refuse_wordless, text_of, tokens_read
 from ..recording.traces import Step, Trace
-from ..vision.frames import Frames
-from .base import Advance, Attributor, Found, options_of, register
-from .relevance import grid_of
+from ..targets import trace_step
+from ..vision.frames import Frame, Frames
+from .attention import HALVES, Half, LayerMean, chosen_layers, grid_of_samples, half_of
+from .base import Advance, Attributor, Needs, StepResult, picture_size, register
 
-Half = Literal["conditional", "unconditional"]
-HALVES = {
-    "conditional": ("prompt", slice(-1, None)),
-    "unconditional": ("negative_prompt", slice(0, 1)),
-}
-"""Which text a half of guidance reads, and which of the batch's copies it is: diffusers' order."""
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of the picture, the far edges excluded."""
 
 
 @register("words")
@@ -55,6 +50,8 @@ class Words(Attributor):
     cross-attention.
     """
 
+    needs: ClassVar[Needs | None] = "words"
+
     phrases: tuple[str, ...] | None = None
     special_tokens: bool = False
     half: Half = "conditional"
@@ -72,53 +69,60 @@ class Words(Attributor):
         if self.half not in HALVES:
             raise InputError(f'There is no half "{self.half}" of guidance. {did_you_mean(str(self.half), HALVES)}')
         for name in ("phrases", "layers", "heads"):
-            given = getattr(self, name)
-            if given is not None and (isinstance(given, str) or not given or len(set(given)) < len(given)):
-                raise InputError(f"{name} is {given!r}. Give a tuple with at least one entry, and each once, or None.")
+            entries = getattr(self, name)
+            if entries is not None and (isinstance(entries, str) or not entries or len(set(entries)) < len(entries)):
+                raise InputError(
+                    f"{name} is {entries!r}. Give a tuple with at least one entry, and each once, or None."
+                )
         if any(head < 0 for head in self.heads or ()):
             raise InputError(f"The heads {tuple(self.heads or ())} cannot be chosen: heads are counted from 0.")
 
-    def explain(self, step: Step, advance: Advance) -> Found:
-        raise InputError("A step does not know the words of its prompt, its trace does. Call Words()(trace).")
-
-    def __call__(
-        self,
-        sequence: Trace | Frames,
-        steps: Sequence[int] | None = None,
-        *,
-        show_progress: bool = False,
-        advance: Advance | None = None,
-    ) -> xr.Dataset:
-        """Word maps by replaying the chosen steps, a call of the denoiser each; see `Attributor` and the class."""
+    def prepared(self, sequence: Trace | Frames) -> Attributor:
         trace = _prompted(sequence)
-        layers, words = chosen_layers(trace.model.denoiser, self.layers), words_of(self, trace, _tokens_of(trace))
-        maps_at = lambda step: replayed(step, self, layers, _positions(words))  # noqa: E731
-        told = _Told(self, words, maps_at, _picture_size(trace))
-        return told(trace, steps, show_progress=show_progress, advance=advance)
+        layers = chosen_layers(trace.model.denoiser, self.layers)
+        words = self.words_of(trace, tokens_read(trace))
+        positions = _positions(words)
+
+        def maps_at(step: Step) -> torch.Tensor:
+            return replayed(step, self, layers, positions)
+
+        return _WordsOfRun(self, words, maps_at, picture_size(trace))
+
+    def words_of(self, trace: Trace, tokens: int) -> tuple[Word, ...]:
+        """Return the words or phrases to map, in the text that this guidance half reads, padded to `tokens`.
+
+        Raises `InputError` where there is none, or one is not in the text.
+        """
+        text = text_of(trace, HALVES[self.half][0], tokens)
+        return chosen_words(text, self.phrases, self.special_tokens)
 
     @contextmanager
-    def recording(self, model: Model) -> Iterator["Heard"]:
-        """Listen while a picture is made; afterwards `heard.maps(trace)` has the word maps, without any replay.
+    def recording(self, model: Model) -> Iterator["RecordedWords"]:
+        """Listen while a picture is made; afterwards `recorded.maps(trace)` has the word maps, without any replay.
 
-        >>> with Words().recording(model) as heard:                        # doctest: +SKIP
+        >>> with Words().recording(model) as recorded:                     # doctest: +SKIP
         ...     trace = model.trace("a red circle", seed=0)
-        >>> maps = heard.maps(trace)                                       # doctest: +SKIP
+        >>> maps = recorded.maps(trace)                                    # doctest: +SKIP
 
-        The picture is the same, bit for bit. One map of every token of the text is kept for each step, none of a layer.
+        The picture is the same, bit for bit. One map of every token of the text is stored for each step, none of a
+        layer.
         """
-        _refuse_wordless(model)
-        layers, heard = chosen_layers(model.denoiser, self.layers), Heard(self)
-        wanted = lambda layer, cross: cross and layer in layers  # noqa: E731
+        refuse_wordless(model)
+        layers, recorded = chosen_layers(model.denoiser, self.layers), RecordedWords(self)
+
+        def wanted(layer: str, cross: bool) -> bool:
+            return cross and layer in layers
+
         with (
-            denoising(model.denoiser, model.pipeline.scheduler, heard.begin, heard.finish),
-            attending(model.denoiser, heard.hear, wanted=wanted),
+            denoising(model.denoiser, model.pipeline.scheduler, recorded.begin, recorded.finish),
+            attending(model.denoiser, recorded.hear, wanted=wanted),
         ):
-            yield heard
+            yield recorded
 
 
 @dataclass(frozen=True, eq=False)
-class _Told(Attributor):
-    """Word maps of a trace whose words are known; `maps_at` gives the maps of all their tokens, (tokens, h, w)."""
+class _WordsOfRun(Attributor):
+    """Word maps of a run whose words are read; `maps_at` returns the maps of all their tokens, (tokens, h, w)."""
 
     asked: Words
     words: Sequence[Word]
@@ -129,11 +133,12 @@ class _Told(Attributor):
     reading = Words.reading
 
     def options(self) -> dict[str, Any]:
-        return {**options_of(self.asked), "picture_size": self.picture_size}
+        return {**self.asked.options(), "picture_size": self.picture_size}
 
-    def explain(self, step: Step, advance: Advance) -> Found:
-        maps, positions = self.maps_at(step).cpu().numpy(), _positions(self.words)
-        merged = [maps[[positions.index(i) for i in word.positions]].mean(axis=0) for word in self.words]
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        maps, positions = self.maps_at(trace_step(step)).cpu().numpy(), _positions(self.words)
+        places = [[positions.index(position) for position in word.positions] for word in self.words]
+        merged = [maps[tokens].mean(axis=0) for tokens in places]
         advance(1)
         coords = {
             "token": [word.label for word in self.words],
@@ -144,224 +149,211 @@ class _Told(Attributor):
 
 
 @dataclass(eq=False)
-class Heard:
-    """What a recording of word maps heard: each step's maps of every token, (pictures, tokens, h, w)."""
+class RecordedWords:
+    """The word maps of a recording: each step's maps of every token, (pictures, tokens, h, w)."""
 
     asked: Words
-    kept: list[torch.Tensor] = field(default_factory=list)
+    maps_by_step: list[torch.Tensor] = field(default_factory=list)
     last_sample: torch.Tensor | None = None
     _now: "LayerMean | None" = None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what was kept."""
-        return sum(maps.nbytes for maps in self.kept)
+        """Bytes of the maps."""
+        return sum(maps.nbytes for maps in self.maps_by_step)
 
     def begin(self, sample: torch.Tensor) -> None:
-        """The denoiser is about to be called."""
+        """Begin a step: the denoiser is about to be called."""
         if self._now is not None:
             raise CaptureError(
                 "The denoiser was called again before a step of the pipeline's scheduler was heard: it is called once "
                 "for each half of guidance, or the scheduler was swapped meanwhile. Record the trace without listening "
                 "and replay it: Words()(trace)."
             )
-        self._now = LayerMean(_grid_of(sample), self.asked.heads)
+        self._now = LayerMean(grid_of_samples(sample), self.asked.heads)
 
     def hear(self, call: AttentionCall) -> None:
-        """A cross-attention layer has attended."""
-        assert self._now is not None
-        self._now.hear(call.layer, call.probabilities)
+        """Add the attention of a cross-attention layer."""
+        self._current().hear(call.layer, call.probabilities)
 
     def finish(self, sample: torch.Tensor) -> None:
-        """The scheduler has made its step: keep the half that was asked for."""
-        assert self._now is not None
-        maps, self._now, self.last_sample = self._now.mean(), None, sample
+        """Finish a step: the scheduler has made it. Only the wanted half is stored."""
+        maps, self._now, self.last_sample = self._current().mean(), None, sample
         copies = len(maps) // len(sample)
-        self.kept.append(_half(self.asked.half, maps.unflatten(0, (copies, len(sample))))[0].cpu())
+        self.maps_by_step.append(half_of(self.asked.half, maps.reshape(copies, len(sample), *maps.shape[1:]))[0].cpu())
+
+    def _current(self) -> "LayerMean":
+        if self._now is None:
+            raise CaptureError(
+                "A step of the pipeline's scheduler, or an attention, came without a call of the denoiser before it. "
+                "Record the trace without listening and replay it: Words()(trace)."
+            )
+        return self._now
 
     def maps(self, trace: Trace, steps: Sequence[int] | None = None) -> xr.Dataset:
-        """The word maps of the trace that was recorded, or of one picture of it, `trace.picture(0)`.
+        """Return the word maps of the trace that was recorded, or of one picture of it, `trace.picture(0)`.
 
-        Raises `InputError` for another trace, and what `Words` raises.
+        Raises `InputError` for another trace, and the errors of `Words`.
         """
         picture = int(_prompted(trace).call.get("picture", 0))
         self._check(trace, picture)
-        words = words_of(self.asked, trace, self.kept[0].shape[1])
-        maps_at = lambda step: self.kept[step.index][picture, _positions(words)]  # noqa: E731
-        return _Told(self.asked, words, maps_at, _picture_size(trace))(trace, steps)
+        words = self.asked.words_of(trace, self.maps_by_step[0].shape[1])
+        positions = _positions(words)
+
+        def maps_at(step: Step) -> torch.Tensor:
+            return self.maps_by_step[step.index][picture, positions]
+
+        return _WordsOfRun(self.asked, words, maps_at, picture_size(trace))(trace, steps)
 
     def _check(self, trace: Trace, picture: int) -> None:
-        ours = None if self.last_sample is None else self.last_sample[picture : picture + trace.pictures]
-        if ours is None or len(self.kept) != len(trace) or not ours.equal(trace[-1].sample):
+        """Raise `InputError` for another trace than the recorded one."""
+        last = None if self.last_sample is None else self.last_sample[picture : picture + trace.pictures]
+        steps = len(self.maps_by_step)
+        if last is None or steps != len(trace) or not last.equal(trace[-1].sample):
             raise InputError(
-                f"This trace of {len(trace)} steps is not what was listened to: that had {len(self.kept)} steps, or "
+                f"This trace of {len(trace)} steps is not what was listened to: that had {steps} steps, or "
                 "ended with another sample. Record one trace in each recording, and ask for the maps of that one."
             )
 
 
-@dataclass(eq=False)
-class LayerMean:
-    """The mean over layers and heads of attention maps, taken layer by layer: nothing of a layer stays.
-
-    `grid` is the sample's (h, w); `rows` of the batch and `positions` of the text are what is kept of each layer.
-    """
-
-    grid: tuple[int, int]
-    heads: Sequence[int] | None = None
-    rows: slice | None = None
-    positions: Sequence[int] | None = None
-    count: int = 0
-    total: torch.Tensor | None = None
-
-    def hear(self, layer: str, probabilities: torch.Tensor) -> None:
-        """Add a layer's attention, (rows, heads, queries, tokens)."""
-        chosen = self._chosen(layer, probabilities.detach()[self.rows or slice(None)])
-        added = enlarged(chosen, self.grid)
-        self.total = added if self.total is None else self.total + added
-        self.count += chosen.shape[1]
-
-    def _chosen(self, layer: str, probabilities: torch.Tensor) -> torch.Tensor:
-        number = probabilities.shape[1]
-        if self.heads is not None and max(self.heads) >= number:
-            raise InputError(
-                f"The layer {layer} has no head {max(self.heads)}: its heads are 0 to {number - 1}. "
-                "Choose heads that all chosen layers have, or fewer layers."
-            )
-        if self.heads is not None:
-            probabilities = probabilities[:, list(self.heads)]
-        return probabilities if self.positions is None else probabilities[..., list(self.positions)]
-
-    def mean(self) -> torch.Tensor:
-        """(rows, tokens, h, w). Raises `ModelError` when no layer attended to a text."""
-        if self.total is None:
-            raise ModelError(
-                "This model's denoiser has no cross-attention that attends from the picture to a text in the layers "
-                "asked for, so there are no word maps. Layers of self-attention have none, nor do models that read "
-                "text and picture as one sequence (Stable Diffusion 3, Flux). Use a model such as Stable Diffusion and "
-                "its layers attn2, or another method, such as df-rise."
-            )
-        return self.total / self.count
-
-
-def enlarged(probabilities: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Attention (rows, heads, queries, tokens) as maps (rows, tokens, h, w) on a grid, summed over heads."""
-    rows, columns = grid_of(probabilities.shape[2], *grid)
-    total = probabilities.new_zeros((len(probabilities), probabilities.shape[3], *grid), dtype=torch.float32)
-    for head in probabilities.unbind(dim=1):
-        maps = head.mT.unflatten(-1, (rows, columns)).float()
-        total += interpolate(maps, size=grid, mode="bicubic").clamp(min=0)
-    return total
-
-
 @torch.no_grad()
 def replayed(step: Step, asked: Words, layers: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
-    """The maps of some positions of the text, (tokens, h, w), by replaying a step of one picture."""
+    """Return the maps of some positions of the text, (tokens, h, w), by replaying a step of one picture."""
     if isinstance(step.replay, ReplayError):
         raise step.replay
-    (row,) = _half(asked.half, torch.arange(step.replay.copies)).tolist()
-    found = LayerMean(_grid_of(step.sample), asked.heads, slice(row, row + 1), positions)
+    (row,) = half_of(asked.half, torch.arange(step.replay.copies)).tolist()
+    mean = LayerMean(grid_of_samples(step.sample), asked.heads, slice(row, row + 1), positions)
 
-    hear = lambda call: found.hear(call.layer, call.probabilities)  # noqa: E731
+    def hear(call: AttentionCall) -> None:
+        mean.hear(call.layer, call.probabilities)
+
     with attending(step.replay.denoiser, hear, wanted=lambda layer, cross: cross and layer in layers):
         step.repeat()
-        maps = found.mean()
+        maps = mean.mean()
     return maps[0]
 
 
-def _half(half: Half, copies: torch.Tensor) -> torch.Tensor:
-    """One of the copies of the batch, first dim still there; without guidance there is the conditional one only."""
-    if half == "unconditional" and len(copies) == 1:
-        raise InputError(
-            "The unconditional half was asked for, and this picture was made without guidance: there is only the "
-            'conditional one. Use half="conditional", or make the picture with a guidance_scale above 1.'
-        )
-    return copies[HALVES[half][1]]
-
-
-def _grid_of(sample: torch.Tensor) -> tuple[int, int]:
-    if sample.ndim != 4:
-        raise ModelError(
-            f"The samples of this model have shape {tuple(sample.shape)} and not (pictures, channels, h, w), so that "
-            "what attends to a word has no known place. Word maps need a model whose samples are not packed."
-        )
-    return sample.shape[-2], sample.shape[-1]
-
-
-def chosen_layers(denoiser: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
-    """The layers that attend and that patterns name, all of them for None.
-
-    Raises `ModelError` where there are none at all, `InputError` for a pattern that names none, with near misses.
-    """
-    layers, owner = tuple(attention_layers(denoiser)), f"the attention of this {type(denoiser).__name__}"
-    if not layers:
-        raise ModelError(
-            f"This {type(denoiser).__name__} has no attention layers, so there are no word maps. Use a text-to-image "
-            "model with cross-attention, such as Stable Diffusion, or another method, such as df-rise."
-        )
-    return layers if patterns is None else matching(layers, patterns, owner)
-
-
-def words_of(asked: Words, trace: Trace, tokens: int) -> tuple[Word, ...]:
-    """What has a map: the words or phrases asked for, in the text of so many tokens that the half of guidance reads.
-
-    Raises `InputError` where there is none, or one is not in the text.
-    """
-    name, text = HALVES[asked.half][0], prompt_of(trace.call, HALVES[asked.half][0])
-    if text is None and name == "prompt":
-        raise InputError(
-            "This picture was made without a prompt as text (prompt_embeds?), so its words are not known. "
-            "Make it with a prompt to have maps of its words."
-        )
-    prompt = read(trace.model.pipeline.tokenizer, text or "", tokens)
-    phrases = [word.label for word in prompt.words if _is_word(word)] if asked.phrases is None else asked.phrases
-    found = [Word(phrase, phrase, prompt.positions(phrase)) for phrase in phrases]
-    specials = [Word(label, label, positions) for label, positions in prompt.special.items() if asked.special_tokens]
-    if not found and not specials:
-        raise InputError(
-            f'The text "{prompt.text}" has no words that the model reads. Give special_tokens=True for the tokens at '
-            "its start and end."
-        )
-    return (*found, *specials)
-
-
-def _is_word(word: Word) -> bool:
-    """Whether it is more than a sign such as a comma."""
-    return any(letter.isalnum() for letter in word.text)
-
-
 def _prompted(sequence: Trace | Frames) -> Trace:
+    """Return a trace that was made from a prompt; raises `InputError` or `ModelError` for anything else."""
     if not isinstance(sequence, Trace):
         raise InputError(
             "Word maps are of a picture made from a prompt, and frames were given. Give a trace: model.trace(prompt)."
         )
-    _refuse_wordless(sequence.model)
+    refuse_wordless(sequence.model)
     return sequence
 
 
-def _tokens_of(trace: Trace) -> int:
-    """How many tokens the denoiser reads the text in."""
-    replay = trace[0].replay
-    if isinstance(replay, ReplayError):
-        raise replay
-    return trace.model.pipeline.tokenizer.model_max_length if replay.context is None else replay.context.shape[1]
-
-
-def _refuse_wordless(model: Model) -> None:
-    if not model.takes_text:
-        raise ModelError(
-            f"{type(model.pipeline).__name__} takes no prompt, so there are no words to show. Load a text-to-image "
-            "model, or use another method, such as df-rise."
-        )
-
-
 def _positions(words: Sequence[Word]) -> list[int]:
+    """Return the positions of all tokens of these words, each once."""
     return sorted({position for word in words for position in word.positions})
 
 
-def _picture_size(trace: Trace) -> tuple[int, int]:
-    """Height and width of what the pipeline returned: pictures, or samples where it was asked for these."""
-    image = trace.image
-    if isinstance(image, torch.Tensor):
-        return image.shape[-2], image.shape[-1]
-    width, height = image.size if hasattr(image, "convert") else np.shape(image)[1::-1]
-    return int(height), int(width)
+# From a region of the picture to the words that attend there.
+
+
+def words_at(
+    maps: xr.Dataset,
+    box: Box | None = None,
+    mask: np.ndarray | None = None,
+    steps: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """Return the words that attend to a region of the picture, the most enriched first.
+
+    >>> words_at(maps, box=(0, 20, 30, 50), steps=[6, 15]).token.values[0]   # doctest: +SKIP
+    'circle'
+
+    `maps` are those of `Words`. `box` is (x0, y0, x1, y1) in pixels of the picture, x to the right, y downwards, the
+    far edges excluded; `mask` is boolean, of the picture's size or of the maps'. Give one of them. The steps, all by
+    default, count alike.
+
+    Over `token`: `share` is how much of the word's attention lies inside, 0 to 1; `enrichment`, by which words are
+    ranked, is that share divided by the region's share of the picture, so that 1 is what a word spread evenly has;
+    `mean` is the raw mean inside, which says how much the region attends to the word compared with other words.
+
+    Raises `InputError` for a box outside the picture, an empty mask or one of another size, and steps not explained.
+    """
+    saliency = _of_steps(maps, steps)
+    weights = xr.DataArray(_weights(maps, box, mask), dims=("y", "x"))
+    area = float(weights.mean())
+    inside, total = (saliency * weights).sum(("y", "x")), saliency.sum(("y", "x"))
+    share = inside / total.where(total > 0)
+    words = xr.Dataset({"enrichment": share / area, "share": share, "mean": inside / float(weights.sum())})
+    order = np.argsort(-words["enrichment"].fillna(-np.inf).values, kind="stable")
+    return words.isel(token=order).assign_attrs(area=area, steps=[int(step) for step in saliency.attrs["steps"]])
+
+
+def _of_steps(maps: xr.Dataset, steps: Sequence[int] | None) -> xr.DataArray:
+    """Return the mean map of the chosen steps, (token, y, x)."""
+    if "token" not in maps.get("saliency", xr.DataArray()).dims:
+        raise InputError(
+            "Only maps of words can say which words attend to a region: these have no dimension token. Give what Words "
+            "returns: Words()(trace)."
+        )
+    explained = maps["step"].values.tolist()
+    chosen = explained if steps is None else list(steps)
+    missing = [step for step in chosen if step not in explained]
+    if missing:
+        raise InputError(
+            f"The steps {chosen} cannot be looked at: step {missing[0]} has no word maps. These maps have the steps "
+            f"{', '.join(map(str, explained))}; choose among them, or explain more."
+        )
+    if not chosen:
+        raise InputError("No step was given. Name at least one, or leave steps out for all that have maps.")
+    return maps["saliency"].sel(step=chosen).mean("step").assign_attrs(steps=chosen)
+
+
+def _weights(maps: xr.Dataset, box: Box | None, mask: np.ndarray | None) -> np.ndarray:
+    """Return how much of each cell of the maps lies in the region, (y, x) in [0, 1]."""
+    grid = maps.sizes["y"], maps.sizes["x"]
+    height, width = map(int, maps.attrs.get("picture_size", grid))
+    if (box is None) == (mask is None):
+        raise InputError("A region is either a box or a mask. Give one of them.")
+    if box is not None:
+        x0, y0, x1, y1 = _inside(box, width, height)
+        return np.outer(_covered(grid[0], height, y0, y1), _covered(grid[1], width, x0, x1))
+    return _shared(np.asarray(mask), grid, (height, width))
+
+
+def _inside(box: Box, width: int, height: int) -> Box:
+    """Return the edges of a box as numbers; raises `InputError` for a box that is none or lies outside."""
+    try:
+        x0, y0, x1, y1 = (float(edge) for edge in box)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"The box {shown_value(box)} is not one. Give four numbers: x0, y0, x1, y1, in pixels."
+        ) from None
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise InputError(
+            f"The box {shown_value(box)} is empty or outside the picture of {width} × {height} pixels. Give "
+            f"(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ {width} and 0 ≤ y0 < y1 ≤ {height}; y counts downwards."
+        )
+    return x0, y0, x1, y1
+
+
+def _covered(cells: int, pixels: int, start: float, end: float) -> np.ndarray:
+    """Return the share of each of the cells along one axis that lies between two places in pixels."""
+    edges = np.linspace(0, pixels, cells + 1)
+    overlap = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+    shares: np.ndarray = np.clip(overlap, 0, None) * cells / pixels
+    return shares
+
+
+def _shared(mask: np.ndarray, grid: tuple[int, int], picture: tuple[int, int]) -> np.ndarray:
+    """Return a boolean mask as the share of each cell that it covers."""
+    if mask.shape not in (grid, picture) or mask.dtype != bool:
+        raise InputError(
+            f"The mask has shape {mask.shape} and type {mask.dtype}. It must be boolean, of the picture's height and "
+            f"width {picture} or of the maps' {grid}."
+        )
+    if not mask.any():
+        raise InputError("The mask is empty, so there is nothing to attend to. Give one that is True somewhere.")
+    if mask.shape == grid:
+        return mask.astype(float)
+    rows, columns = _pixel_shares(grid[0], picture[0]), _pixel_shares(grid[1], picture[1])
+    shares: np.ndarray = rows @ mask @ columns.T
+    return shares
+
+
+def _pixel_shares(cells: int, pixels: int) -> np.ndarray:
+    """Return the share of each cell along one axis that each pixel covers, (cells, pixels)."""
+    return np.stack([_covered(cells, pixels, i, i + 1) for i in range(pixels)], axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..attributors.base import Attributor, list_methods
+from ..attributors.base import Attributor, explains_every_step, list_methods
 from ..attributors.relevance import totals
 from ..criteria import ALIKE
 from ..errors import DenoscopeError, InputError, did_you_mean
@@ -46,7 +46,7 @@ AXES = {
 """The fields of a request that may vary, and what their several values are called on the command line."""
 SCHEDULES = ("uniform", "early", "late")
 """What is compared when nothing else is asked for."""
-EVERY_STEP = ("relevance", "relevance-reference")
+EVERY_STEP = tuple(name for name in list_methods() if explains_every_step(name))
 """Methods that say something along the whole run: they explain every step unless steps are named."""
 COMPARED = ("prompt", "model", "seed", "schedule", "shift", "scheduler", "swapped_from", "lora", "guidance_scale")
 """What the record of a comparison says of each variant, besides its grid."""

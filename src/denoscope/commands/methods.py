@@ -2,45 +2,30 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import xarray as xr
-
-from ..attributors.base import Advance, Attributor, Found, list_methods, method
-from ..attributors.gradients import GradientShap, IntegratedGradients
-from ..attributors.occlusion import Occlusion
+from ..attributors.base import Advance, Attributor, StepResult, list_methods, method, needs_of
 from ..errors import InputError
 from ..evaluation.baselines import BASELINES, Baseline, random_map
-from ..recording.traces import Trace
+from ..recording.traces import Step, Trace
 from ..targets import ClassScore
-from ..vision.frames import Frames
+from ..vision.frames import Frame, Frames
 from .job import fitting
-from .pictures import Needs, TrialSettings, shared_classifier
+from .pictures import TrialSettings, shared_classifier
 from .subjects import TrialSubject
 
-CLASS_METHODS: dict[str, Callable[[ClassScore], Attributor]] = {
-    "integrated-gradients": functools.partial(IntegratedGradients, n_steps=20),
-    "gradient-shap": functools.partial(GradientShap, n_samples=50),
-    "occlusion": Occlusion,
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "integrated-gradients": {"n_steps": 20},
+    "gradient-shap": {"n_samples": 50},
 }
-"""Methods that explain a class, through the denoiser."""
-
-WORD_METHODS = ("words", "relevance", "relevance-reference")
-"""Methods with a map for every word; the map that is checked is the mean over a phrase."""
+"""Options of a method in an evaluation, where they are not the method's own defaults."""
 
 
 def evaluated_methods() -> tuple[str, ...]:
     """Return the names of the methods that can be evaluated, without the baselines."""
-    return (*list_methods(), *CLASS_METHODS)
-
-
-def needs_of(name: str) -> Needs:
-    """Return what a method must know of a picture."""
-    if name in CLASS_METHODS:
-        return "label"
-    return "words" if name in WORD_METHODS else None
+    return (*list_methods(), *list_methods(needs="label"))
 
 
 def attributor_for(name: str, settings: TrialSettings, subject: TrialSubject) -> Attributor:
@@ -49,18 +34,18 @@ def attributor_for(name: str, settings: TrialSettings, subject: TrialSubject) ->
         return Baseline(functools.partial(random_map, seed=zlib.crc32(subject.name.encode())))
     if name in BASELINES:
         return Baseline(BASELINES[name])
-    if name in CLASS_METHODS:
+    if needs_of(name) == "label":
         return _class_attributor(name, subject)
     options = {"num_masks": settings.num_masks, "num_samples": settings.num_masks}
     attributor = method(name, **fitting(name, options))
-    return PhraseMean(attributor, subject.phrase) if name in WORD_METHODS else attributor
+    return PhraseMean.of(attributor, subject.phrase) if needs_of(name) == "words" else attributor
 
 
 def _class_attributor(name: str, subject: TrialSubject) -> Attributor:
     if subject.label is None:
         raise InputError(f"{name} explains a class, and the class of this picture is not known. Leave {name} out.")
     target = ClassScore(shared_classifier(subject.labels), subject.label)
-    return CLASS_METHODS[name](target)
+    return method(name, target=target, **OPTIONS.get(name, {}))
 
 
 @dataclass(frozen=True)
@@ -69,31 +54,27 @@ class PhraseMean(Attributor):
 
     inner: Attributor
     phrase: tuple[str, ...] | None
+    title: str
+    reading: str
+    signed: bool
 
-    @property
-    def title(self) -> str:  # type: ignore[override]
-        """The title of the inner method."""
-        return self.inner.title
+    @classmethod
+    def of(cls, inner: Attributor, phrase: tuple[str, ...] | None) -> "PhraseMean":
+        """Return a method reduced to a phrase, described as the method is."""
+        return cls(inner, phrase, inner.title, inner.reading, inner.signed)
 
-    def explain(self, step: Any, advance: Advance) -> Found:
-        raise InputError("A step does not know the words of its prompt. Call this with the trace.")
+    def options(self) -> dict[str, Any]:
+        return self.inner.options()
 
-    def __call__(
-        self,
-        sequence: Trace | Frames,
-        steps: Sequence[int] | None = None,
-        *,
-        show_progress: bool = False,
-        advance: Advance | None = None,
-    ) -> xr.Dataset:
-        """Explain steps by the mean map of the phrase's words; raises `InputError` for a word that is cut off."""
-        result = self.inner(sequence, steps, show_progress=show_progress, advance=advance)
-        words = result.saliency.token.values.tolist()
-        saliency = result.saliency
+    def prepared(self, sequence: Trace | Frames) -> Attributor:
+        return replace(self, inner=self.inner.prepared(sequence))
+
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        saliency: Any = self.inner.explain(step, advance)["saliency"]  # an xarray.DataArray with the dim token
         if self.phrase is not None:
-            _refuse_cut_off(self.phrase, words)
+            _refuse_cut_off(self.phrase, saliency["token"].values.tolist())
             saliency = saliency.sel(token=list(self.phrase))
-        return xr.Dataset({"saliency": saliency.mean("token")}, attrs=result.attrs)
+        return {"saliency": saliency.mean("token")}
 
 
 def _refuse_cut_off(phrase: Sequence[str], words: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 Each is a function from a step to a map (h, w) on the sample's grid; `Baseline` makes it a method like any other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -13,9 +13,10 @@ import torch
 import xarray as xr
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..attributors.base import Advance, Attributor
+from ..attributors.base import Advance, Attributor, StepResult
 from ..recording.traces import Step, Trace
-from ..targets import Score
+from ..targets import Score, trace_step
+from ..vision.frames import Frame
 from .localisation import centre_prior
 from .stages import edge_map
 
@@ -49,8 +50,8 @@ class Baseline(Attributor):
         names = [name for name, function in BASELINES.items() if function is self.map_of]
         return f"Baseline: {names[0] if names else getattr(self.map_of, '__name__', 'its own')}"
 
-    def explain(self, step: Step, advance: Advance) -> Mapping[str, np.ndarray]:
-        saliency = self.map_of(step)
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        saliency = self.map_of(trace_step(step))
         advance(1)
         return {"saliency": saliency}
 

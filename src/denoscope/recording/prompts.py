@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..errors import InputError, did_you_mean
+from ..errors import InputError, ModelError, ReplayError, did_you_mean
+from .traces import Trace
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 """A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
@@ -161,3 +162,62 @@ def _places(asked: Sequence[str], words: Sequence[str]) -> list[int]:
 
 def _folded(words: Sequence[str]) -> list[str]:
     return [word.casefold() for word in words]
+
+
+# The text of a recorded run, and the words in it that have a map.
+
+
+def text_of(trace: Trace, name: str, tokens: int) -> Prompt:
+    """Return the text of a run, "prompt" or "negative_prompt", as the model reads it in so many tokens.
+
+    Raises `InputError` where the picture was made without a prompt as text.
+    """
+    text = prompt_of(trace.call, name)
+    if text is None and name == "prompt":
+        raise InputError(
+            "This picture was made without a prompt as text (prompt_embeds?), so its words are not known. "
+            "Make it with a prompt to have maps of its words."
+        )
+    return read(trace.model.pipeline.tokenizer, text or "", tokens)
+
+
+def chosen_words(prompt: Prompt, phrases: Sequence[str] | None, special_tokens: bool) -> tuple[Word, ...]:
+    """Return phrases of a prompt, all of its words for None, and behind them its special tokens if wanted.
+
+    Raises `InputError` where there is none, or a phrase is not in the prompt.
+    """
+    if phrases is None:
+        phrases = [word.label for word in prompt.words if is_word(word)]
+    words = [Word(phrase, phrase, prompt.positions(phrase)) for phrase in phrases]
+    if special_tokens:
+        words += [Word(label, label, positions) for label, positions in prompt.special.items()]
+    if not words:
+        raise InputError(
+            f'The text "{prompt.text}" has no words that the model reads. Give special_tokens=True for the tokens at '
+            "its start and end."
+        )
+    return tuple(words)
+
+
+def is_word(word: Word) -> bool:
+    """Return True if a word is more than a sign such as a comma."""
+    return any(letter.isalnum() for letter in word.text)
+
+
+def tokens_read(trace: Trace) -> int:
+    """Return how many tokens the denoiser reads the text in; raises `ReplayError` where it cannot be replayed."""
+    replay = trace[0].replay
+    if isinstance(replay, ReplayError):
+        raise replay
+    if replay.context is None:
+        return int(trace.model.pipeline.tokenizer.model_max_length)
+    return replay.context.shape[1]
+
+
+def refuse_wordless(model: Any) -> None:
+    """Raise `ModelError` for a model that takes no prompt."""
+    if not model.takes_text:
+        raise ModelError(
+            f"{type(model.pipeline).__name__} takes no prompt, so there are no words to show. Load a text-to-image "
+            "model, or use another method, such as df-rise."
+        )

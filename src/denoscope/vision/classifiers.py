@@ -5,6 +5,7 @@ own preprocessing. A classifier answers with logits (n, classes), differentiable
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -263,19 +264,46 @@ def _weights(module: torch.nn.Module) -> Iterator[torch.Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
+_REST = threading.Lock()
+_RESTING: dict[int, int] = {}
+"""How many `at_rest` are open around each part or weight, by its id: the last one to end puts it back."""
+
+
 @contextmanager
 def at_rest(module: torch.nn.Module) -> Iterator[None]:
-    """While open, a module is in evaluation mode and its parameters ask for no gradient; then all is as it was."""
-    training = [part for part in module.modules() if part.training]
-    learning = [weights for weights in module.parameters() if weights.requires_grad]
+    """Keep a module in evaluation mode, its parameters without gradients, while open; then put all back as it was.
+
+    It may be open several times around one module, in several threads too: the module rests until the last one ends.
+    """
+    parts: list[torch.nn.Module] = []
+    weights: list[torch.nn.Parameter] = []
     try:
-        for part in training:
-            part.training = False
-        for weights in learning:
-            weights.requires_grad_(False)
+        with _REST:
+            for part in module.modules():
+                if part.training or id(part) in _RESTING:
+                    _RESTING[id(part)] = _RESTING.get(id(part), 0) + 1
+                    parts.append(part)
+                    part.training = False
+            for parameter in module.parameters():
+                if parameter.requires_grad or id(parameter) in _RESTING:
+                    _RESTING[id(parameter)] = _RESTING.get(id(parameter), 0) + 1
+                    weights.append(parameter)
+                    parameter.requires_grad_(False)
         yield
     finally:
-        for weights in learning:
-            weights.requires_grad_(True)
-        for part in training:
-            part.training = True
+        with _REST:
+            for parameter in weights:
+                if _is_last(parameter):
+                    parameter.requires_grad_(True)
+            for part in parts:
+                if _is_last(part):
+                    part.training = True
+
+
+def _is_last(resting: torch.nn.Module | torch.nn.Parameter) -> bool:
+    """Count one `at_rest` less around a part or weight; return True if no other is open."""
+    _RESTING[id(resting)] -= 1
+    if _RESTING[id(resting)]:
+        return False
+    del _RESTING[id(resting)]
+    return True

@@ -16,21 +16,27 @@ from .calls import output_of
 # Inside the network: what a layer gives, and what attends to what.
 
 
-Heard = Callable[[str, torch.Tensor], None]
+Heard = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 
 @contextmanager
 def activations(root: torch.nn.Module, layers: Sequence[str], on_output: Heard) -> Iterator[None]:
     """Call `on_output(path, output)` for each output of these modules, in the order in which they run.
 
-    Outputs keep their graph. Layers are dotted paths below `root`; of a tuple the first tensor is the output. Raises
-    `CaptureError` when one of the layers gave nothing by the end.
+    Outputs keep their graph. A tensor that `on_output` returns is handed on in the output's place. Layers are dotted
+    paths below `root`; of a tuple the first tensor is the output. Raises `CaptureError` when one of the layers gave
+    nothing by the end.
     """
     silent = set(layers)
 
-    def heard(path: str, module: torch.nn.Module, args: tuple, output: Any) -> None:
+    def heard(path: str, module: torch.nn.Module, args: tuple, output: Any) -> Any:
         silent.discard(path)
-        on_output(path, output_of(output))
+        instead = on_output(path, output_of(output))
+        if instead is not None and isinstance(output, torch.Tensor):
+            return instead
+        if instead is not None and isinstance(output, tuple):
+            return (instead, *output[1:])
+        return output
 
     with ExitStack() as undo:
         for path in layers:
