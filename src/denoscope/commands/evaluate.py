@@ -115,7 +115,7 @@ class Evaluation:
         _refuse_unknown("check", self.checks or (), tuple(CHECKS))
 
     def _refuse_unsuitable_names(self) -> None:
-        from .methods import needs_of
+        from ..attributors.base import needs_of
 
         skipped = self.skipped_checks
         for check in self.checks or ():
@@ -147,7 +147,8 @@ class Evaluation:
     @property
     def methods_used(self) -> tuple[str, ...]:
         """The methods, without the baselines, which are always measured."""
-        from .methods import evaluated_methods, needs_of
+        from ..attributors.base import needs_of
+        from .methods import evaluated_methods
 
         if self.methods is not None:
             return self.methods

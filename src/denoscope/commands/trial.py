@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..attributors.base import needs_of
 from ..errors import DenoscopeError, InputError, one_line
 from ..evaluation.baselines import BASELINES
 from ..results.resumable import ResumableFolder
 from .checks.registry import CHECKS
-from .methods import attributor_for, needs_of
+from .methods import attributor_for
 from .pictures import MethodMaps, RecordedPicture, TrialSettings, shared_encoder, shared_model
 from .subjects import NotAsPrompted, TrialSubject
 

@@ -67,7 +67,7 @@ class Measure:
         short: bool = False,
     ) -> "Measure":
         """Return a measure with the range and direction of a metric of `evaluation`, and its name unless given."""
-        low, high = METRICS[metric].range
+        low, high = METRICS[metric].low, METRICS[metric].high
         return cls(name or metric, title, low, high, METRICS[metric].higher_is_better, chance, text, short)
 
 
