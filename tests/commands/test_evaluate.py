@@ -383,7 +383,7 @@ def test_the_command_writes_table_page_and_arrays(monkeypatch, capsys, tmp_path)
     assert status_of(monkeypatch, ["evaluate", "--scenes", "2", *FLAGS, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert "df-cam" in printed.out and "report.html" in printed.out
-    saved = xr.open_zarr(tmp_path / "out" / "evaluation.zarr", consolidated=False)
+    saved = xr.open_zarr(tmp_path / "out" / "evaluation.zarr")
     assert saved.score.dims == ("measure", "scene", "attributor", "step") and saved.saliency.shape[0] == 2
     table = json.loads((tmp_path / "out" / "leaderboard.json").read_text())
     assert table["sanity"]["centre prior"] == "FAILS"

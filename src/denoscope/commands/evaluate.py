@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .evaluation_result import EvaluationResult
     from .job import Watch
     from .pictures import TrialSettings
-    from .trial import Trial
+    from .trial import Trial, TrialInFolder
 
 PLACES = (0.2, 0.5, 0.8)
 """Places in a run of the steps that are explained unless others are named: early, middle and late."""
@@ -264,51 +264,57 @@ class Evaluation:
         them if they are enough, with `interrupted` True.
         """
         from .evaluation_result import EvaluationResult
-        from .pictures import release_networks
         from .scores import gather, summarise
         from .trial import TrialInFolder, check_settings
-        from .workers import default_workers, in_order
 
         subjects, settings = self.read_subjects(), self.trial_settings()
         check_settings(settings, subjects[0])
         self._warn_of_skipped(subjects)
-        if workers is None:
-            workers = default_workers(self.device)
-        if workers > 1:
-            release_networks()
-        count = min(self.count or len(subjects), len(subjects))
-        advance = watch("Pictures", count) if watch else None
         with _place(folder) as place:
             work = TrialInFolder(settings, ResumableFolder.opened(place, self.settings(), overwrite))
-            trials: list[Trial] = []
-            interrupted = False
-            try:
-                with closing(in_order(work, subjects, _is_measured, count, workers)) as results:
-                    for trial in results:
-                        trials.append(trial)
-                        if advance and _is_measured(trial):
-                            advance(1)
-            except KeyboardInterrupt:
-                if folder is not None:
-                    raise _interrupted(folder) from None
-                interrupted = True
+            trials, interrupted = self._run_trials(work, subjects, workers, watch)
+            if interrupted and folder is not None:
+                raise Interrupted(f"Interrupted: the pictures finished are kept in {folder}. The same command goes on.")
             measured = [trial for trial in trials if _is_measured(trial)]
             _refuse_too_few(measured, trials, len(subjects), interrupted)
             maps = {trial.subject.name: work.folder.arrays(trial.subject.name) for trial in measured}
         scores, table = summarise(gather(settings, measured, maps))
-        unmade = [trial for trial in trials if not _is_measured(trial) and trial.failures]
         return EvaluationResult(
             command=self.command(),
             settings=self.settings(),
             skipped_checks=self.skipped_checks if self.checks is None else {},
             trials=tuple(measured),
-            unmade=tuple(unmade),
+            unmade=tuple(trial for trial in trials if not _is_measured(trial) and trial.failures),
             maps=maps,
             scores=scores,
             table=table,
             folder=None if folder is None else work.folder.folder,
             interrupted=interrupted,
         )
+
+    def _run_trials(
+        self, work: "TrialInFolder", subjects: Sequence[TrialSubject], workers: int | None, watch: "Watch | None"
+    ) -> "tuple[list[Trial], bool]":
+        """Run trials in order until enough pictures are measured; return them, and True if Ctrl-C stopped the work."""
+        from .pictures import release_networks
+        from .workers import default_workers, in_order
+
+        if workers is None:
+            workers = default_workers(self.device)
+        if workers > 1:
+            release_networks()
+        count = min(self.count or len(subjects), len(subjects))
+        advance = watch("Pictures", count) if watch else None
+        trials: list[Trial] = []
+        try:
+            with closing(in_order(work, subjects, _is_measured, count, workers)) as results:
+                for trial in results:
+                    trials.append(trial)
+                    if advance and _is_measured(trial):
+                        advance(1)
+        except KeyboardInterrupt:
+            return trials, True
+        return trials, False
 
     def _warn_of_skipped(self, subjects: Sequence[TrialSubject]) -> None:
         """Warn of the checks that are skipped although none was named, and of masks without a prompt."""
@@ -341,10 +347,6 @@ def _refuse_too_few(measured: "Sequence[Trial]", trials: "Sequence[Trial]", tota
     skipped = [trial.skipped for trial in trials if trial.skipped is not None]
     first = f" The first of the others: {sentence(skipped[0])}" if skipped else ""
     raise InputError(f"Of {total} pictures {len(measured)} could be measured, and an interval needs at least 2.{first}")
-
-
-def _interrupted(folder: str | Path) -> Interrupted:
-    return Interrupted(f"Interrupted: the pictures finished are kept in {folder}. The same command goes on.")
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class EvaluationResult:
             self._write_trials(ResumableFolder.opened(place, self.settings, overwrite))
         record = self.record()
         with whole_folder(place / "evaluation.zarr") as temporary:
-            self.scores.to_zarr(temporary, mode="w", consolidated=False, zarr_format=3)
+            self.scores.to_zarr(temporary, mode="w", zarr_format=2)  # xarray opens it without a warning
         write_whole(place / "leaderboard.json", json.dumps(self.table, indent=1).encode())
         write_whole(place / "report.html", render_leaderboard(self.table, record).encode())
         write_whole(place / "run.json", json.dumps(record, indent=1).encode())
