@@ -34,7 +34,7 @@ def test_a_new_check_is_in_the_settings_the_table_and_the_page(tmp_path):
     row = result.table["measures"]["brightness"]["df-cam"]
     assert row["0"] is None and row["2"]["mean"] == 1.5  # scenes of one and of two things
     assert result.table["facts"]["brightness"]["question"] == "Is the map bright?"
-    assert result.rows().head == ["method", "mean brightness"]
+    assert result.rows().head == ("method", "mean brightness")
     page = (result.save(tmp_path / "out") / "report.html").read_text()
     assert "Is the map bright?" in page and "A new measure." in page
     assert "light" not in usual_checks() and "light" not in Evaluation().checks_used
@@ -65,7 +65,7 @@ def test_facts_of_metrics_are_those_of_the_metrics():
     assert {"auroc", "mass_inside", "infidelity_beyond_area"} <= shared
     for name in shared:
         facts = measure_facts()[name]
-        assert (facts.low, facts.high) == METRICS[name].range
+        assert (facts.low, facts.high) == METRICS[name].facts["range"]
         assert facts.higher_is_better == METRICS[name].higher_is_better
 
 

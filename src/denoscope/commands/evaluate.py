@@ -328,6 +328,21 @@ class Evaluation:
                 warnings.warn(message, SkippedWarning, stacklevel=1)
 
 
+def evaluate(
+    evaluation: Evaluation,
+    watch: "Watch | None" = None,
+    *,
+    folder: str | Path | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> "EvaluationResult":
+    """Measure the pictures of an evaluation; see `Evaluation.run`.
+
+    >>> evaluate(Evaluation(scenes=4, checks=("localisation",))).save("evaluation")        # doctest: +SKIP
+    """
+    return evaluation.run(watch, folder=folder, workers=workers, overwrite=overwrite)
+
+
 def _refuse_unknown(kind: str, names: Sequence[str], allowed: Sequence[str]) -> None:
     for name in names:
         if name not in allowed:

@@ -1,7 +1,7 @@
 """The result of `denoscope evaluate`: scores, leaderboard and failures, and the files that hold them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ class Table:
     """A table for the terminal; the cells of `rows` stand below those of `head`, and `notes` below the table."""
 
     title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = ()
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class EvaluationResult:
         steps = ", ".join(map(str, self.table["steps"]))
         title = f"{self.table['scenes']} pictures, steps {steps}"
         notes = ("mean and 95 % interval over pictures, a line a step; baselines in brackets",)
-        return Table(title, head, rows, notes)
+        return Table(title, tuple(head), tuple(map(tuple, rows)), notes)
 
     def record(self) -> dict[str, Any]:
         """Return the content of run.json: the settings, the failures, the seconds of each method, the versions."""
