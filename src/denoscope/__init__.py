@@ -32,6 +32,7 @@ _HOMES = {
     "frames_of": "vision.frames",
     "likelihood": "timing.likelihood",
     "list_methods": "attributors.base",
+    "plot": "figures.maps",
     "register": "attributors.base",
     "Explanation": "results.explanations",
     "Request": "commands.explain",
@@ -69,6 +70,7 @@ __all__ = [
     "load",
     "load_classifier",
     "load_photograph",
+    "plot",
     "register",
     "words_at",
 ]
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from .commands.compare import Comparison, compare
     from .commands.explain import Request
     from .errors import DenoscopeError, InputError
+    from .figures.maps import plot
     from .recording.models import Model, load
     from .recording.traces import Step, Trace
     from .results.explanations import Explanation

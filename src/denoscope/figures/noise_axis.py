@@ -38,8 +38,9 @@ class Axis:
 
     def places(self, pictures: xr.Dataset) -> list[int]:
         """For each level the last step of a run that is no less noisy, by its place; before its first step, that."""
-        own = np.maximum.accumulate(pictures["log_snr"].values)
-        return np.clip(np.searchsorted(own, self.levels + 1e-3, side="right") - 1, 0, None).tolist()
+        falling = np.maximum.accumulate(pictures["log_snr"].values)
+        places = np.searchsorted(falling, self.levels + 1e-3, side="right") - 1
+        return [int(place) for place in np.clip(places, 0, None)]
 
     def ticks(self) -> list[tuple[float, str]]:
         low, high = self.ends

@@ -72,6 +72,15 @@ def outlier_scale(saliency: np.ndarray, outlier_perc: float = OUTLIER_PERC) -> f
     return float(magnitudes[np.searchsorted(sums, (1 - outlier_perc / 100) * sums[-1])])
 
 
+def clipped_limits(result: xr.Dataset, outlier_perc: float = OUTLIER_PERC, signed: bool | None = None) -> Limits:
+    """Return the limits of a signed colour scale that no outlier stretches; those of an unsigned scale as they are."""
+    limits = colour_limits(result, signed)
+    if not limits.signed:
+        return limits
+    reach = outlier_scale(result["saliency"].values, outlier_perc)
+    return Limits(-reach, reach, signed=True)
+
+
 def is_flat(values: np.ndarray) -> bool:
     """Whether the finite values differ by no more than rounding does."""
     values = values[np.isfinite(values)]

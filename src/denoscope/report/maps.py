@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from ..figures.results import Explained, explained_steps, is_layered, is_noised, layers
-from ..figures.scales import Limits, colour_limits, error_limits, outlier_scale
+from ..figures.scales import Limits, clipped_limits, colour_limits, error_limits, outlier_scale
 from ..figures.theme import HUES, readable
 from .page import in_words, rounded
 
@@ -93,15 +93,6 @@ def _over_draws(result: xr.Dataset) -> xr.Dataset:
         error = saliency.std("draw") * np.sqrt(enough / (enough - 1.0).where(enough > 1))  # with n − 1 for n
         found["standard_error"] = error / np.sqrt(enough)
     return found
-
-
-def clipped_limits(result: xr.Dataset) -> Limits:
-    """The limits of a signed colour scale that no outlier stretches; those of an unsigned one as they are."""
-    limits = colour_limits(result)
-    if not limits.signed:
-        return limits
-    reach = outlier_scale(result["saliency"].values)
-    return Limits(-reach, reach, signed=True)
 
 
 def raw_maps(shown: Shown) -> dict[str, Any]:

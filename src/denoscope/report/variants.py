@@ -15,13 +15,13 @@ from ..criteria import ALIKE
 from ..errors import InputError
 from ..figures.noise_axis import Axis
 from ..figures.results import Explained, explained_steps, layers
-from ..figures.scales import Limits
+from ..figures.scales import Limits, clipped_limits
 from ..figures.theme import ALPHA, HUES, Key, readable
 from ..figures.words import has_words
 from ..recording.schedules import BANDS
 from .caveats import AGAIN, Warn, failures, signatures, warnings
 from .likelihood import DASHES
-from .maps import Shown, clipped_limits, packed, shown_attribution
+from .maps import Shown, packed, shown_attribution
 from .page import EXACT_SIDE, as_json, command_line, counted, line, palettes, picture_uri, template
 
 PICTURE_SIDE, PICTURES = 256, 150

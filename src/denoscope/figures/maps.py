@@ -1,0 +1,260 @@
+"""Maps over the picture that they explain, the right way up: `denoscope.plot`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+
+from ..errors import InputError, did_you_mean, shown_value
+from .beneath import Beneath, picture_beneath, unit_word
+from .overlays import overlay
+from .results import explained_steps
+from .scales import Limits, clipped_limits, is_flat
+from .theme import ALPHA, INK, bare, readable, shortened
+
+Scale = Literal["shared", "each"]
+SCALES: tuple[Scale, ...] = ("shared", "each")
+COLUMNS, SIDE = 5, 2.6
+"""Panels in a row, and inches of a panel's longer side."""
+GRID = {"step", "y", "x", "draw"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map (y, x) as it is drawn: its step, its word or layer if there are several, its values and colour scale."""
+
+    step: int
+    entry: str
+    values: np.ndarray
+    limits: Limits
+
+
+def plot(
+    picture: Any,
+    maps: Any = None,
+    step: int | Sequence[int] | None = None,
+    token: str | Sequence[str] | None = None,
+    method: str | None = None,
+    ax: Axes | None = None,
+    *,
+    layer: str | Sequence[str] | None = None,
+    scale: Scale = "shared",
+    beneath: Beneath | None = None,
+    outlier_perc: float = 0.0,
+    cmap: str | Colormap | None = None,
+    alpha: float = ALPHA,
+) -> Axes | Figure:
+    """Draw maps over their picture: one map on axes, several as the panels of a figure.
+
+    `picture` is a trace, frames, an explanation, its pictures, or a plain picture: (row, column[, channel]) uint8 or
+    from 0 to 1, or a PIL image. `maps` is the result of a method, a mapping of results by method, or an explanation;
+    it may be left out where `picture` is an explanation. Means over noise draws are drawn.
+
+    `step`, `token`, `layer` and `method` choose; without them every explained step and every word is drawn. Colours
+    have one scale over all steps and words ("shared"), or a scale for each map ("each"); beyond the ends of a signed
+    scale lie at most `outlier_perc` per cent of the summed magnitudes. Beneath lies the finished
+    picture ("final"), or the clean prediction or frame of the step ("step"), which is the default for frames. On the
+    axes given, y counts pixels of the picture from the top.
+
+    Raises `InputError` for a step, word, layer or method that is not there, and for several maps on one `ax`.
+    """
+    if scale not in SCALES:
+        raise InputError(f"The scale of the colours is {shown_value(scale)}. {did_you_mean(str(scale), SCALES)}")
+    name, result = _result(picture if maps is None else maps, method)
+    panels = list(_panels(result, step, {"token": token, "layer": layer}, scale, outlier_perc))
+    title = str(result.attrs.get("title", name or "Saliency"))
+    drawing = _Drawing(picture, beneath, unit_word(picture), cmap, alpha)
+    if ax is None:
+        return _new(drawing, panels, title)
+    if len(panels) > 1:
+        raise InputError(
+            f"{len(panels)} maps cannot be drawn on one ax: {title} at {', '.join(map(_name_of, panels[:6]))}"
+            f"{', ...' if len(panels) > 6 else ''}. Choose one step and one word or layer, or leave ax out."
+        )
+    return drawing.draw(ax, panels[0], f"{title}, {drawing.place(panels[0])}", bar=True)
+
+
+# The maps to draw
+
+
+def _result(maps: Any, method: str | None) -> tuple[str, xr.Dataset]:
+    """Return the method's name, if known, and its result; choose from several results by `method`."""
+    if isinstance(maps, xr.DataArray):
+        maps = maps.to_dataset(name="saliency").assign_attrs(maps.attrs)
+    if isinstance(maps, xr.Dataset) and "saliency" in maps:
+        if method is not None:
+            raise InputError(f"There is only one result here, so no method {shown_value(method)} can be chosen.")
+        return "", maps
+    results = maps.methods() if callable(getattr(maps, "methods", None)) else maps
+    if not isinstance(results, Mapping) or isinstance(results, xr.Dataset) or not results:
+        raise InputError(
+            f"There are no maps to draw in a {type(maps).__name__}. Give what a method returned (a dataset with "
+            "saliency), a mapping of such results, or an explanation with at least one."
+        )
+    if method is None and len(results) > 1:
+        raise InputError(f"There are results of {len(results)} methods: {', '.join(results)}. Name one: method=...")
+    chosen = next(iter(results)) if method is None else method
+    if chosen not in results:
+        raise InputError(f"There is no result of a method {shown_value(chosen)}. {did_you_mean(str(chosen), results)}")
+    return chosen, results[chosen]
+
+
+def _panels(
+    result: xr.Dataset,
+    step: int | Sequence[int] | None,
+    chosen: Mapping[str, str | Sequence[str] | None],
+    scale: Scale,
+    outlier_perc: float,
+) -> Iterator[Panel]:
+    """Yield the chosen maps, steps outside and words inside, with their colour scales."""
+    maps = _sorted(result["saliency"].mean("draw", keep_attrs=True) if "draw" in result.dims else result["saliency"])
+    whole = _limits(maps, outlier_perc, result.attrs.get("signed"))
+    further = [str(dim) for dim in maps.dims if dim not in GRID]
+    for dim, names in chosen.items():
+        if names is not None:
+            maps = _with_entries(maps, dim, names)
+    for at in _steps(maps, step):
+        for entry, values in _entries(maps.sel(step=at), further):
+            limits = whole if scale == "shared" else _limits(values, outlier_perc, whole.signed)
+            yield Panel(at, entry, values.transpose("y", "x").values, limits)
+
+
+def _sorted(maps: xr.DataArray) -> xr.DataArray:
+    """Return the maps with rows from the top and columns from the left, as their coordinates say, if they have any."""
+    if not {"step", "y", "x"} <= set(maps.dims):
+        raise InputError(
+            f"These maps have the dimensions {', '.join(map(str, maps.dims)) or 'none'}, and step, y and x are needed. "
+            "Give what a method returned; choose a step by step=..., not by .sel."
+        )
+    return maps.sortby([dim for dim in ("y", "x") if dim in maps.coords])
+
+
+def _limits(maps: xr.DataArray, outlier_perc: float, signed: bool | None) -> Limits:
+    """Return the colour limits of some maps."""
+    return clipped_limits(maps.to_dataset(name="saliency"), outlier_perc, signed)
+
+
+def _steps(maps: xr.DataArray, step: int | Sequence[int] | None) -> list[int]:
+    """Return the steps to draw: those chosen, or all with a map, or all if none has one."""
+    allowed = [int(each) for each in maps["step"].values]
+    if step is None:
+        return explained_steps(maps.to_dataset(name="saliency")) or allowed
+    steps = [int(each) for each in np.atleast_1d(step)]
+    absent = [each for each in steps if each not in allowed]
+    if absent or not steps:
+        raise InputError(
+            f"There is no map of step {', '.join(map(str, absent)) or 'none'}. Explained are the steps "
+            f"{', '.join(map(str, allowed))}. Choose among these, or explain that step too."
+        )
+    return steps
+
+
+def _with_entries(maps: xr.DataArray, dim: str, names: str | Sequence[str]) -> xr.DataArray:
+    """Return the maps of the words or layers named; each name may stand for several entries that are equal."""
+    if dim not in maps.dims:
+        raise InputError(f"These maps have no {dim}, so {dim}={shown_value(names)} cannot be chosen. Leave it out.")
+    allowed = [str(entry) for entry in maps[dim].values]
+    wanted = [names] if isinstance(names, str) else list(names)
+    for name in wanted:
+        if name not in allowed:
+            raise InputError(f"There is no map of the {dim} {shown_value(name)}. {did_you_mean(str(name), allowed)}")
+    return maps.isel({dim: [allowed.index(name) for name in wanted]})
+
+
+def _entries(maps: xr.DataArray, further: Sequence[str]) -> Iterator[tuple[str, xr.DataArray]]:
+    """Yield every map (y, x) of a step with the names of its word, layer, or both."""
+    if not further:
+        yield "", maps
+        return
+    dim, *others = further
+    labels = maps[dim].values
+    for i, label in enumerate(labels):
+        for entry, values in _entries(maps.isel({dim: i}, drop=True), others):
+            yield ", ".join(filter(None, [f"“{label}”" if dim == "token" else f"{dim} {label}", entry])), values
+
+
+def _name_of(panel: Panel) -> str:
+    """Return a panel's step and entry."""
+    return " ".join(filter(None, [f"step {panel.step}", panel.entry]))
+
+
+# Drawing them
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Everything that the panels of a figure share."""
+
+    picture: Any
+    beneath: Beneath | None
+    unit: str
+    cmap: str | Colormap | None
+    alpha: float
+
+    def place(self, panel: Panel) -> str:
+        """Return a panel's step and entry in words, and the reason why no map is seen."""
+        finite = bool(np.isfinite(panel.values).any())
+        reason = "flat" if finite and is_flat(panel.values) else "" if finite else "no value"
+        return ", ".join(filter(None, [f"{self.unit} {panel.step}", shortened(panel.entry, 30), reason]))
+
+    def draw(self, ax: Axes, panel: Panel, title: str, bar: bool) -> Axes:
+        """Draw a panel on axes, and a colour bar beside it."""
+        pixels = picture_beneath(self.picture, panel.step, self.beneath)
+        height, width = pixels.shape[:2]
+        drawn = overlay(pixels, panel.values, panel.limits, self.cmap, self.alpha)
+        bare(ax).imshow(drawn, interpolation="nearest", extent=(0, width, height, 0))
+        ax.set_title(title, fontsize=9, color=INK, parse_math=False)
+        if bar and not panel.limits.flat:
+            self.draw_bar([ax], panel.limits)
+        return ax
+
+    def draw_bar(self, axes: Sequence[Axes], limits: Limits) -> None:
+        """Draw one colour bar for the axes."""
+        colours = ScalarMappable(Normalize(limits.low, limits.high), limits.cmap(self.cmap))
+        bar = axes[0].figure.colorbar(colours, ax=list(axes), shrink=0.8, format=lambda value, _: readable(value))
+        bar.ax.tick_params(labelsize=7, length=2, labelcolor=INK)
+        bar.ax.spines[:].set_visible(False)
+
+
+def _new(drawing: _Drawing, panels: Sequence[Panel], title: str) -> Axes | Figure:
+    """Draw the panels on a new figure; return its axes if it has one panel, else the figure.
+
+    The figure is made by pyplot, so that a notebook displays it and `pyplot.show()` finds it.
+    """
+    from matplotlib import pyplot
+
+    rows, columns = _rows_and_columns(panels)
+    height, width = picture_beneath(drawing.picture, panels[0].step, drawing.beneath).shape[:2]
+    across, up = SIDE * width / max(height, width), SIDE * height / max(height, width)
+    size = (columns * across + 1.0, rows * (up + 0.3) + 0.4)
+    figure = pyplot.figure(figsize=size, layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    if len(panels) == 1:
+        return drawing.draw(grid[0, 0], panels[0], f"{title}, {drawing.place(panels[0])}", bar=True)
+    shared = len({panel.limits for panel in panels}) == 1
+    for ax, panel in zip(grid.flat, panels, strict=False):
+        drawing.draw(ax, panel, drawing.place(panel), bar=not shared)
+    for ax in grid.flat[len(panels) :]:
+        ax.remove()
+    if shared and not panels[0].limits.flat:
+        drawing.draw_bar(list(grid.flat[: len(panels)]), panels[0].limits)
+    figure.suptitle(title, fontsize=11, color=INK, parse_math=False)
+    if "inline" in pyplot.get_backend():
+        pyplot.close(figure)  # a notebook displays the figure that is returned; left open, it would be there twice
+    return figure
+
+
+def _rows_and_columns(panels: Sequence[Panel]) -> tuple[int, int]:
+    """Return a row per step and a column per word, or rows of at most COLUMNS panels where there is one word."""
+    steps = len({panel.step for panel in panels})
+    entries = len(panels) // steps
+    if entries > 1 and steps > 1 and entries * steps == len(panels):
+        return steps, entries
+    columns = min(COLUMNS, len(panels))
+    return -(-len(panels) // columns), columns
