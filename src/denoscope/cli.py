@@ -1,17 +1,21 @@
-"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+"""The command line: parse, build a job by name, run it, print. Heavy imports wait until a job runs."""
 
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from . import __version__
+from .commands.names import check_model, methods_for_labels, methods_for_runs
+from .commands.terminal import print_result, progress_bars, quiet, with_options
 from .errors import DenoscopeError, InputError, Interrupted, sentence
+
+if TYPE_CHECKING:
+    from .commands.job import At, Job
 
 app = typer.Typer(
     add_completion=False,
@@ -20,21 +24,24 @@ app = typer.Typer(
     help="See how a diffusion model makes a picture, step by step, and how far the explanation can be trusted.",
 )
 
-UsageError: Any = typer.BadParameter.__mro__[1]  # Click's; whether Click stands alone or inside Typer is Typer's affair
-DEMO = dict(prompt="a large dotted yellow square on a pink background", seed=8, guidance=3.0)
-Out = Annotated[Path, typer.Option("--out", help="Folder for the report, the pictures and the arrays.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
-Masks = Annotated[int, typer.Option("--masks", help="Masks per step for DF-RISE.")]
-METHODS = (
-    "df-cam, df-cam-reference, df-rise, df-rise-contrast, df-rise-reference, "
-    "lime, relevance, relevance-reference, words"
-)
-OF_CLASS = "integrated-gradients, gradient-shap, occlusion"
-Scheduler = Annotated[
-    str | None, typer.Option("--scheduler", help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")
-]
-Device = Annotated[str | None, typer.Option("--device", help="Device, such as cpu, cuda or mps.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+UsageError: Any = typer.BadParameter.__mro__[1]  # Click's; Click stands alone or inside Typer, by Typer's version
+Prompt = Annotated[str | None, Argument(help="What the picture should show; none for models without text.")]
+Out = Annotated[Path, Option("--out", help="Folder for the report, the pictures and the arrays.")]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier run in that folder.")]
+Masks = Annotated[int, Option("--masks", help="Masks per step for DF-RISE.")]
+METHODS = ", ".join(methods_for_runs())
+OF_LABEL = ", ".join(methods_for_labels())
+Scheduler = Annotated[str | None, Option(help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")]
+Guidance = Annotated[float | None, Option(help="Guidance scale w, off at 1 and below; the pipeline's own if left out.")]
+At_ = Annotated[str | None, Option("--at", help="Steps to explain, from 0, as in 2,8,16,28, or all.")]
+Height = Annotated[int | None, Option(help="Height of the picture in pixels.")]
+Width = Annotated[int | None, Option(help="Width of the picture in pixels.")]
+Device = Annotated[str | None, Option("--device", help="Device, such as cpu, cuda or mps.")]
+Dtype = Annotated[str | None, Option("--dtype", help="float32, float16 or bfloat16.")]
+CHECKS = "localisation, games, infidelity, resampling, stability, sanity: all six if none; or attacks."
+Checks = Annotated[str | None, Option(help=CHECKS)]
+ModelName = Annotated[str, Option("--model", help="Bundled name, hub id or folder.")]
+Folder = Path("denoscope-out")
 
 
 def main() -> None:
@@ -46,13 +53,13 @@ def main() -> None:
 
 
 def _run(words: Sequence[str]) -> int:
-    """The exit status of a command, every failure told in one paragraph."""
+    """Run a command and return its exit status; every failure is printed as one paragraph."""
     try:
         return app(words, standalone_mode=False) or 0
     except UsageError as error:
         return _fail(f"{sentence(error.format_message())} Given: {shlex.join(words)}. {_more_help(error)}", 2)
     except DenoscopeError as error:
-        return _fail(str(error), 2 if isinstance(error, InputError) else 1)
+        return _fail(_in_options(str(error), words), 2 if isinstance(error, InputError) else 1)
     except Exception as error:  # a mistake of ours or of a library: still one paragraph, and --debug shows all
         what = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(f"This failed in a way that was not foreseen: {sentence(what)} --debug shows where.", 1)
@@ -65,7 +72,14 @@ def _fail(message: str, status: int) -> int:
 
 def _more_help(error: Any) -> str:
     command = "denoscope" if error.ctx is None or error.ctx.parent is None else f"denoscope {error.ctx.info_name}"
-    return f"What is allowed: {command} --help."
+    return f"For the options: {command} --help."
+
+
+def _in_options(message: str, words: Sequence[str]) -> str:
+    """Return a message with the options of the command that was given in the place of Python's arguments."""
+    commands: Any = typer.main.get_command(app)
+    command = commands.commands.get(words[0]) if words else None
+    return message if command is None else with_options(message, command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -78,7 +92,7 @@ def _show_version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -87,420 +101,286 @@ def options(
 
 @app.command()
 def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: Masks = 256) -> None:
-    """The main job on the bundled model: generate, record, explain with DF-RISE, write a report."""
-    _explain(dict(**DEMO, masks=masks), out, overwrite)
+    """Explain a picture of the bundled model with DF-RISE: generate, record, explain, write a report."""
+    from .commands.requests import Request
+
+    prompt = "a large dotted yellow square on a pink background"
+    _do(Request(prompt=prompt, seed=8, guidance=3.0, masks=masks), "Loading the bundled model", out, overwrite)
 
 
 @app.command()
 def explain(
-    context: typer.Context,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What the picture should show; none for models without text.")
-    ] = None,
-    model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
-    seed: Annotated[int, typer.Option(help="Seed of the picture.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    schedule: Annotated[
-        str, typer.Option(help="uniform, early, late, band:600, or time steps such as 999,800,600.")
-    ] = "uniform",
-    shift: Annotated[float | None, typer.Option(help="Shift of an early or late schedule; 60 if left out.")] = None,
+    prompt: Prompt = None,
+    model: ModelName = "shapes",
+    seed: Annotated[int, Option(help="Seed of the picture.")] = 0,
+    steps: Annotated[int, Option(help="Denoising steps.")] = 30,
+    schedule: Annotated[str, Option(help="uniform, early, late, band:600, or time steps as 999,800,600.")] = "uniform",
+    shift: Annotated[float | None, Option(help="Shift of an early or late schedule; 60 if left out.")] = None,
     scheduler: Scheduler = None,
-    lora: Annotated[str | None, typer.Option(help="LoRA: a folder or hub id, safetensors.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale w; the pipeline's own if left out.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the picture in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the picture in pixels.")] = None,
-    at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 2,8,16,28, or all.")] = None,
-    methods: Annotated[str, typer.Option(help=f"Of {METHODS}.")] = "df-rise-contrast,df-rise",
+    lora: Annotated[str | None, Option(help="LoRA: a folder or hub id, safetensors.")] = None,
+    guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    at: At_ = None,
+    methods: Annotated[str, Option(help=f"Of {METHODS}.")] = "df-rise-contrast,df-rise",
     masks: Masks = 500,
-    until: Annotated[float | None, typer.Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
+    until: Annotated[float | None, Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    out: Out = Path("denoscope-out"),
+    out: Out = Folder,
     overwrite: Overwrite = False,
 ) -> None:
     """Generate a picture, record every step, explain the steps and write a report."""
-    asked = _without(context, "out", "overwrite") | dict(at=_steps(at), methods=_names(methods))
-    _explain(asked, out, overwrite)
+    from .commands.requests import Request
+
+    request = Request(
+        prompt=prompt,
+        model=model,
+        seed=seed,
+        steps=steps,
+        schedule=schedule,
+        shift=shift,
+        scheduler=scheduler,
+        lora=lora,
+        guidance=guidance,
+        height=height,
+        width=width,
+        at=_steps(at),
+        methods=_names(methods),
+        masks=masks,
+        until=until,
+        device=device,
+        dtype=dtype,
+    )
+    check_model(model)
+    _do(request, f"Loading {model}", out, overwrite)
 
 
 @app.command()
 def compare(
-    context: typer.Context,
-    prompt: Annotated[
-        str | None, typer.Argument(help="What the pictures should show; none for models without text.")
-    ] = None,
-    schedules: Annotated[
-        str | None, typer.Option(help="What varies unless something else is named: uniform,early,late, or band:600.")
-    ] = None,
-    shifts: Annotated[str | None, typer.Option(help="Shifts of --schedule early or late, as in 10,30,60,120.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2.")] = None,
-    guidances: Annotated[str | None, typer.Option(help="Guidance scales, as in 1,3,7.5.")] = None,
-    schedulers: Annotated[str | None, typer.Option(help="Schedulers, as in dpm-solver++,ddpm,euler.")] = None,
-    models: Annotated[str | None, typer.Option(help="Models: bundled names, hub ids or folders.")] = None,
-    lora: Annotated[str | None, typer.Option(help="With and without this LoRA: a folder or hub id.")] = None,
-    model: Annotated[str | None, typer.Option(help="Bundled name, hub id or folder; shapes if left out.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the pictures; 0 if left out.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    schedule: Annotated[str | None, typer.Option(help="Schedule of all variants; uniform if left out.")] = None,
-    shift: Annotated[float | None, typer.Option(help="Shift of the early and late schedules; 60 if left out.")] = None,
+    prompt: Prompt = None,
+    schedules: Annotated[str | None, Option(help="As in uniform,early,late; the usual comparison.")] = None,
+    shifts: Annotated[str | None, Option(help="Shifts of --schedule early or late, as in 10,30,60,120.")] = None,
+    seeds: Annotated[str | None, Option(help="Seeds, as in 0,1,2.")] = None,
+    guidances: Annotated[str | None, Option(help="Guidance scales, as in 1,3,7.5.")] = None,
+    schedulers: Annotated[str | None, Option(help="Schedulers, as in dpm-solver++,ddpm,euler.")] = None,
+    models: Annotated[str | None, Option(help="Models: bundled names, hub ids or folders.")] = None,
+    lora: Annotated[str | None, Option(help="With and without this LoRA: a folder or hub id.")] = None,
+    model: Annotated[str | None, Option(help="Bundled name, hub id or folder; shapes if left out.")] = None,
+    seed: Annotated[int | None, Option(help="Seed of the pictures; 0 if left out.")] = None,
+    steps: Annotated[int, Option(help="Denoising steps.")] = 30,
+    schedule: Annotated[str | None, Option(help="Schedule of all variants; uniform if left out.")] = None,
+    shift: Annotated[float | None, Option(help="Shift of the early and late schedules; 60 if left out.")] = None,
     scheduler: Scheduler = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale w; the pipeline's own if left out.")] = None,
-    height: Annotated[int | None, typer.Option(help="Height of the pictures in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the pictures in pixels.")] = None,
-    at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 2,8,16,28, or all.")] = None,
-    methods: Annotated[str | None, typer.Option(help=f"Of {METHODS}; relevance if left out.")] = None,
+    guidance: Guidance = None,
+    height: Height = None,
+    width: Width = None,
+    at: At_ = None,
+    methods: Annotated[str | None, Option(help=f"Of {METHODS}; relevance if left out.")] = None,
     masks: Masks = 500,
-    label: Annotated[
-        list[str] | None, typer.Option(help="A text that every picture is rated by. Give at least two.")
-    ] = None,
-    classifier: Annotated[str, typer.Option(help="For --label: shapes (bundled), a hub id or folder.")] = "shapes",
-    encoder: Annotated[
-        str | None, typer.Option(help="What measures how far apart pictures are: a hub id or folder of a vision model.")
-    ] = None,
+    label: Annotated[list[str] | None, Option(help="A text to rate every picture by; give at least two.")] = None,
+    classifier: Annotated[str, Option(help="For --label: shapes (bundled), a hub id or folder.")] = "shapes",
+    encoder: Annotated[str | None, Option(help="Vision model that measures how far apart pictures are.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    out: Out = Path("denoscope-out"),
+    out: Out = Folder,
     overwrite: Overwrite = False,
 ) -> None:
-    """The same picture several ways, side by side: schedules, shifts, seeds, guidances, schedulers or models."""
-    asked = _without(context, "label", "classifier", "encoder", "out", "overwrite")
-    asked |= dict(at=_steps(at), methods=None if methods is None else _names(methods))
-    rating = dict(labels=tuple(label or ()), classifier=classifier, encoder=encoder)
-    _kept(lambda: _compared(asked, rating, out, overwrite))
+    """Make the same picture several ways, side by side: schedules, shifts, seeds, guidances, schedulers or models."""
+    from .commands.comparisons import Comparison, Several
+    from .commands.requests import Request
 
-
-def _compared(asked: dict[str, Any], rating: dict[str, Any], out: Path, overwrite: bool) -> None:
-    """Check what can be checked, then record and explain every variant, save and tell."""
-    from .results.explanations import save_variants
-    from .results.folders import check_output
-
-    check_output(out, overwrite)
-    with _quiet():
-        from .commands import compare
-
-        comparison = compare.Comparison.of(asked, **rating)
-        typer.echo(f"Comparing {', '.join(comparison.titles())}", err=True)
-        with _progress() as watch:
-            found = compare.compare(comparison, watch=watch)
-        typer.echo(f"Writing {out}", err=True)
-        run = compare.record(comparison, found)
-        folder = save_variants(found.explanations, run, out, overwrite)
-    _tell_compared(run, folder)
-
-
-def _tell_compared(run: dict[str, Any], folder: Path) -> None:
-    """Where each variant's steps are, what changed, and where the report is; what failed exits with status 1."""
-    from rich.console import Console
-    from rich.table import Table
-
-    bands = next(iter(run["variants"].values()))["coverage"]
-    table = Table("variant", "steps", *bands, title="Share of the steps in each band of noise")
-    for told in run["variants"].values():
-        shares = [f"{100 * share:.0f} %" for share in told["coverage"].values()]
-        table.add_row(told["title"], str(len(told["timesteps"])), *shares)
-    Console().print(table)
-    for fact in run["facts"]:
-        if fact["changed"]:
-            said = ", ".join(f"{run['variants'][name]['title']} {value}" for name, value in fact["values"].items())
-            typer.echo(f"{fact['name']}: {said}")
-    for name, why in run["failures"].items():
-        typer.echo(f"denoscope: {name}: {why}", err=True)
-    if run["interrupted"]:
-        typer.echo(f"denoscope: {run['interruption']}", err=True)
-    typer.echo(f"Report: {folder / 'report.html'}")
-    if run["interrupted"] or run["failures"]:
-        raise typer.Exit(1)
+    several = Several(
+        schedules=schedules,
+        shifts=shifts,
+        seeds=seeds,
+        guidances=guidances,
+        schedulers=schedulers,
+        models=models,
+        lora=lora,
+    )
+    along, values = several.axis(
+        schedule=schedule, shift=shift, seed=seed, guidance=guidance, scheduler=scheduler, model=model
+    )
+    request = Request(
+        prompt=prompt,
+        model="shapes" if model is None else model,
+        seed=seed or 0,
+        steps=steps,
+        schedule=schedule or "uniform",
+        shift=None if along == "schedule" else shift,
+        scheduler=scheduler,
+        guidance=guidance,
+        height=height,
+        width=width,
+        at=_steps(at),
+        masks=masks,
+        device=device,
+        dtype=dtype,
+    )
+    comparison = Comparison(
+        request=request,
+        along=along,
+        values=values,
+        shift=shift if along == "schedule" else None,
+        methods=None if methods is None else _names(methods),
+        labels=tuple(label or ()),
+        classifier=classifier,
+        encoder=encoder,
+    )
+    comparison.check_models()
+    _do(comparison, f"Comparing {', '.join(comparison.titles())}", out, overwrite)
 
 
 @app.command()
 def recognise(
-    context: typer.Context,
-    photos: Annotated[list[str] | None, typer.Argument(metavar="PHOTO...", help="Files of photographs.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="A label to follow, by name or number; a text for CLIP. May be repeated.")
-    ] = None,
-    classifier: Annotated[
-        str, typer.Option(help="imagenet (offline), shapes (the bundled CLIP), a hub id or a folder.")
-    ] = "imagenet",
-    frames: Annotated[int | None, typer.Option(help="Frames from pure noise to clean; 100 if left out.")] = None,
-    noising: Annotated[str | None, typer.Option(help="blend (the study's, if left out) or ddpm.")] = None,
-    beta_schedule: Annotated[
-        str, typer.Option(help="For ddpm: linear, scaled_linear or squaredcos_cap_v2.")
-    ] = "linear",
-    draws: Annotated[int, typer.Option(help="Noises per photograph, for the likelihood's intervals.")] = 5,
-    map_draws: Annotated[int, typer.Option(help="How many of them are attributed.")] = 1,
-    at: Annotated[
-        str | None, typer.Option(help="Frames to attribute, from 0, as in 30,50,90, or all; else ten that tell most.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help=f"{OF_CLASS}, all if left out.")] = None,
-    n_steps: Annotated[
-        int | None, typer.Option(help="Points on the path of Integrated Gradients; 50 if left out.")
-    ] = None,
-    mask: Annotated[
-        list[str] | None, typer.Option(help="A picture that is bright where the object is, one for each photograph.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="study: the published settings, every frame attributed.")] = None,
-    trace: Annotated[str | None, typer.Option(help="A prompt: look at its generation instead of photographs.")] = None,
-    model: Annotated[str, typer.Option(help="For --trace: bundled name, hub id or folder.")] = "shapes",
-    steps: Annotated[int, typer.Option(help="For --trace: denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="For --trace: guidance scale w.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, or of the generated picture.")] = 0,
+    photos: Annotated[list[str] | None, Argument(metavar="PHOTO...", help="Files of photographs.")] = None,
+    label: Annotated[list[str] | None, Option(help="A label to follow: name, number or text. May be repeated.")] = None,
+    classifier: Annotated[str, Option(help="imagenet, shapes (the bundled CLIP), a hub id or a folder.")] = "imagenet",
+    frames: Annotated[int | None, Option(help="Frames from pure noise to clean; 100 if left out.")] = None,
+    noising: Annotated[str | None, Option(help="blend (the study's, if left out) or ddpm.")] = None,
+    beta_schedule: Annotated[str, Option(help="For ddpm: linear, scaled_linear, squaredcos_cap_v2.")] = "linear",
+    draws: Annotated[int, Option(help="Noises per photograph, for the likelihood's intervals.")] = 5,
+    map_draws: Annotated[int, Option(help="How many of them are attributed.")] = 1,
+    at: Annotated[str | None, Option(help="Frames to attribute, as in 30,50,90, or all; else ten.")] = None,
+    methods: Annotated[str | None, Option(help=f"{OF_LABEL}, all if left out.")] = None,
+    n_steps: Annotated[int | None, Option(help="Points of Integrated Gradients; 50 if left out.")] = None,
+    mask: Annotated[list[str] | None, Option(help="The object white, or labels with 0 outside; one a photo.")] = None,
+    preset: Annotated[str | None, Option(help="study: the published settings, every frame attributed.")] = None,
+    trace: Annotated[str | None, Option(help="A prompt: look at its generation instead of photographs.")] = None,
+    model: Annotated[str, Option(help="For --trace: bundled name, hub id or folder.")] = "shapes",
+    steps: Annotated[int, Option(help="For --trace: denoising steps.")] = 30,
+    guidance: Annotated[float | None, Option(help="For --trace: guidance scale w.")] = None,
+    seed: Annotated[int, Option(help="Seed of the noise, or of the generated picture.")] = 0,
     device: Device = None,
     dtype: Dtype = None,
-    out: Out = Path("denoscope-out"),
+    out: Out = Folder,
     overwrite: Overwrite = False,
 ) -> None:
-    """When does a classifier recognise the picture, and by what? Photographs noised forward, or a generation."""
-    named = dict(photographs=tuple(photos or ()), labels=tuple(label or ()), masks=tuple(mask or ()), at=_steps(at))
-    made = dict(prompt=trace, model=model, seed=seed, steps=steps, guidance=guidance, device=device, dtype=dtype)
-    asked = _without(
-        context, "photos", "label", "mask", "preset", "trace", "model", "steps", "guidance", "out", "overwrite"
+    """Find when a classifier recognises a picture, and by what: photographs noised forward, or a generation."""
+    from .commands.requests import Request
+    from .commands.studies import Study, preset_of
+
+    usual = preset_of(preset)
+    generation = None
+    if trace is not None:
+        generation = Request(
+            prompt=trace, model=model, seed=seed, steps=steps, guidance=guidance, device=device, dtype=dtype
+        )
+        check_model(model)
+    study = Study(
+        photographs=tuple(photos or ()),
+        trace=generation,
+        labels=tuple(label or ()),
+        classifier=classifier,
+        frames=usual.frames if frames is None else frames,
+        noising=noising or usual.noising,
+        beta_schedule=beta_schedule,
+        draws=draws,
+        map_draws=map_draws,
+        seed=seed,
+        at=usual.at if at is None else _steps(at),
+        methods=usual.methods if methods is None else _names(methods),
+        n_steps=usual.n_steps if n_steps is None else n_steps,
+        masks=tuple(mask or ()),
+        preset=preset,
+        device=device,
+        dtype=dtype,
     )
-    asked |= named | dict(methods=None if methods is None else _names(methods))
-    _kept(lambda: _recognised(preset, asked, None if trace is None else made, out, overwrite))
+    _do(study, f"Loading {classifier}{f' and {model}' if generation else ''}", out, overwrite)
 
 
-def _recognised(
-    preset: str | None, asked: dict[str, Any], made: dict[str, Any] | None, out: Path, overwrite: bool
-) -> None:
-    """Check what can be checked, then load, look, save and tell."""
-    from .results.explanations import save_together
-    from .results.folders import check_output
+@app.command()
+def words(model: ModelName = "shapes", device: Device = None, dtype: Dtype = None) -> None:
+    """List the words that a model can read, if it has a short vocabulary as the bundled one."""
 
-    check_output(out, overwrite)
-    with _quiet():
-        from .commands import explain, recognise
+    check_model(model)
+    with quiet():
         from .recording.models import load
 
-        study = recognise.Study.of(preset, **asked, trace=None if made is None else explain.Request(**made))
-        typer.echo(f"Loading {study.classifier}{f' and {study.trace.model}' if study.trace else ''}", err=True)
-        model = load(study.trace.model, device=study.device, dtype=study.dtype) if study.trace else None
-        if model is not None:
-            model.pipeline.set_progress_bar_config(disable=True)
-        with _progress() as watch:
-            found = recognise.recognise(study, model=model, watch=watch)
-        typer.echo(f"Writing {out}", err=True)
-        run = recognise.record(study, found)
-        if len(study.photographs) > 1:
-            folder = save_together(found.explanations, run, out, overwrite)
-        else:
-            folder = next(iter(found.explanations.values())).save(out, overwrite)
-    _tell_recognised(run, folder)
-
-
-def _tell_recognised(run: dict[str, Any], folder: Path) -> None:
-    """When each label was recognised, in frames, and where the report is; what failed exits with status 1."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    picture, label, *moments = run["columns"]
-    table = Table(f"{picture}\n{label}", title="Frame at which a likelihood is reached", box=box.SIMPLE_HEAD)
-    for moment in moments:
-        table.add_column(moment, no_wrap=True)
-    table.caption = "median, and below it the interval that holds at least 90 % of the draws"
-    for name, text, *cells in run["table"]:
-        table.add_row(f"{name}\n{text}\n", *map(_on_two_lines, cells))
-    Console().print(table)
-    for name, why in run["failures"].items():
-        typer.echo(f"denoscope: {name}: {why}", err=True)
-    if run["interrupted"]:
-        typer.echo("Interrupted: what was finished is kept.", err=True)
-    typer.echo(f"Report: {folder / 'report.html'}")
-    if run["interrupted"] or run["failures"]:
-        raise typer.Exit(1)
-
-
-def _on_two_lines(cell: str) -> str:
-    """
-    >>> _on_two_lines("51.0 [46.2, never]")
-    '51.0\\n46.2–never'
-    """
-    return cell.replace(" [", "\n").replace(", ", "–").rstrip("]")
+        vocabulary = load(model, device=device, dtype=dtype).vocabulary()
+    typer.echo(
+        f"{model} has no short list of words: it reads any text." if vocabulary is None else " ".join(vocabulary)
+    )
 
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="Bundled name, hub id or folder.")] = "shapes",
-    scenes: Annotated[int | None, typer.Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
-    prompts: Annotated[
-        str | None, typer.Option(help="For other models: a file, a prompt a line, or NAME, PROMPT and PHRASE by tabs.")
-    ] = None,
-    masks: Annotated[
-        str | None, typer.Option(help="Folder of pictures, bright where the object is, named after the prompts' lines.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help=f"Of {METHODS}, {OF_CLASS}; all if left out.")] = None,
-    checks: Annotated[
-        str | None,
-        typer.Option(help="localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."),
-    ] = None,
-    at: Annotated[str | None, typer.Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale w; 3 for shapes, else the pipeline's.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the pictures of --prompts.")] = 0,
-    num_masks: Annotated[int, typer.Option(help="Masks per step of DF-RISE, samples of LIME.")] = 256,
-    encoder: Annotated[
-        str | None, typer.Option(help="What measures the games of other models: a hub id or folder of a vision model.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Pictures side by side; one a processor if left out.")] = None,
+    model: ModelName = "shapes",
+    scenes: Annotated[int | None, Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
+    prompts: Annotated[str | None, Option(help="File: a PROMPT a line, or NAME, PROMPT, PHRASE by tabs.")] = None,
+    masks: Annotated[str | None, Option(help="Folder of masks, named after the lines of --prompts.")] = None,
+    methods: Annotated[str | None, Option(help=f"Of {METHODS}, {OF_LABEL}; all if left out.")] = None,
+    checks: Checks = None,
+    at: Annotated[str | None, Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
+    steps: Annotated[int, Option(help="Denoising steps.")] = 30,
+    guidance: Annotated[float | None, Option(help="Guidance scale w; 3 for shapes, else the pipeline's.")] = None,
+    seed: Annotated[int, Option(help="Seed of the pictures of --prompts.")] = 0,
+    num_masks: Annotated[int, Option(help="Masks per step of DF-RISE, samples of LIME.")] = 256,
+    encoder: Annotated[str | None, Option(help="For the games of other models: a vision model.")] = None,
+    workers: Annotated[int | None, Option(help="Pictures side by side; one per CPU if left out.")] = None,
     device: Device = None,
     dtype: Dtype = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the results; work in it is continued.")] = Path(
+    out: Annotated[Path, Option("--out", help="Folder of the results; work in it is continued.")] = Path(
         "denoscope-evaluation"
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew what is in that folder.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the work in that folder.")] = False,
 ) -> None:
-    """Which explanation is true? Every method on many pictures, against what is known: a leaderboard."""
-    try:
-        _evaluate(
-            dict(
-                model=model,
-                scenes=scenes,
-                prompts=prompts,
-                masks=masks,
-                methods=None if methods is None else _names(methods),
-                checks=None if checks is None else _names(checks),
-                at=_steps(at),
-                steps=steps,
-                guidance=guidance,
-                seed=seed,
-                num_masks=num_masks,
-                encoder=encoder,
-                device=device,
-                dtype=dtype,
-            ),
-            workers,
-            out,
-            overwrite,
-        )
-    except KeyboardInterrupt:
-        raise Interrupted(f"Interrupted: the pictures finished are kept in {out}. The same command goes on.") from None
-
-
-def _evaluate(settings: dict[str, Any], workers: int | None, out: Path, overwrite: bool) -> None:
-    """Run an evaluation, save it and print its table; a failure exits with status 1."""
+    """Measure which explanation is true: every method on many pictures whose truth is known, as a leaderboard."""
     from .commands.evaluate import Evaluation
+    from .results.claims import claimed
 
-    evaluation = Evaluation(**settings)
-    with _quiet():
-        with _progress() as watch:
-            result = evaluation.run(watch, folder=out, workers=workers, overwrite=overwrite)
-        typer.echo(f"Writing {out}", err=True)
-        folder = result.save(out)
-    _print_evaluation(result, folder)
-
-
-def _print_evaluation(result: Any, folder: Path) -> None:
-    """Print the short leaderboard and the place of the report; a failure exits with status 1."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    short = result.rows()
-    table = Table(*short.head, title=short.title, box=box.SIMPLE_HEAD, show_lines=True)
-    for row in short.rows:
-        table.add_row(*row)
-    table.caption = "; ".join(short.notes)
-    Console().print(table)
-    for name, reason in result.failures.items():
-        typer.echo(f"denoscope: {name}: {reason}", err=True)
-    typer.echo(f"Report: {folder / 'report.html'}")
-    if result.failures:
-        raise typer.Exit(1)
-
-
-def _without(context: typer.Context, *names: str) -> dict[str, Any]:
-    """What a command was given, by the names of its parameters, but for some."""
-    return {name: value for name, value in context.params.items() if name not in names}
+    chosen = _steps(at)
+    evaluation = Evaluation(
+        model=model,
+        scenes=scenes,
+        prompts=prompts,
+        masks=masks,
+        methods=None if methods is None else _names(methods),
+        checks=None if checks is None else _names(checks),
+        at=tuple(range(steps)) if chosen == "all" else chosen,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        num_masks=num_masks,
+        encoder=encoder,
+        device=device,
+        dtype=dtype,
+    )
+    with claimed(out), quiet(), progress_bars() as watch:
+        result = evaluation.run(watch, folder=out, workers=workers, overwrite=overwrite)
+    print_result(result, result.save(out))
 
 
 def _names(methods: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in methods.split(",") if name.strip())
 
 
-def _steps(at: str | None) -> tuple[int, ...] | str | None:
-    if at is None or at.strip() == "all":
-        return at and at.strip()
+def _steps(at: str | None) -> "At":
+    if at is None:
+        return None
+    if at.strip() == "all":
+        return "all"
     try:
         return tuple(int(word) for word in at.split(","))
     except ValueError:
         raise InputError(f'--at is "{at}". Give step numbers separated by commas, such as 2,8,16,28, or all.') from None
 
 
-def _explain(asked: dict[str, Any], out: Path, overwrite: bool) -> None:
-    """Check what can be checked, then load, explain, save and say where the report is."""
-    _kept(lambda: _tell(*_saved(asked, out, overwrite)))
-
-
-def _kept(work: Callable[[], None]) -> None:
-    """Do the work of a command; Ctrl-C where nothing can be kept says so."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        raise Interrupted("Interrupted before the results were saved; nothing was written.") from None
-
-
-def _saved(asked: dict[str, Any], out: Path, overwrite: bool) -> tuple[Any, Path]:
+def _do(job: "Job", beginning: str, out: Path, overwrite: bool) -> None:
+    """Claim the output folder, run the job, save its result and print it; Ctrl-C before that leaves nothing."""
+    from .results.claims import claimed
     from .results.folders import check_output
 
     check_output(out, overwrite)
-    typer.echo(f"Loading {asked.get('model', 'the bundled model')}", err=True)
-    with _quiet():
-        from .commands import explain
-        from .recording.models import load
-
-        request = explain.Request(**asked)
-        request.attributors()
-        model = load(request.model, device=request.device, dtype=request.dtype)
-        model.pipeline.set_progress_bar_config(disable=True)
-        with _progress() as watch:
-            explanation = explain.explain(model, request, watch)
-        typer.echo(f"Writing {out}", err=True)
-        return explanation, explanation.save(out, overwrite)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Other libraries' notices stay silent, except the bars of a download; our own warnings are one line each."""
-    from .recording.loading import quiet_libraries
-
-    with quiet_libraries(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=UserWarning, module=r"denoscope\.")
-        # Not typer.echo: it goes past the stream that keeps lines and bars apart.
-        warnings.showwarning = lambda message, *_, **__: print(f"denoscope: warning: {message}", file=sys.stderr)
-        yield
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Bars with the time left: one for the picture, one per method."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def watch(title: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(title, total=total or None)
-            return lambda done: progress.advance(task, done)
-
-        yield watch
-
-
-def _tell(explanation: Any, folder: Path) -> None:
-    """What was explained, how reliable it is, and where the report is; a partial run exits with status 1."""
-    for name, maps in explanation.methods().items():
-        typer.echo(f"{maps.attrs.get('title', name)}: {_reliabilities(maps)}")
-    if explanation.run["interrupted"]:
-        typer.echo(f"denoscope: {explanation.run['interruption']}", err=True)
-    typer.echo(f"Report: {folder / 'report.html'}")
-    if explanation.run["interrupted"]:
-        raise typer.Exit(1)
-
-
-def _reliabilities(maps: Any) -> str:
-    places = [f"step {int(step)} (t {float(time):g})" for step, time in zip(maps.step, maps.timestep, strict=True)]
-    if "reliability" not in maps:
-        return ", ".join(places)
-    values = [f"{float(value):.2f}" for value in maps.reliability]
-    return "reliability at " + ", ".join(f"{place} {value}" for place, value in zip(places, values, strict=True))
+    with claimed(out):
+        try:
+            typer.echo(beginning, err=True)
+            with quiet():
+                with progress_bars() as watch:
+                    result = job.run(watch)
+                typer.echo(f"Writing {out}", err=True)
+                folder = result.save(out, overwrite)
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted before the results were saved; nothing was written.") from None
+    print_result(result, folder)

@@ -12,7 +12,8 @@ import denoscope
 from denoscope import DFCam
 from denoscope.attributors.base import method
 from denoscope.attributors.cam import PUBLISHED_LAYERS, of_guided_output, responses_of, sum_of_normalised
-from denoscope.commands import explain
+from denoscope.commands.explain import explain
+from denoscope.commands.requests import Request
 from denoscope.errors import CaptureError, ReplayError
 from denoscope.recording.hooks.replay import Replay
 from denoscope.recording.patterns import layers_of, matching
@@ -307,8 +308,8 @@ def test_patterns():
 
 def test_a_run_with_layers_is_reported_and_read_again(stable_diffusion, tmp_path):
     """The `layer` dim is in the file, and the page shows the combined map alone."""
-    asked = explain.Request("a red circle", steps=3, at=(0, 2), methods=("df-cam", "df-cam-reference"))
-    explained = explain.explain(denoscope.load(stable_diffusion), asked)
+    asked = Request("a red circle", steps=3, at=(0, 2), methods=("df-cam", "df-cam-reference"))
+    explained = explain(asked, model=denoscope.load(stable_diffusion))
     again = Explanation.load(explained.save(tmp_path / "out")).methods()
     assert list(again) == ["df_cam", "df_cam_reference"]
     for name, result in explained.methods().items():

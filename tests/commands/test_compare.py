@@ -20,9 +20,10 @@ from small import PIPELINES, SCHEDULERS, refusal
 
 import denoscope
 from denoscope import cli
-from denoscope.commands import compare as command
-from denoscope.commands import explain, job
-from denoscope.commands.compare import AXES, Comparison, compare, record
+from denoscope.commands import attribution, explain, requests
+from denoscope.commands.compare import compare, compared
+from denoscope.commands.comparisons import AXES, Comparison
+from denoscope.commands.requests import Request
 from denoscope.errors import InputError, ModelError, RecordingError, ScheduleError
 from denoscope.evaluation.distances import distances, ssim
 from denoscope.figures.noise_axis import Axis
@@ -39,8 +40,8 @@ from denoscope.worlds.shapes.scenes import Scene, Thing, render
 PROMPT = "a red circle"
 
 
-def asked(**settings) -> explain.Request:
-    return explain.Request(**{"prompt": PROMPT, "model": "small", "steps": 4, "masks": 8, **settings})
+def asked(**settings) -> Request:
+    return Request(**{"prompt": PROMPT, "model": "small", "steps": 4, "masks": 8, **settings})
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def small(stable_diffusion) -> dict[str, Model]:
     return {"small": Model(stable_diffusion, "small")}
 
 
-def compared(along, values, small, **settings):
+def variants_of(along, values, small, **settings):
     comparison = Comparison(asked(), along, values, **{"methods": (), **settings})
     return comparison, compare(comparison, models=small)
 
@@ -89,15 +90,30 @@ TYPED = {
 }
 
 
+def job_of(words, monkeypatch) -> Comparison:
+    """The comparison that a command line makes, without running it."""
+    jobs = []
+    monkeypatch.setattr(cli, "_do", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(Comparison, "check_models", lambda *_: None)
+    cli.app(["compare", *words], standalone_mode=False)
+    (job,) = jobs
+    return job
+
+
+def words_of(typed: dict) -> list[str]:
+    words = [PROMPT]
+    for name, value in typed.items():
+        words += [f"--{name}", str(value)]
+    return words
+
+
 @pytest.mark.parametrize("typed, along, values", TYPED.values(), ids=TYPED)
 def test_what_is_typed_is_read_and_written_again(typed, along, values, monkeypatch):
     """Identity: the command that a comparison is recorded with asks for the very same one."""
-    comparison = Comparison.of({"prompt": PROMPT, "steps": 9, **typed}, labels=("a cat", "a dog"))
-    assert (comparison.along, comparison.values) == (along, values)
-    again = []
-    monkeypatch.setattr(cli, "_compared", lambda asked, rating, *_: again.append(Comparison.of(asked, **rating)))
-    cli.app(shlex.split(comparison.command())[1:], standalone_mode=False)
-    assert again == [comparison]
+    words = words_of({"steps": 9, **typed})
+    comparison = job_of([*words, "--label", "a cat", "--label", "a dog"], monkeypatch)
+    assert (comparison.along, comparison.values, comparison.labels) == (along, values, ("a cat", "a dog"))
+    assert job_of(shlex.split(comparison.command())[2:], monkeypatch) == comparison
 
 
 WRONG = {
@@ -112,16 +128,17 @@ WRONG = {
     "shift of none": (dict(schedules="uniform,band:600", shift=60.0), "has none"),
     "too long": (dict(schedules="uniform,late", steps=990), "fewer steps"),
     "same steps": (dict(schedules="uniform;999,500,500"), "fall strictly"),
-    "steps below zero": (dict(at=(-1,)), "count from 0"),
-    "method": (dict(methods=("relevanse",)), 'Did you mean "relevance"'),
+    "steps below zero": (dict(at="-1"), "count from 0"),
+    "method": (dict(methods="relevanse"), 'Did you mean "relevance"'),
     "scheduler": (dict(scheduler="eulr"), 'Did you mean "euler"'),
+    "seed": (dict(seeds="0,-1"), "seed is -1"),
 }
 
 
 @pytest.mark.parametrize("typed, said", WRONG.values(), ids=WRONG)
-def test_what_cannot_be_compared(small, typed, said):
+def test_what_cannot_be_compared(small, typed, said, monkeypatch):
     def call():
-        compare(Comparison.of({"prompt": PROMPT, "model": "small", **typed}), models=small)
+        compare(job_of(words_of({"model": "small", **typed}), monkeypatch), models=small)
 
     assert said in refusal(call)
 
@@ -129,7 +146,7 @@ def test_what_cannot_be_compared(small, typed, said):
 def test_what_python_can_get_wrong():
     assert 'Did you mean "seed"' in refusal(Comparison, asked(), "seeds", (0, 1))
     assert "at least 2" in refusal(Comparison, asked(), labels=("a cat",))
-    assert "the seeds are what varies" in refusal(Comparison, asked(), "seed", (0, 1), shift=3.0)
+    assert "but the seeds vary" in refusal(Comparison, asked(), "seed", (0, 1), shift=3.0)
 
 
 def test_a_fixed_grid_is_refused_before_anything_is_made(small, monkeypatch):
@@ -143,7 +160,7 @@ def test_a_fixed_grid_is_refused_before_anything_is_made(small, monkeypatch):
 
 def test_a_variant_is_the_run_alone(small):
     """Oracle: the same request recorded by itself."""
-    comparison, found = compared("schedule", ("uniform", "early", "late"), small, shift=30.0, methods=("df-rise",))
+    comparison, found = variants_of("schedule", ("uniform", "early", "late"), small, shift=30.0, methods=("df-rise",))
     for name, request in comparison.variants().items():
         alone = small["small"].trace(**request.call())
         assert np.array_equal(found.explanations[name].pictures["image"], np.asarray(alone.image))
@@ -159,7 +176,7 @@ def test_the_record_has_the_published_vectors():
         pipeline = PIPELINES["stable-diffusion"]()
     pipeline.set_progress_bar_config(disable=True)
     comparison = Comparison(asked(steps=30), values=("early", "late"), shift=60.0, methods=())
-    run = record(comparison, compare(comparison, models={"small": Model(pipeline, "small")}))
+    run = compare(comparison, models={"small": Model(pipeline, "small")}).run
     for name, published in (("early", EARLY_60), ("late", LATE_60)):
         told = json.loads(json.dumps(run["variants"][name]))
         assert told["timesteps"] == [int(word) for word in published.split()]
@@ -169,18 +186,18 @@ def test_the_record_has_the_published_vectors():
 
 
 def test_relevance_is_taken_at_every_step_and_others_at_a_few(small):
-    _, found = compared("seed", (0, 1), small, methods=None)
+    _, found = variants_of("seed", (0, 1), small, methods=None)
     assert found.explanations["seed-0"].methods()["relevance"].sizes["step"] == 4
     comparison = Comparison(asked(steps=30), "seed", (0, 1))
     steps = comparison.steps(30, ["relevance", "df_rise"])
-    assert list(steps["relevance"]) == list(range(30)) and steps["df_rise"] == explain.early_to_late(30)
+    assert list(steps["relevance"]) == list(range(30)) and steps["df_rise"] == requests.early_to_late(30)
     named = Comparison(asked(at=(1, 3)), "seed", (0, 1)).steps(4, ["relevance", "df_rise"])
     assert named == {"relevance": (1, 3), "df_rise": (1, 3)}
 
 
 def test_swapped_schedulers_are_recorded(small):
-    comparison, found = compared("scheduler", ("ddpm", "euler"), small)
-    told = record(comparison, found)["variants"]
+    _, found = variants_of("scheduler", ("ddpm", "euler"), small)
+    told = found.run["variants"]
     assert [told[name]["scheduler"] for name in ("ddpm", "euler")] == ["DDPMScheduler", "EulerDiscreteScheduler"]
     assert {each["swapped_from"] for each in told.values()} == {"DPMSolverMultistepScheduler"}
     own = small["small"].trace(**asked().call())
@@ -189,10 +206,10 @@ def test_swapped_schedulers_are_recorded(small):
 
 def test_models_are_loaded_one_after_the_other(small, monkeypatch):
     names = []
-    monkeypatch.setattr(command, "load", lambda name, **_: names.append(name) or Model(small["small"].pipeline, name))
-    comparison = Comparison(asked(), "model", ("one", "two"), methods=())
+    monkeypatch.setattr(explain, "load", lambda name, **_: names.append(name) or Model(small["small"].pipeline, name))
+    comparison = Comparison(asked(), "model", ("some/one", "some/two"), methods=())
     found = compare(comparison)
-    assert names == ["one", "two"] and float(found.distances["mse"].max()) == 0
+    assert names == ["some/one", "some/two"] and float(found.distances["mse"].max()) == 0
 
 
 def failing(monkeypatch, error, at=1):
@@ -209,9 +226,9 @@ def failing(monkeypatch, error, at=1):
 
 def test_what_fails_is_told_and_the_others_go_on(small, monkeypatch):
     failing(monkeypatch, RecordingError("The cable was pulled."))
-    comparison, found = compared("seed", (0, 1, 2), small)
+    _, found = variants_of("seed", (0, 1, 2), small)
     assert list(found.explanations) == ["seed-0", "seed-2"] and found.interruption is None
-    run = record(comparison, found)
+    run = found.run
     assert run["failures"] == {"seed 1": "The cable was pulled."} and run["interrupted"] is False
     assert "seed 1 is not here. The cable was pulled." in Page(render_variants(found.explanations, run)).said()
 
@@ -219,19 +236,19 @@ def test_what_fails_is_told_and_the_others_go_on(small, monkeypatch):
 def test_nothing_made_is_the_first_failure(small, monkeypatch):
     monkeypatch.setattr(Model, "trace", lambda *_, **__: (_ for _ in ()).throw(RecordingError("No.")))
     with pytest.raises(RecordingError, match="No"):
-        compared("seed", (0, 1), small)
+        variants_of("seed", (0, 1), small)
 
 
 def test_ctrl_c_keeps_what_was_finished(small, monkeypatch):
     failing(monkeypatch, KeyboardInterrupt())
-    comparison, found = compared("seed", (0, 1, 2), small)
+    _, found = variants_of("seed", (0, 1, 2), small)
     assert list(found.explanations) == ["seed-0"] and "1 of 3 variants" in found.interruption
-    run = record(comparison, found)
+    run = found.run
     assert run["interrupted"] is True and run["distances"] == []
     assert "There is only one picture" in Page(render_variants(found.explanations, run)).said()
     failing(monkeypatch, KeyboardInterrupt(), at=0)
     with pytest.raises(KeyboardInterrupt):
-        compared("seed", (0, 1), small)
+        variants_of("seed", (0, 1), small)
 
 
 def test_ctrl_c_in_the_middle_of_a_method_keeps_its_variant(small, monkeypatch):
@@ -246,7 +263,7 @@ def test_ctrl_c_in_the_middle_of_a_method_keeps_its_variant(small, monkeypatch):
         return explain(self, step, advance)
 
     monkeypatch.setattr(DFRise, "explain", stopped)
-    _, found = compared("seed", (0, 1, 2), small, methods=("df-rise",))
+    _, found = variants_of("seed", (0, 1, 2), small, methods=("df-rise",))
     assert list(found.explanations) == ["seed-0"] and "seed-0: Interrupted: 1 of 4 steps" in found.interruption
 
 
@@ -365,9 +382,7 @@ def ramped(levels, title="relevance", words=("red", "disc"), seed=0) -> Explanat
 def two() -> tuple[dict[str, Explanation], dict]:
     explanations = {"early": ramped([-5, -4, -3]), "late": ramped([-5, 1, 2, 3], seed=1)}
     comparison = Comparison(asked(prompt='a <b>"red"</b> disc'), values=("early", "late"))
-    found = command.Compared(explanations)
-    command._measure(found, None, None)
-    return explanations, record(comparison, found)
+    return explanations, compared(comparison, explanations).run
 
 
 def test_every_step_of_every_variant_is_shown_at_its_own_noise():
@@ -451,7 +466,9 @@ def test_pictures_that_look_the_same_are_a_warning():
 def test_other_words_have_no_shared_chart():
     explanations, run = two()
     other = ramped([-5, 0], words=("blue", "disc"))
-    explanations["late"], run["variants"]["late"] = other, {**run["variants"]["late"], **command._told(other)}
+    explanations["late"] = other
+    comparison = Comparison(asked(), values=("early", "late"))
+    run = compared(comparison, explanations).run
     page = render_variants(explanations, run)
     assert page.count('class="curve"') == 2 and "blue" in page  # its maps are still there
 
@@ -602,11 +619,11 @@ def test_a_lora_lasts_while_its_variant_is_explained(small, monkeypatch):
     for name in ("get_active_adapters", "unload_lora_weights"):
         monkeypatch.setattr(small["small"].pipeline, name, lambda name=name: now.append(name) or [])
     monkeypatch.setattr(small["small"].pipeline, "load_lora_weights", lambda folder, **_: now.append(folder))
-    attribute = job.attribute
+    attribute = attribution.attribute
     monkeypatch.setattr(explain, "attribute", lambda *args: now.append("explained") or attribute(*args))
-    comparison, found = compared("lora", (None, "some/lora"), small, methods=("df-rise",))
+    comparison, found = variants_of("lora", (None, "some/lora"), small, methods=("df-rise",))
     assert now == ["explained", "get_active_adapters", "some/lora", "explained", "unload_lora_weights"]
-    assert [each["lora"] for each in record(comparison, found)["variants"].values()] == [None, "some/lora"]
+    assert [each["lora"] for each in found.run["variants"].values()] == [None, "some/lora"]
     assert comparison.titles() == ["without LoRA", "with lora"]
 
 

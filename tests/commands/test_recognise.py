@@ -10,11 +10,11 @@ from PIL import Image
 from denoscope import cli
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients
 from denoscope.attributors.occlusion import Occlusion
-from denoscope.commands import recognise as command
-from denoscope.commands.explain import Request
-from denoscope.commands.recognise import Study, recognise
+from denoscope.commands.recognise import recognise
+from denoscope.commands.requests import Request
+from denoscope.commands.studies import Study, preset_of
 from denoscope.errors import InputError, Interrupted, NumericsError
-from denoscope.results.explanations import Explanation, save_together
+from denoscope.results.explanations import Explanation
 from denoscope.results.folders import WRITTEN_TOGETHER
 from denoscope.targets import ClassScore
 from denoscope.vision import frames
@@ -182,7 +182,7 @@ def test_a_generation_is_attributed_through_the_denoiser():
         (dict(map_draws=4), "Give 1 to 3"),
         (dict(at=(2, 8)), "8 steps, 0"),
         (dict(at=(2, 2)), "each once"),
-        (dict(frames=0), "count of frames is 0"),
+        (dict(frames=0), "frames is 0"),
         (dict(methods=("oclusion",)), 'Did you mean "occlusion"'),
         (dict(masks=("a.png", "b.png")), "2 masks and 1 pictures"),
         (dict(n_steps=1), "n_steps is 1"),
@@ -206,13 +206,23 @@ def test_masks_that_do_not_fit_are_refused(brightness, bright, tmp_path):
             recognise(short([bright], masks=(mask,)), classifier=brightness)
 
 
-def test_the_preset_is_the_study_and_what_is_said_goes_before_it():
-    study = Study.of("study", photographs=("cat.png",), frames=None, at=None)
+def job_of(words, monkeypatch):
+    """The job that a command line makes, without running it."""
+    jobs = []
+    monkeypatch.setattr(cli, "_do", lambda job, *_: jobs.append(job))
+    cli.app(words, standalone_mode=False)
+    (job,) = jobs
+    return job
+
+
+def test_the_preset_is_the_study_and_an_option_replaces_its_setting(monkeypatch):
+    words = ["recognise", "cat.png", "--preset", "study"]
+    study = job_of(words, monkeypatch)
     assert (study.frames, study.noising, study.at, study.preset) == (100, "blend", "all", "study")
     assert (study.n_steps, Study(photographs=("cat.png",)).n_steps) == (20, 50)
-    assert Study.of("study", photographs=("cat.png",), frames=10).frames == 10
+    assert job_of([*words, "--frames", "10"], monkeypatch).frames == 10
     with pytest.raises(InputError, match='Did you mean "study"'):
-        Study.of("studdy", photographs=("cat.png",))
+        preset_of("studdy")
 
 
 @pytest.mark.parametrize(
@@ -223,35 +233,27 @@ def test_the_preset_is_the_study_and_what_is_said_goes_before_it():
         dict(trace=Request("a red circle", steps=12, guidance=3.0, seed=3), seed=3, classifier="shapes", labels=TEXTS),
     ],
 )
-def test_the_command_that_is_kept_asks_for_the_same_again(asked, monkeypatch, tmp_path):
-    study, heard = Study(**asked), []
-
-    def listen(study, **_):
-        heard.append(study)
-        raise InputError("heard")
-
-    monkeypatch.setattr(command, "recognise", listen)
-    words = shlex.split(study.command())
-    assert cli._run([*words[1:], "--out", str(tmp_path / "out")]) == 2
-    assert heard == [study]
+def test_the_command_that_is_recorded_asks_for_the_same_again(asked, monkeypatch):
+    study = Study(**asked)
+    assert job_of(shlex.split(study.command())[1:], monkeypatch) == study
 
 
 def test_one_photograph_and_several_are_written_whole_and_read_back(brightness, bright, tmp_path):
     dark = saved(np.full((20, 20, 3), 0.2), tmp_path / "dark.png")
     study = short([bright, dark])
     found = recognise(study, classifier=brightness)
-    folder = save_together(found.explanations, command.record(study, found), tmp_path / "out")
+    folder = found.save(tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {"report.html", "comparison.png", "run.json", "bright", "dark"}
     again = Explanation.load(folder / "dark")
     assert np.array_equal(again.likelihood, found.explanations["dark"].likelihood)
     assert again.run["label"] == "dark"
     assert {path.name for path in (folder / "dark" / "figures").iterdir()} >= {"likelihood.png", "occlusion.png"}
     with pytest.raises(InputError, match="earlier run"):
-        save_together(found.explanations, {}, folder)
-    save_together(found.explanations, command.record(study, found), folder, overwrite=True)
+        found.save(folder)
+    found.save(folder, overwrite=True)
     (folder / "mine.txt").write_text("keep me")
     with pytest.raises(InputError, match=r"mine\.txt"):
-        save_together(found.explanations, {}, folder, overwrite=True)
+        found.save(folder, overwrite=True)
 
 
 def test_the_command_line_tells_the_moments_and_where_the_report_is(tmp_path, capsys, monkeypatch):

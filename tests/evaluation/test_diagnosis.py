@@ -11,7 +11,9 @@ from pictures import disc_method, disc_trace
 from scipy import ndimage
 
 from denoscope.commands import explain
-from denoscope.commands.compare import Comparison, compare, record
+from denoscope.commands.compare import compare, compared
+from denoscope.commands.comparisons import Comparison
+from denoscope.commands.requests import Request
 from denoscope.criteria import ALIKE, RELIABLE
 from denoscope.evaluation.diagnosis import Signature, diagnose, indistinguishable, morans_i, shuffled_level
 from denoscope.evaluation.distances import distances
@@ -319,8 +321,8 @@ def small(stable_diffusion) -> Model:
 
 
 def test_every_run_is_diagnosed_and_keeps_it(small, tmp_path):
-    asked = explain.Request("a red circle", "small", steps=2, methods=("df-rise", "words"), masks=8)
-    made = explain.explain(small, asked)
+    asked = Request("a red circle", "small", steps=2, methods=("df-rise", "words"), masks=8)
+    made = explain.explain(asked, model=small)
     said = {each["name"]: each for each in made.run["diagnosis"]}
     assert list(said) == ["no pattern", "not reproducible", "words elsewhere"]
     assert {"DF-RISE, paper", "Word maps, “red”"} <= set(said["no pattern"]["numbers"]["neighbours"])
@@ -332,23 +334,22 @@ def test_every_run_is_diagnosed_and_keeps_it(small, tmp_path):
 
 
 def test_variants_that_are_the_same_are_named_on_their_page(small):
-    asked = explain.Request("a red circle", "small", steps=2, masks=8)
+    asked = Request("a red circle", "small", steps=2, masks=8)
     comparison = Comparison(asked, "seed", (0, 1), methods=("relevance",))
     found = compare(comparison, models={"small": small})
-    (told,) = record(comparison, found)["diagnosis"]
+    (told,) = found.run["diagnosis"]
     assert told["name"] == "variants alike" and set(told["numbers"]["apart"]) == {"seed-0 and seed-1"}
     assert told["numbers"]["apart"]["seed-0 and seed-1"]["words"] > 0
-    found.explanations["seed-1"] = found.explanations["seed-0"]
-    found.distances = distances({name: each.pictures["image"].values for name, each in found.explanations.items()})
-    run = record(comparison, found)
-    page = Page(render_variants(found.explanations, run)).said()
+    explanations = {name: found.explanations["seed-0"] for name in ("seed-0", "seed-1")}
+    run = compared(comparison, explanations).run
+    page = Page(render_variants(explanations, run)).said()
     assert "Variants that cannot be told apart: found" in page
     assert "seed-0 and seed-1: the pictures look the same and each word has the same share of the relevance." in page
     assert "The pictures look the same." in page and "Some variants cannot be told apart." not in page  # said once
     run["distances"][0]["ssim"] = 0.5
-    assert "Some variants cannot be told apart." in Page(render_variants(found.explanations, run)).said()
+    assert "Some variants cannot be told apart." in Page(render_variants(explanations, run)).said()
     del run["diagnosis"]
-    assert "cannot be told apart" not in Page(render_variants(found.explanations, run)).said()
+    assert "cannot be told apart" not in Page(render_variants(explanations, run)).said()
 
 
 def test_ctrl_c_while_it_is_diagnosed_loses_no_map(small, tmp_path, monkeypatch):
@@ -356,6 +357,6 @@ def test_ctrl_c_while_it_is_diagnosed_loses_no_map(small, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(explain, "diagnose", stopped)
-    made = explain.explain(small, explain.Request("a red circle", "small", steps=4, masks=8, methods=("df-cam",)))
+    made = explain.explain(Request("a red circle", "small", steps=4, methods=("df-cam",)), model=small)
     assert made.run["interrupted"] and "diagnosis" not in made.run and "df_cam" in made.methods()
     assert "the diagnosis was not" in made.run["interruption"] and made.save(tmp_path / "out").is_dir()

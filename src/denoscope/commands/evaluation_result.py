@@ -12,18 +12,9 @@ import xarray as xr
 from ..report.leaderboard import render_leaderboard, short_rows
 from ..results.folders import whole_folder, write_whole
 from ..results.resumable import ResumableFolder
+from ..results.tables import Table
 from .job import PACKAGES, version_of
 from .trial import Maps, Trial
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for the terminal; the cells of `rows` stand below those of `head`, and `notes` below the table."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,162 +1,134 @@
-"""One explained run from what was asked to the labelled result: record, explain step by step, assemble."""
+"""One explained run: record, explain step by step, assemble the labelled result."""
 
-import math
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from ..attributors.base import Attributor, method
+import xarray as xr
+
+from ..attributors.base import Attributor
 from ..criteria import RELIABLE
-from ..errors import InputError
 from ..evaluation.diagnosis import diagnose
-from ..recording import schedules
 from ..recording.hooks.schedulers import lora
-from ..recording.models import Model
+from ..recording.models import Model, load
 from ..recording.traces import Trace
 from ..results.explanations import Explanation
+from ..results.records import RunRecord
 from ..worlds.shapes.judge import is_shapes_model
-from .job import At, Outcome, Watch, attribute, check_steps, fitting, flags, image_of, pictured, shown_steps, stamp
+from .attribution import Attributed, attribute, image_of, pictured
+from .job import Watch
+from .requests import Request
 
-DEFAULT_METHODS = ("df-rise-contrast", "df-rise")
-SHOWN_PLACES = (0.07, 0.27, 0.53, 0.93)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `denoscope explain` was asked for; `steps` and `guidance` None mean the pipeline's own defaults."""
-
-    prompt: str | None
-    model: str = "shapes"
-    seed: int = 0
-    steps: int | None = 30
-    schedule: schedules.Schedule = "uniform"
-    shift: float | None = None
-    scheduler: str | None = None
-    lora: str | None = None
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-    at: At = None
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    masks: int = 500
-    until: float | None = None
-    device: str | None = None
-    dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.prompt is not None and not self.prompt.strip():
-            raise InputError('The prompt is empty. Say what the picture should show, such as "a red circle".')
-        if self.steps is not None and self.steps < 1:
-            raise InputError(f"The number of steps is {self.steps}. It must be at least 1; 20 to 50 are usual.")
-        if self.guidance is not None and not math.isfinite(self.guidance):
-            raise InputError(f"The guidance scale is {self.guidance}. Give a finite number; 1 is none, 7.5 is usual.")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            given = ", ".join(self.methods) or "none"
-            raise InputError(f"The methods given are: {given}. Give at least one, and each once.")
-        schedules.resolve(self.schedule, self.steps or 1, self.shift)
-        check_steps(self.at)
-
-    def in_range(self, total: int) -> Sequence[int]:
-        """The steps to explain in a run of `total` steps; raises `InputError` for one that it does not have."""
-        return shown_steps(self.at, total, early_to_late(total))
-
-    def attributors(self) -> dict[str, Attributor]:
-        """The methods with their options, by the name of their group in the result."""
-        options = {"num_masks": self.masks, "until": self.until}
-        return {name.replace("-", "_"): method(name, **fitting(name, options)) for name in self.methods}
-
-    def call(self) -> dict[str, Any]:
-        """Keyword arguments of `Model.trace`."""
-        given = dict(
-            prompt=self.prompt,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance,
-            height=self.height,
-            width=self.width,
-        )
-        said = {name: value for name, value in given.items() if value is not None}
-        grid = {"schedule": self.schedule, "shift": self.shift, "scheduler": self.scheduler}
-        return {"seed": self.seed, **grid, **said}
-
-    def command(self) -> str:
-        """The command line that asks for the same again."""
-        prompt = [] if self.prompt is None else [self.prompt]
-        return shlex.join(["denoscope", "explain", *prompt, *flags({**vars(self), "prompt": None})])
+StepsOf = Callable[[int], Sequence[int] | Mapping[str, Sequence[int]]]
+"""Takes the number of steps of a run, and returns the steps to explain: the same for all methods, or by method."""
 
 
-def explain(model: Model, request: Request, watch: Watch | None = None) -> Explanation:
-    """Record a run and explain it; on Ctrl-C while explaining, what was finished is in the result.
+def explain(request: Request | str, *, model: Model | None = None, watch: Watch | None = None) -> Explanation:
+    """Record a run and explain it.
 
-    Raises `InputError` for what cannot be done as asked, before it is tried where that can be known.
+    >>> explain(Request("a red circle", steps=10, masks=64)).save("out")                  # doctest: +SKIP
+
+    A text is short for `Request(prompt=text)`. `model` is the request's model, if it is loaded already. Raises
+    `InputError` for settings that cannot be used, before any work where that can be known. On Ctrl-C while explaining,
+    the finished part is in the result.
     """
+    if isinstance(request, str):
+        request = Request(request)
     attributors = request.attributors()
-    return explained(model, request, attributors, lambda total: request.in_range(total), watch)
+    model = model or load_quietly(request)
+    return explained(model, request, attributors, request.steps_to_explain, request.command(), watch)
+
+
+def load_quietly(request: Request) -> Model:
+    """Load the model of a request, without the pipeline's own progress bar."""
+    model = load(request.model, device=request.device, dtype=request.dtype)
+    model.pipeline.set_progress_bar_config(disable=True)
+    return model
 
 
 def explained(
     model: Model,
     request: Request,
     attributors: Mapping[str, Attributor],
-    steps: Callable[[int], Sequence[int] | Mapping[str, Sequence[int]]],
+    steps: StepsOf,
+    command: str,
     watch: Watch | None = None,
-    before: str = "",
+    variant: str | None = None,
 ) -> Explanation:
-    """Record a run and put these methods to it, at the steps chosen when it is known how many there are."""
+    """Record a run and put these methods to it, as one of several variants if that has a name."""
+    before = "" if variant is None else f"{variant}: "
     began = time.perf_counter()
     with lora(model.pipeline, request.lora):
         trace = recorded(model, request, watch, before)
-        shown = pictured(trace)
+        pictures = pictured(trace)
         seconds = round(time.perf_counter() - began, 3)
-        outcome = attribute(trace, attributors, steps(len(trace)), watch, before)
-    outcome.seconds = {"trace": seconds, **outcome.seconds}
-    record = _record_of(model, request, trace, attributors, outcome)
-    picture = shown["image"].values if is_shapes_model(model.name) else None
+        attributed = attribute(trace, attributors, steps(len(trace)), watch, before)
+    diagnosis, interruption = _diagnosis(model, request, attributed, pictures)
+    record = RunRecord(
+        command=command,
+        model=model.name,
+        prompt=request.prompt,
+        seed=request.seed,
+        schedule=request.schedule if isinstance(request.schedule, str) else list(request.schedule),
+        shift=request.shift,
+        num_inference_steps=request.steps,
+        timesteps=[step.timestep for step in trace],
+        guidance_scale=scale_of(model, request),
+        guidance=guidance_of(model, request),
+        lora=request.lora,
+        scheduler=model.scheduler_name(request.scheduler),
+        swapped_from=None if request.scheduler is None else model.scheduler_name(),
+        pipeline=type(model.pipeline).__name__,
+        image_size=[int(side) for side in image_of(trace).shape[:2]],
+        methods={name: attributor.options() for name, attributor in attributors.items()},
+        trace_bytes=trace.nbytes,
+        unknown_words=model.unknown_words(request.prompt) if request.prompt and model.takes_text else [],
+        cut_off=model.cut_off(request.prompt) if request.prompt and model.takes_text else "",
+        vocabulary=model.vocabulary() if model.takes_text else None,
+        stamp=attributed.stamp({"trace": seconds}, interruption),
+        diagnosis=diagnosis,
+        variant=variant,
+    )
+    return Explanation.of(pictures, attributed.results, record.plain())
+
+
+def _diagnosis(
+    model: Model, request: Request, attributed: Attributed, pictures: xr.Dataset
+) -> tuple[list[dict[str, object]] | None, str | None]:
+    """Return the diagnosis of the results, and the interruption if Ctrl-C stopped it."""
+    picture = pictures["image"].values if is_shapes_model(model.name) else None
     try:
-        record["diagnosis"] = [each.plain() for each in diagnose(outcome.methods, RELIABLE, request.prompt, picture)]
+        findings = diagnose(attributed.results, RELIABLE, request.prompt, picture)
     except KeyboardInterrupt:
-        record |= {
-            "interrupted": True,
-            "interruption": "Interrupted: the methods were finished, the diagnosis was not.",
-        }
-    return Explanation.of(shown, outcome.methods, record)
+        return None, "Interrupted: the methods were finished, the diagnosis was not."
+    return [finding.plain() for finding in findings], None
 
 
 def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:
-    """The trace that a request asks for; steps that it will not have are refused before it is made."""
+    """Record the run of a request; steps that it will not have are refused before it is made."""
     grid = (request.schedule, request.shift, request.scheduler)
     expected = model.step_count(request.steps, *grid) if request.steps else None
     if expected:
-        request.in_range(expected)
+        request.steps_to_explain(expected)
     advance = watch(f"{before}Generating the picture", expected or 0) if watch else None
     return model.trace(**request.call(), advance=advance)
 
 
-def early_to_late(steps: int) -> tuple[int, ...]:
-    """Early, two in the middle, late: the steps explained when none are named."""
-    return tuple(sorted({round(place * (steps - 1)) for place in SHOWN_PLACES}))
+def scale_of(model: Model, request: Request) -> float | None:
+    """Return the guidance scale of a request, which is the pipeline's own if none is given."""
+    scale: float | None = model.default("guidance_scale") if request.guidance is None else request.guidance
+    return scale
 
 
-def _record_of(
-    model: Model, request: Request, trace: Trace, attributors: Mapping[str, Attributor], outcome: Outcome
-) -> dict[str, Any]:
-    return {
-        "command": request.command(),
-        "model": model.name,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "schedule": request.schedule,
-        "shift": request.shift,
-        "num_inference_steps": request.steps,
-        "timesteps": [step.timestep for step in trace],
-        "guidance_scale": model.default("guidance_scale") if request.guidance is None else request.guidance,
-        "lora": request.lora,
-        "scheduler": model.scheduler_name(request.scheduler),
-        "swapped_from": None if request.scheduler is None else model.scheduler_name(),
-        "pipeline": type(model.pipeline).__name__,
-        "image_size": [int(side) for side in image_of(trace).shape[:2]],
-        "methods": {name: attributor.options() for name, attributor in attributors.items()},
-        "trace_bytes": trace.nbytes,
-        **stamp(outcome),
-    }
+def guidance_of(model: Model, request: Request) -> float | str | None:
+    """Return the guidance scale that has an effect, or "off" if the pipeline runs without guidance."""
+    scale = scale_of(model, request)
+    return "off" if scale is not None and guidance_is_off(model, scale) else scale
+
+
+def guidance_is_off(model: Model, scale: float) -> bool:
+    """Return True if the pipeline runs without classifier-free guidance at this scale.
+
+    diffusers' pipelines with the property `do_classifier_free_guidance` switch guidance off at 1 and below. Other
+    pipelines have a rule of their own.
+    """
+    return scale <= 1 and hasattr(type(model.pipeline), "do_classifier_free_guidance")

@@ -1,7 +1,7 @@
 """The moving picture of a run."""
 
+import io
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +37,9 @@ def timeline_gif(
     path = Path(path)
     frames = [_compact(frame) for frame in _frames(pictures, results, cmap, alpha)]
     durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    encoded = io.BytesIO()
+    frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    path.write_bytes(encoded.getvalue())
     return path
 
 

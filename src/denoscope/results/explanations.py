@@ -5,29 +5,22 @@
         timeline.gif        the clean prediction over time, with the first method's map, and a map for each word
         figures/*.png       one per method
         explanation.zarr/   this tree: `xarray.open_datatree("OUT/explanation.zarr")`
-        run.json            what was asked for and with which versions
-
-Several photographs, or several variants of a run, have such a folder each, inside one that compares them:
-
-    OUT/report.html         photographs: their likelihoods side by side; variants: their steps; and the way to each
-        comparison.png      the same as a still picture
-        cat/, tiger/, ...   one for each photograph or variant, as above
-        run.json            what was asked for, and when each label was recognised, or how the variants differ
+        run.json            settings and versions: enough to run it again
 
 The folder appears whole or not at all: it is written beside its place and then renamed."""
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from ..errors import InputError
 from .folders import check_output, listed, whole_folder
+from .records import as_json, plain
+from .tables import Table
 
 SEQUENCES = ("trace", "frames")
 ALONG = ("likelihood", "timing")
@@ -35,11 +28,11 @@ ALONG = ("likelihood", "timing")
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A `trace` (or `frames`) group, a group per method, and the run that made them in `tree.attrs["run"]`.
+    """A `trace` (or `frames`) group, a group per method, and the record of the run in `tree.attrs["run"]`.
 
-    Where a classifier looked on, there are the groups `likelihood` and `timing` too. A method may have only some of
-    the steps, or NaN where it was interrupted; there may be no method at all. Raises `InputError` when the tree lacks a
-    sequence, or a method its saliency or a step the sequence does not have.
+    With a classifier there are the groups `likelihood` and `timing` too. A method may have only some of the steps, or
+    NaN where it was interrupted. There may be no method at all. Raises `InputError` if the tree has no sequence, a
+    method has no saliency, or a method explains a step that the sequence does not have.
     """
 
     tree: xr.DataTree
@@ -50,9 +43,9 @@ class Explanation:
                 f"A tree cannot be an explanation without a group of pictures. It has {listed(self.tree.children)}; "
                 f"one group must be {' or '.join(SEQUENCES)}. Build it with Explanation.of(trace, methods, run)."
             )
-        known = set(self.pictures["step"].values.tolist())
-        for name, method in self.methods().items():
-            _validate(name, method, known)
+        steps = set(self.pictures["step"].values.tolist())
+        for name, result in self.methods().items():
+            _validate(name, result, steps)
 
     @classmethod
     def of(
@@ -63,9 +56,10 @@ class Explanation:
         likelihood: xr.DataArray | None = None,
         timing: xr.Dataset | None = None,
     ) -> "Explanation":
-        """From the pictures of a run, the result of each method by its id, and the JSON-able record of the run.
+        """Build an explanation from the pictures of a run, the result of each method by its id, and the run's record.
 
-        `likelihood` (step, draw, label) is what `timing.likelihood` gives, `timing` what `timing.over_draws` gives.
+        `likelihood` (step, draw, label) is that of `timing.likelihood`, and `timing` the result of
+        `timing.over_draws`.
         """
         name = "trace" if "pred_original_sample" in sequence else "frames"
         along = {} if likelihood is None else {"likelihood": likelihood.to_dataset(name="likelihood")}
@@ -75,7 +69,7 @@ class Explanation:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Explanation":
-        """Read what `save` wrote. Raises `InputError` where there is no explanation."""
+        """Read a saved explanation. Raises `InputError` if the folder has none."""
         store = Path(folder).expanduser() / "explanation.zarr"
         if not store.is_dir():
             raise InputError(
@@ -87,8 +81,24 @@ class Explanation:
 
     @property
     def run(self) -> dict[str, Any]:
-        """What is in run.json."""
-        return self.tree.attrs.get("run", {})
+        """The content of run.json."""
+        run: dict[str, Any] = self.tree.attrs.get("run", {})
+        return run
+
+    @property
+    def interrupted(self) -> bool:
+        """True if the run was stopped before it was finished."""
+        return bool(self.run.get("interrupted"))
+
+    @property
+    def interruption(self) -> str | None:
+        """The reason why the run stopped early; None if it did not."""
+        return self.run.get("interruption")
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Always empty: a run that fails before anything is finished raises."""
+        return {}
 
     @property
     def pictures(self) -> xr.Dataset:
@@ -98,22 +108,27 @@ class Explanation:
 
     @property
     def likelihood(self) -> xr.DataArray | None:
-        """Softmax of each label at each step and draw, (step, draw, label), where a classifier looked on."""
+        """The softmax of each label, (step, draw, label), in [0, 1]; None without a classifier."""
         group = self.tree.children.get("likelihood")
         return None if group is None else group.to_dataset()["likelihood"]
 
     @property
     def timing(self) -> xr.Dataset | None:
-        """When each label was recognised: quantiles over draws of `crossing`, `steepest`, `window` and `final`."""
+        """Quantiles over draws of `crossing`, `steepest`, `window` and `final` by label; None without a classifier."""
         group = self.tree.children.get("timing")
         return None if group is None else group.to_dataset()
 
     def methods(self) -> dict[str, xr.Dataset]:
-        """The result of each method by its id, in the order in which they were run."""
+        """Return the result of each method by its id, in the order in which they were run."""
         others = {*SEQUENCES, *ALONG}
         groups = {name: group.to_dataset() for name, group in self.tree.children.items() if name not in others}
         order = [*self.run.get("methods", {}), *groups]
         return {name: groups[name] for name in sorted(groups, key=order.index)}
+
+    def rows(self) -> Table:
+        """Return a row for each method: its title, and its steps with the reliability of their maps."""
+        rows = [(str(result.attrs.get("title", name)), _steps_of(result)) for name, result in self.methods().items()]
+        return Table(rows=tuple(rows), notes=tuple(_notes_on_words(self.run)))
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write the whole output folder and return its absolute path.
@@ -122,148 +137,91 @@ class Explanation:
         """
         place = check_output(folder, overwrite)
         with whole_folder(place) as temporary:
-            self._write(temporary)
-            check_output(folder, overwrite)  # somebody else may have taken the place while this run was working
+            self.write(temporary)
+            check_output(folder, overwrite)  # another program may have taken the place in the meantime
         return place
 
-    def _write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> None:
+        """Write the files of an output folder into a folder that exists and is empty."""
         from PIL import Image
 
         from ..figures.overlays import rgb
-        from ..figures.results import is_layered
         from ..figures.timeline import timeline_gif
         from ..report.run import render
 
-        pictures, methods = self.pictures, self.methods()
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
-        (folder / "run.json").write_text(_json(self.run), encoding="utf-8")
-        Image.fromarray(rgb(pictures["image"].values)).save(folder / "image.png")
+        (folder / "run.json").write_text(as_json(self.run), encoding="utf-8")
+        Image.fromarray(rgb(self.pictures["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
-        moving = [method for i, method in enumerate(methods.values()) if i == 0 or is_layered(method)]
-        timeline_gif(folder / "timeline.gif", pictures, *moving)
+        timeline_gif(folder / "timeline.gif", self.pictures, *self._moving())
         (folder / "report.html").write_text(render(self), encoding="utf-8")
 
+    def _moving(self) -> list[xr.Dataset]:
+        """Return the results that the moving picture has: the first, and those with a map for each word or layer."""
+        from ..figures.results import is_layered
+
+        results = list(self.methods().values())
+        return results[:1] + [result for result in results[1:] if is_layered(result)]
+
     def _figures(self) -> Iterator[tuple[str, Any]]:
-        """File names and pictures, one at a time."""
+        """Yield file names and figures, one at a time."""
         from ..figures.methods import plot_method
         from ..figures.recognition import drawn
         from ..figures.words import has_words, plot_curves
 
-        pictures, methods, likelihood, timing = self.pictures, self.methods(), self.likelihood, self.timing
-        if likelihood is None or timing is None:
-            yield from ((name, plot_method(pictures, method)) for name, method in methods.items())
-            worded = {name: method for name, method in methods.items() if has_words(method)}
-            yield from ((f"{name}_curves", plot_curves(method).figure) for name, method in worded.items())
-        else:
-            yield from drawn(pictures, methods, likelihood, timing, self.run["label"])
+        pictures, results, likelihood, timing = self.pictures, self.methods(), self.likelihood, self.timing
+        if likelihood is not None and timing is not None:
+            yield from drawn(pictures, results, likelihood, timing, self.run["label"])
+            return
+        for name, result in results.items():
+            yield name, plot_method(pictures, result)
+        for name, result in results.items():
+            if has_words(result):
+                yield f"{name}_curves", plot_curves(result).figure
 
     def _repr_html_(self) -> str:
-
         from ..report.run import summary
 
         return summary(self)
 
 
-def save_together(
-    explanations: Mapping[str, Explanation],
-    run: Mapping[str, Any],
-    folder: str | os.PathLike[str],
-    overwrite: bool = False,
-) -> Path:
-    """Write several recognition runs by their names, each into a folder of its own, and what compares them above.
-
-    Returns the absolute path. Raises what `Explanation.save` raises, and leaves nothing half-written either.
-    """
-    return _save_together(explanations, run, folder, overwrite, _photographs)
+def _steps_of(result: xr.Dataset) -> str:
+    """Return the steps of a result in words, each with the reliability of its map if it has one."""
+    steps = [f"step {int(step)} (t {float(time):g})" for step, time in zip(result.step, result.timestep, strict=True)]
+    if "reliability" not in result:
+        return ", ".join(steps)
+    values = [f"{float(value):.2f}" for value in result.reliability]
+    return "reliability at " + ", ".join(f"{step} {value}" for step, value in zip(steps, values, strict=True))
 
 
-def save_variants(
-    explanations: Mapping[str, Explanation],
-    run: Mapping[str, Any],
-    folder: str | os.PathLike[str],
-    overwrite: bool = False,
-) -> Path:
-    """Write the variants of a run as `save_together` writes photographs; `run` is what `variants.record` says."""
-    return _save_together(explanations, run, folder, overwrite, _variants)
+def _notes_on_words(run: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a note for the words of a prompt that the model cannot read."""
+    words = [f'"{word}"' for word in run.get("unknown_words") or ()]
+    if not words:
+        return
+    vocabulary = run.get("vocabulary")
+    others = f" It reads: {', '.join(vocabulary)}." if vocabulary else ""
+    yield f"The model cannot read {', '.join(words)}: what is explained of such a word means nothing.{others}"
 
 
-Compared = Callable[[Mapping[str, Explanation], Mapping[str, Any]], tuple[Any, str]]
-"""The still picture and the page of several explanations."""
-
-
-def _save_together(
-    explanations: Mapping[str, Explanation],
-    run: Mapping[str, Any],
-    folder: str | os.PathLike[str],
-    overwrite: bool,
-    compared: Compared,
-) -> Path:
-    place = check_output(folder, overwrite)
-    with whole_folder(place) as temporary:
-        for name, explanation in explanations.items():
-            (temporary / name).mkdir()
-            explanation._write(temporary / name)
-        whole = {**run, "folders": list(explanations)}
-        figure, page = compared(explanations, whole)
-        figure.savefig(temporary / "comparison.png")
-        (temporary / "report.html").write_text(page, encoding="utf-8")
-        (temporary / "run.json").write_text(_json(whole), encoding="utf-8")
-        check_output(folder, overwrite)
-    return place
-
-
-def _photographs(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> tuple[Any, str]:
-    from ..figures.recognition import plot_comparison
-    from ..report.photographs import render_comparison
-
-    curves = {name: e.likelihood for name, e in explanations.items() if e.likelihood is not None}
-    times = {name: e.timing for name, e in explanations.items() if e.timing is not None}
-    labels = {name: str(e.run["label"]) for name, e in explanations.items()}
-    return plot_comparison(curves, times, labels), render_comparison(explanations, run)
-
-
-def _variants(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> tuple[Any, str]:
-    from ..figures.variants import plot_variants
-    from ..report.variants import render_variants
-
-    return plot_variants(explanations, run), render_variants(explanations, run)
-
-
-def _validate(name: str, method: xr.Dataset, known: set[int]) -> None:
-    dims = method["saliency"].dims if "saliency" in method else ()
+def _validate(name: str, result: xr.Dataset, run_steps: set[int]) -> None:
+    dims = result["saliency"].dims if "saliency" in result else ()
     if not {"step", "y", "x"} <= set(dims):
         raise InputError(
-            f'The result of "{name}" cannot be part of an explanation: its variables are {listed(method.data_vars)}, '
+            f'The result of "{name}" cannot be part of an explanation: its variables are {listed(result.data_vars)}, '
             "and one must be saliency with the dimensions step, y, x. Pass the dataset that the method returned."
         )
-    if unknown := sorted(set(method["step"].values.tolist()) - known):
+    if unknown := sorted(set(result["step"].values.tolist()) - run_steps):
         raise InputError(
             f'The result of "{name}" explains steps that the run does not have: {listed(unknown)}. '
-            f"The run has {len(known)} steps, {min(known)} to {max(known)}. Pass the trace that was explained."
+            f"The run has {len(run_steps)} steps, {min(run_steps)} to {max(run_steps)}. Pass the trace of that run."
         )
 
 
 def _storable(tree: xr.DataTree) -> xr.DataTree:
-    """The same tree with attributes that JSON can hold: a long run must not be lost over a NumPy number."""
+    """Return the tree with attributes that JSON can hold: a long run must not be lost over a NumPy number."""
     return xr.DataTree.from_dict(
-        {group.path: group.to_dataset().assign_attrs(_plain(group.attrs)) for group in tree.subtree}
+        {group.path: group.to_dataset().assign_attrs(plain(group.attrs)) for group in tree.subtree}
     )
-
-
-def _json(run: Mapping[str, Any]) -> str:
-    return json.dumps(_plain(run), indent=2, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    """JSON's own types for an option: NumPy numbers become Python's, tuples lists, NaN null, the rest its text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, set, np.ndarray)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,84 @@
+"""The names of methods and models, known without loading them: a wrong one is refused before torch is imported.
+
+`BUILT_IN` repeats facts of the attributors' registry, and a test compares the two."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import InputError, ModelError, did_you_mean
+
+Needs = Literal["label", "words"] | None
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """The question that a method answers: about a label, about words, or about the whole picture.
+
+    `every_step` methods explain every step of a run unless steps are named.
+    """
+
+    needs: Needs = None
+    every_step: bool = False
+
+
+BUILT_IN = {
+    "df-cam": MethodFacts(),
+    "df-cam-reference": MethodFacts(),
+    "df-rise": MethodFacts(),
+    "df-rise-contrast": MethodFacts(),
+    "df-rise-reference": MethodFacts(),
+    "gradient-shap": MethodFacts("label"),
+    "integrated-gradients": MethodFacts("label"),
+    "lime": MethodFacts(),
+    "occlusion": MethodFacts("label"),
+    "relevance": MethodFacts("words", every_step=True),
+    "relevance-reference": MethodFacts("words", every_step=True),
+    "words": MethodFacts("words"),
+}
+BUNDLED_MODELS = ("shapes",)
+
+
+def methods_for_runs() -> tuple[str, ...]:
+    """Return the names of the methods that explain a run without a label, registered ones of the user's among them."""
+    built_in = [name for name, facts in BUILT_IN.items() if facts.needs != "label"]
+    return (*built_in, *_registered_by_user())
+
+
+def methods_for_labels() -> tuple[str, ...]:
+    """Return the names of the methods that explain a label."""
+    return tuple(name for name, facts in BUILT_IN.items() if facts.needs == "label")
+
+
+def explains_every_step(method: str) -> bool:
+    """Return True if a method explains every step unless steps are named."""
+    return method in BUILT_IN and BUILT_IN[method].every_step
+
+
+def _registered_by_user() -> list[str]:
+    """Return the registered names that are not built in: none can be there before the registry is loaded."""
+    registry = sys.modules.get("denoscope.attributors.base")
+    return [] if registry is None else [name for name in registry.list_methods() if name not in BUILT_IN]
+
+
+def check_methods(methods: Sequence[str], allowed: Sequence[str], purpose: str = "") -> None:
+    """Raise `InputError` unless there is at least one method, each is there once, and each is allowed."""
+    for name in methods:
+        if name not in allowed:
+            raise InputError(f'There is no method "{name}"{purpose}. {did_you_mean(name, allowed)}')
+    if not methods or len(set(methods)) < len(methods):
+        raise InputError(f"The methods given are: {', '.join(methods) or 'none'}. Give at least one, and each once.")
+
+
+def check_model(model: str) -> None:
+    """Raise `ModelError` for a name that can be no model: not bundled, not a folder, and not written as a hub id."""
+    if not model.strip() or model in BUNDLED_MODELS or Path(model).expanduser().exists():
+        return  # an empty name and a wrong folder are refused where models are loaded
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
+        raise ModelError(
+            f'There is no model and no folder "{model}". {did_you_mean(model, BUNDLED_MODELS)} Besides: a folder saved '
+            "by save_pretrained, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
+        )
