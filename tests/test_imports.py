@@ -189,6 +189,19 @@ def test_every_public_name_resolves():
     assert set(denoscope.__all__) <= set(dir(denoscope))
 
 
+def test_the_lists_of_public_names_are_one():
+    """The imports for type checkers name the same things, from the same modules, as the table of lazy imports."""
+    source = Path(denoscope.__file__).read_text(encoding="utf-8")
+    (block,) = [node for node in ast.parse(source).body if isinstance(node, ast.If)]
+    typed = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        for alias in node.names:
+            assert alias.asname == alias.name, "an import that type checkers take for a public name"
+            typed[alias.name] = node.module
+    assert typed == denoscope._MODULE_OF and sorted(typed) == denoscope.__all__
+
+
 def test_importing_the_package_is_light():
     assert loaded_after("import denoscope") & HEAVY == set()
 

@@ -149,6 +149,23 @@ def test_what_python_can_get_wrong():
     assert "but the seeds vary" in refusal(Comparison, asked(), "seed", (0, 1), shift=3.0)
 
 
+def test_two_scales_without_guidance_are_one_run(small, monkeypatch):
+    monkeypatch.setattr(Model, "trace", lambda *args, **kwargs: pytest.fail("a picture was made"))
+    message = refusal(compare, Comparison(asked(), "guidance", (0.0, 1.0, 3.0)), models=small)
+    assert "The guidance scales 0, 1 are one and the same run" in message
+
+
+def test_the_record_says_that_guidance_is_off(small):
+    """Ground truth: the two runs without guidance are the same, bit for bit."""
+    runs = {}
+    for scale in (0.0, 1.0, 3.0):
+        runs[scale] = explain.explain(asked(guidance=scale, methods=("df-cam",), at=(1,)), model=small["small"])
+    assert [each.run["guidance_scale"] for each in runs.values()] == [0, 1, 3]
+    assert [each.run["guidance"] for each in runs.values()] == ["off", "off", 3]
+    assert np.array_equal(runs[0].trace["sample"], runs[1].trace["sample"])
+    assert not np.array_equal(runs[1].trace["sample"], runs[3].trace["sample"])
+
+
 def test_a_fixed_grid_is_refused_before_anything_is_made(small, monkeypatch):
     small["small"].pipeline.scheduler = SCHEDULERS["ddim"]()
     monkeypatch.setattr(Model, "trace", lambda *args, **kwargs: pytest.fail("a picture was made"))
@@ -170,8 +187,7 @@ def test_a_variant_is_the_run_alone(small):
 
 
 def test_the_record_has_the_published_vectors():
-    """Ground truth: methods.md 1.3, from the schedules' own tests, through the whole record."""
-
+    """Ground truth: the published vectors, through the whole record."""
     with torch.device("cpu"):
         pipeline = PIPELINES["stable-diffusion"]()
     pipeline.set_progress_bar_config(disable=True)

@@ -1,6 +1,7 @@
 """The result of `denoscope evaluate`: scores, leaderboard and failures, and the files that hold them."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,7 +101,7 @@ class EvaluationResult:
             "versions": {name: version_of(name) for name in PACKAGES},
         }
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write evaluation.zarr, leaderboard.json, report.html and run.json, and the trials if they are not there.
 
         Raises `InputError` for a folder with anything else in it, and `OutputError` if it cannot be written.

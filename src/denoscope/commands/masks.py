@@ -42,7 +42,7 @@ def read_mask_file(file: str | Path) -> np.ndarray:
         inside = _of_greys(_greys(image), file)
     else:
         inside = _of_colours(np.asarray(image.convert("RGB")))
-    return inside & _opaque(image)
+    return np.asarray(inside & _opaque(image))
 
 
 def _of_greys(values: np.ndarray, file: str | Path) -> np.ndarray:

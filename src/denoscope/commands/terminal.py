@@ -48,7 +48,7 @@ def with_options(message: str, command: Any) -> str:
     if start and start[1] in options:
         message = f"{options[start[1]]}{message[start.end(1) :]}"
     message = re.sub(r'option "(\w+)"', lambda match: f'option "{options.get(match[1], match[1])}"', message)
-    value = r"\[(?P<list>[^]]*)\]|(?:torch\.)?(?P<value>'[^']*'|[\w.]+)"
+    value = r"\[(?P<list>[^]]*)\]|(?:torch\.)?(?P<value>'[^']*'|\w+(?:\.\w+)*)"
     return re.sub(rf'(?<![\w("])(?P<name>\w+)=(?:{value})', advice, message)
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError, OutputError
-from ..files import write_whole as write_whole
 from .claims import PARTIAL, claimed
 
 WRITTEN = {"report.html", "image.png", "timeline.gif", "figures", "explanation.zarr", "run.json"}
