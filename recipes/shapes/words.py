@@ -29,7 +29,8 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(vocabulary)}))
     merges = [" ".join(pair) for pair in learned["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH)
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
+    return CLIPTokenizer(*files, model_max_length=LENGTH, vocabulary=sorted(WORDS))
 
 
 def cached_tokens(folder: Path, words: CLIPTokenizer, count: int) -> torch.Tensor:

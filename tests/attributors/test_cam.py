@@ -56,14 +56,14 @@ def pixels():
 def reweighted(step: Step, weight: float) -> Step:
     """The step as it would be with another guidance."""
     replay = replace(step.replay, weight=weight)
-    return replace(step, replay=replay, model_output=replay(step.sample).detach(), _checked=[])
+    return replace(step, engine=replay, model_output=replay(step.sample).detach(), checked=False)
 
 
 def alone(step: Step, half: int) -> Step:
     """One half of a guided step, as a step without guidance."""
     kwargs = {**step.replay.kwargs, "encoder_hidden_states": step.replay.kwargs["encoder_hidden_states"][half, None]}
     replay = replace(step.replay, kwargs=kwargs, copies=1, weight=1.0)
-    return replace(step, replay=replay, model_output=replay(step.sample).detach(), _checked=[])
+    return replace(step, engine=replay, model_output=replay(step.sample).detach(), checked=False)
 
 
 FORMS = {"paper": DFCam.paper, "reference": DFCam.reference}

@@ -128,12 +128,17 @@ class Attributor:
         coords = {
             "step": [step.index for step in steps],
             "timestep": ("step", [step.timestep for step in steps]),
-            "log_snr": ("step", [step.log_snr for step in steps]),
+            "log_snr": ("step", [_log_snr(step) for step in steps]),
         }
         variables = {name: stacked([result[name] for result in results]) for name in results[0]}
         attrs = {name: getattr(self, name) for name in DESCRIPTION} | self.options()
         storable = {name: int(value) if isinstance(value, bool) else value for name, value in attrs.items()}
         return in_pixels(xr.Dataset(variables, coords=coords, attrs=storable), sequence)
+
+
+def _log_snr(step: Step | Frame) -> float:
+    """Return the log-SNR of a step or frame, NaN if the scheduler's noise level is not known."""
+    return float("nan") if isinstance(step, Step) and step.noise is None else step.log_snr
 
 
 # Methods by their names.

@@ -16,7 +16,6 @@ import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError
 from ..recording.hooks.attention import AttentionCall, attending
-from ..recording.hooks.replay import Replay
 from ..recording.prompts import Prompt, Word, prompt_of, read
 from ..recording.traces import Step, Trace
 from ..targets import trace_step
@@ -208,8 +207,6 @@ class TextSide:
 def _context(trace: Trace) -> torch.Tensor:
     """Return what cross-attention reads, (halves, tokens, features); raises `ModelError` where nothing is read."""
     replay = trace[0].replay
-    if not isinstance(replay, Replay):
-        raise replay
     if not trace.model.text_encoders or not trace.model.takes_text or replay.context is None:
         raise ModelError(
             f"{type(trace.model.pipeline).__name__} has no words to give relevance to: its denoiser reads no text by "

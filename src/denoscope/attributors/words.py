@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import CaptureError, InputError, ReplayError, did_you_mean, shown_value
+from ..errors import CaptureError, InputError, did_you_mean, shown_value
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.calls import denoising
 from ..recording.models import Model
@@ -219,8 +219,6 @@ class RecordedWords:
 @torch.no_grad()
 def replayed(step: Step, asked: Words, layers: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
     """Return the maps of some positions of the text, (tokens, h, w), by replaying a step of one picture."""
-    if isinstance(step.replay, ReplayError):
-        raise step.replay
     (row,) = half_of(asked.half, torch.arange(step.replay.copies)).tolist()
     mean = LayerMean(grid_of_samples(step.sample), asked.heads, slice(row, row + 1), positions)
 

@@ -20,7 +20,6 @@ from ..attributors.base import Advance, Attributor, choose
 from ..criteria import SANITY_TOLERANCE
 from ..errors import InputError
 from ..recording.hooks.layers import called_layers, other_times, randomised
-from ..recording.hooks.replay import Replay
 from ..recording.traces import Step, Trace
 from .intervals import Interval, bootstrap
 from .metrics import over_maps
@@ -177,7 +176,7 @@ class ShuffledTime:
     @classmethod
     def of(cls, trace: Trace, seed: int = 0) -> "ShuffledTime":
         """Draw an order of the time steps that a trace's denoiser got; raises `InputError` for fewer than two."""
-        timesteps = tuple(dict.fromkeys(step.replay.time for step in trace if isinstance(step.replay, Replay)))
+        timesteps = tuple(dict.fromkeys(step.replay.time for step in trace if step.engine is not None))
         if len(timesteps) < 2:
             raise InputError(
                 f"The time steps {list(timesteps)} cannot be shuffled: there are fewer than two. Record more steps."

@@ -12,6 +12,12 @@ from .traces import Trace
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 """A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
 
+LETTERS = re.compile(r"[^\W_]+")
+"""The parts of a word between hyphens, apostrophes and other signs."""
+
+LONGEST = 10**6
+"""Tokens that a tokenizer without a length of its own reads at most."""
+
 COUNTED = re.compile(r"(.+) \(([1-9]\d*)\)")
 """A phrase, and which of its repetitions."""
 
@@ -92,6 +98,61 @@ def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
     labels = numbered([word for word, _ in readable])
     words = [Word(word, label, positions) for label, (word, positions) in zip(labels, readable, strict=True)]
     return Prompt(text, tuple(words), tuple(cut), _special(tokenizer, tokens), len(tokens["input_ids"]))
+
+
+@dataclass(frozen=True, eq=False)
+class TextReader:
+    """A pipeline's tokenizer: prompts as the model reads them."""
+
+    tokenizer: Any
+
+    @property
+    def length(self) -> int:
+        """The number of tokens that the model reads, special tokens included."""
+        return min(int(self.tokenizer.model_max_length), LONGEST)
+
+    def read(self, text: str, length: int | None = None) -> Prompt:
+        """Return a prompt's words and tokens by position, padded or cut to `length` tokens (the tokenizer's own)."""
+        return read(self.tokenizer, text, length)
+
+    def tokens(self, prompt: str) -> list[str]:
+        """Return the prompt's tokens, special tokens included, without padding."""
+        ids = self.tokenizer(prompt, truncation=True, max_length=self.length).input_ids
+        return list(self.tokenizer.convert_ids_to_tokens(ids))
+
+    def cut_off(self, prompt: str) -> str:
+        """Return the end of the prompt that does not fit; usually empty."""
+        ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(ids) <= self.length:
+            return ""
+        return str(self.tokenizer.decode(ids[self.length - 1 : -1])).strip()
+
+    def vocabulary(self) -> list[str] | None:
+        """Return the words of a closed vocabulary, sorted; None for a tokenizer that spells any word from pieces.
+
+        A tokenizer whose tokens are words has its words. One that spells, but was trained with a model that has seen
+        certain words only, names them as `vocabulary` in its tokenizer_config.json.
+        """
+        declared = getattr(self.tokenizer, "init_kwargs", {}).get("vocabulary")
+        if declared is not None:
+            return sorted(declared)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if type(getattr(backend, "model", None)).__name__ != "WordLevel":
+            return None
+        return sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Return the words of a prompt that are not in the vocabulary, or become the unknown token, each once."""
+        vocabulary = self.vocabulary()
+        words = dict.fromkeys(match.group() for match in WORD.finditer(prompt))
+        if vocabulary is None:
+            return [word for word in words if self._is_unknown(word)]
+        readable = set(_folded(vocabulary))
+        return [word for word in words if not readable.issuperset(_folded(LETTERS.findall(word)))]
+
+    def _is_unknown(self, word: str) -> bool:
+        ids = self.tokenizer(word, add_special_tokens=False, verbose=False).input_ids
+        return self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids
 
 
 def prompt_of(call: Mapping[str, Any], name: str = "prompt") -> str | None:

@@ -1,23 +1,27 @@
 """A recorded run: its steps in diffusers' words, each of which can be replayed with other samples."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, overload
 
 import numpy as np
 import torch
 
-from ..errors import InputError, NumericsError, RecordingError, ReplayError
-from .hooks.calls import DenoiserCall, SchedulerStep, recording, tensors_of
+from ..errors import DenoscopeError, InputError, ModelError, NumericsError, ReplayError
+from .hooks.calls import tensors_of
 from .hooks.replay import Replay
-from .hooks.schedulers import time_steps
-from .noise import NoiseLevel, noise_level
+from .noise import NoiseLevel
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference between a replayed and a recorded prediction."""
+
+READ_SCALE = ("guidance", "timestep_cond")
+"""Arguments by which distilled denoisers are told the guidance scale."""
 
 
 class Decoder(Protocol):
-    """What a trace needs of its model."""
+    """The part of a model that a trace needs."""
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor: ...
 
@@ -27,55 +31,89 @@ class Step:
     """One step of a run, in diffusers' words.
 
     `index` counts denoiser calls from 0; `timestep` is the scheduler's. `sample` (x_t), `model_output` (guided) and
-    `prev_sample` have shape (pictures, channels, h, w). `level` is alpha and sigma of the denoiser's input, and
-    `next_level` those of the next step's; None at the last step, behind which there is no noise.
+    `prev_sample` have shape (pictures, channels, h, w). `next_level` is the noise level of the next step, None at the
+    last step, behind which there is no noise.
+
+    Some runs cannot be replayed, some schedulers have no known noise level. Both are recorded all the same: `refusal`
+    and `level_refusal` are the reasons, None if there are none, and `replay` and `level` raise them.
     """
 
     index: int
     timestep: float
-    level: NoiseLevel
+    noise: NoiseLevel | None
     sample: torch.Tensor
     model_output: torch.Tensor
     prev_sample: torch.Tensor
-    replay: Replay | ReplayError
+    engine: Replay | None
     decoder: Decoder
     next_level: NoiseLevel | None = None
-    _checked: list[bool] = field(default_factory=list, repr=False)
+    refusal: ReplayError | None = None
+    level_refusal: DenoscopeError | None = None
+    checked: bool = False
+    """True if `model_output` is the engine's own prediction, so that there is nothing to check."""
+
+    @property
+    def replay(self) -> Replay:
+        """The engine that sends other samples through the denoiser; raises the `refusal`."""
+        if self.engine is None:
+            raise ReplayError(str(self.refusal))
+        return self.engine
+
+    @property
+    def level(self) -> NoiseLevel:
+        """alpha and sigma of the denoiser's input; raises the `level_refusal`."""
+        if self.noise is None:
+            raise ModelError(str(self.level_refusal))
+        return self.noise
 
     @property
     def log_snr(self) -> float:
-        """log(alpha² / sigma²), what makes steps of different schedulers comparable."""
+        """log(alpha² / sigma²), which makes steps of different schedulers comparable; raises the `level_refusal`."""
         return self.level.log_snr
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns (h, w) of the sample; raises `InputError` for samples that are packed or of a video."""
+        if self.sample.ndim != 4:
+            raise InputError(
+                f"The samples of this model have shape {tuple(self.sample.shape)} and not (pictures, channels, h, w): "
+                "they are packed into a sequence or have frames. Such samples have no known place on the picture yet, "
+                "so this question cannot be answered. Use a model of pictures such as Stable Diffusion."
+            )
+        return self.sample.shape[-2], self.sample.shape[-1]
+
+    @property
     def pred_original_sample(self) -> torch.Tensor:
-        """The clean sample that the recorded prediction amounts to, without any clipping; shape as `sample`."""
+        """The clean sample that the recorded prediction amounts to, without any clipping; shape as `sample`.
+
+        Raises the `level_refusal`.
+        """
         return self.level.original(self.sample, self.model_output)
 
     def predict(self, samples: torch.Tensor) -> torch.Tensor:
-        """The guided prediction for other samples of this step, (n, channels, h, w) to the same.
+        """Return the guided prediction for other samples of this step, (n, channels, h, w) to the same.
 
-        Stateless and differentiable. The first call replays the step's own sample and raises `ReplayError` when the
-        result is not what the scheduler received; `NumericsError` when a prediction is not finite.
+        Stateless and differentiable. The first call replays the step's own sample and raises `ReplayError` if the
+        result is not the prediction that the scheduler received; `NumericsError` if a prediction is not finite.
         """
         self._check()
-        return self._finite(self._replay()(samples))
+        return self._finite(self.replay(samples))
 
     def half(self, copy: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What the denoiser alone says in one of its guidance halves, before they are mixed, as a function of samples.
+        """Return the denoiser's own prediction in one guidance half, before they are mixed, as a function of samples.
 
-        `copy` is 0 or 1; without guidance there is only 0. Checked as `predict` is, when it is asked for.
+        `copy` is 0 or 1; without guidance there is only 0. Checked as in `predict`, when it is asked for.
         """
         self._check()
-        replay = self._replay().half(copy)
+        replay = self.replay.half(copy)
         return lambda samples: self._finite(replay(samples))
 
     def predict_original(self, samples: torch.Tensor) -> torch.Tensor:
-        """The predicted clean samples, (n, channels, h, w)."""
+        """Return the predicted clean samples, (n, channels, h, w)."""
         return self.level.original(samples, self.predict(samples))
 
     def next_sample(self, samples: torch.Tensor) -> torch.Tensor:
-        """x_{t−1} that other samples of this step lead to, (n, channels, h, w) to the same.
+        """Return x_{t−1} that other samples of this step lead to, (n, channels, h, w) to the same.
 
         One step of DDIM with η = 0 (Song, Meng, Ermon 2021, equation 12), x_{t−1} = α' x0 + σ' ε, with the predicted
         x0 (not clipped) and ε and the noise of the next step; the last step goes to x0. Stateless, deterministic and
@@ -90,72 +128,79 @@ class Step:
         return self.next_level.noisy(original, self.level.noise(samples, prediction))
 
     def with_sample(self, sample: torch.Tensor) -> "Step":
-        """This step as it would be for another sample, (pictures, channels, h, w), its conditioning kept.
+        """Return this step as it would be for another sample, (pictures, channels, h, w), its conditioning kept.
 
-        Its prediction is what the denoiser says of that sample now, and `prev_sample` is `next_sample`. Differentiable:
-        what is computed of the new step is a function of the sample.
+        Its prediction is the denoiser's for that sample now, and `prev_sample` is `next_sample`. Differentiable: the
+        tensors of the new step are functions of the sample.
         """
         prediction = self.predict(sample)
         following = self._next(sample, prediction)
-        return replace(self, sample=sample, model_output=prediction, prev_sample=following, _checked=[True])
+        return replace(self, sample=sample, model_output=prediction, prev_sample=following, checked=True)
 
     def clean(self, samples: torch.Tensor | None = None) -> torch.Tensor:
-        """The predicted clean pictures, (n, 3, height, width) in [0, 1]; without samples, the recorded ones."""
+        """Return the predicted clean pictures, (n, 3, height, width) in [0, 1]; without samples, the recorded ones.
+
+        Raises `InputError` for samples without a grid, and as `level` and `predict` do.
+        """
+        _ = self.grid
         original = self.pred_original_sample if samples is None else self.predict_original(samples)
         return self.decoder.decode(original)
 
     def picture(self, index: int, earlier: "Step | None" = None) -> "Step":
-        """This step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
-        own, known = slice(index, index + 1), earlier.replay if earlier else None
-        known = known if isinstance(known, Replay) else None
-        kept = replay if isinstance(replay := self.replay, ReplayError) else replay.picture(index, known)
+        """Return this step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
+        rows = slice(index, index + 1)
+        shared = None if earlier is None else earlier.engine
         return replace(
             self,
-            sample=self.sample[own],
-            model_output=self.model_output[own],
-            prev_sample=self.prev_sample[own],
-            replay=kept,
-            _checked=[],
+            sample=self.sample[rows],
+            model_output=self.model_output[rows],
+            prev_sample=self.prev_sample[rows],
+            engine=None if self.engine is None else self.engine.picture(index, shared),
+            checked=False,
         )
 
-    def _replay(self) -> Replay:
-        if isinstance(self.replay, ReplayError):
-            raise self.replay
-        return self.replay
-
     def repeat(self) -> torch.Tensor:
-        """The guided prediction for the step's own sample, by exactly one denoiser call: for hooks to listen to.
+        """Return the guided prediction for the step's own sample, by exactly one denoiser call: for hooks to listen to.
 
-        Differentiable. Raises `ReplayError` when it is not what the scheduler received.
+        Differentiable. Raises `ReplayError` if it is not the prediction that the scheduler received.
         """
-        again = self._replay()(self.sample)
-        self._compare(again.detach())
+        again = self.replay(self.sample)
+        self._compare(self._difference(again.detach()))
         return self._finite(again)
 
-    @torch.no_grad()
-    def _check(self) -> None:
-        if not self._checked:
-            self._compare(self._replay()(self.sample))
+    @cached_property
+    def _replay_difference(self) -> float:
+        """The difference of the replayed prediction from the recorded one, measured at the first question."""
+        with torch.no_grad():
+            return self._difference(self.replay(self.sample))
 
-    def _compare(self, again: torch.Tensor) -> None:
+    def _check(self) -> None:
+        if not self.checked:
+            self._compare(self._replay_difference)
+
+    def _difference(self, again: torch.Tensor) -> float:
+        """Return the largest difference from the recorded prediction, relative to the largest value."""
         scale = self.model_output.abs().max().clamp(min=1e-12)
-        error = float((again - self.model_output).abs().max() / scale)
+        return float((again - self.model_output).abs().max() / scale)
+
+    def _compare(self, difference: float) -> None:
         allowed = TOLERANCE.get(self.model_output.dtype, 1e-2)
-        if not error <= allowed:
+        if not difference <= allowed:
             raise ReplayError(
                 f"Step {self.index} (time step {self.timestep:g}) cannot be replayed: with its own sample the denoiser "
-                f"gives a prediction that is {error:.2g} (relative) away from what the scheduler received; up to "
-                f"{allowed:g} is allowed. The pipeline changes the prediction in a way other than u + w (c − u) "
-                "(guidance_rescale, perturbed guidance, a random denoiser?); switch that off and record again."
+                f"gives a prediction that is {difference:.2g} (relative) away from the one that the scheduler "
+                f"received; up to {allowed:g} is allowed. The pipeline changes the prediction in a way other than "
+                "u + w (c − u) (guidance_rescale, perturbed guidance, a random denoiser?); switch that off and record "
+                "again."
             )
-        self._checked[:] = [True]
 
     def _finite(self, prediction: torch.Tensor) -> torch.Tensor:
-        _refuse_non_finite(prediction, self.index, self.timestep)
+        refuse_non_finite(prediction, self.index, self.timestep)
         return prediction
 
 
-def _refuse_non_finite(prediction: torch.Tensor, index: int, timestep: float) -> None:
+def refuse_non_finite(prediction: torch.Tensor, index: int, timestep: float) -> None:
+    """Raise `NumericsError`, naming the step, for a prediction with NaN or infinite values."""
     if not torch.isfinite(prediction).all():
         raise NumericsError(
             f"The prediction at step {index} (time step {timestep:g}) has NaN or infinite values. Only finite "
@@ -192,8 +237,23 @@ class Trace(Sequence[Step]):
 
     @property
     def images(self) -> Any:
-        """What the pipeline returned as `images`."""
-        return self.result.images
+        """The pictures that the pipeline returned; raises `InputError` if it returned something else."""
+        images = getattr(self.result, "images", None)
+        if images is None:
+            raise InputError(self._no_images())
+        return images
+
+    def _no_images(self) -> str:
+        if isinstance(self.result, tuple):
+            return (
+                "The pipeline returned a tuple (return_dict=False), so its pictures have no name. Record without "
+                "return_dict=False."
+            )
+        fields = ", ".join(getattr(self.result, "keys", list)()) or "no fields"
+        return (
+            f"The pipeline returned {type(self.result).__name__} with {fields} and no images. Denoscope explains "
+            "pictures: record a pipeline that returns images. The pipeline's own result is trace.result."
+        )
 
     @property
     def image(self) -> Any:
@@ -202,7 +262,7 @@ class Trace(Sequence[Step]):
 
     @property
     def pictures(self) -> int:
-        """How many pictures were made at once."""
+        """The number of pictures that were made at once."""
         return len(self.steps[0].sample)
 
     @property
@@ -214,21 +274,27 @@ class Trace(Sequence[Step]):
         return sum(storages.values())
 
     def _tensors(self) -> list[torch.Tensor]:
-        found = []
+        tensors = []
         for step in self.steps:
-            found += [step.sample, step.model_output, step.prev_sample]
-            if isinstance(step.replay, Replay):
-                found += tensors_of((step.replay.args, step.replay.kwargs, step.replay.extra))
-        return found
+            tensors += [step.sample, step.model_output, step.prev_sample]
+            if step.engine is not None:
+                tensors += tensors_of((step.engine.args, step.engine.kwargs, step.engine.extra))
+        return tensors
 
     def picture(self, index: int) -> "Trace":
-        """The trace of one picture of a batch.
+        """Return the trace of one picture of a batch.
 
-        Raises `InputError` when there is no such picture.
+        Raises `InputError` if there is no such picture, or if the samples are not one for each picture.
         """
         if not 0 <= index < self.pictures:
             raise InputError(
                 f"This trace has no picture {index}: it holds {self.pictures}, counted from 0 to {self.pictures - 1}."
+            )
+        if len(self.images) != self.pictures:
+            raise InputError(
+                f"This trace has {self.pictures} samples for {len(self.images)} pictures: the pipeline doubles its "
+                "samples for guidance, as DiT does, or drops some. So the sample of a picture is not known, and no "
+                "picture can be chosen. Record without guidance, guidance_scale=1."
             )
         result = _Images(self.images[index : index + 1])
         steps: list[Step] = []
@@ -236,16 +302,34 @@ class Trace(Sequence[Step]):
             steps.append(step.picture(index, steps[-1] if steps else None))
         return Trace(steps, result, {**self.call, "picture": self.call.get("picture", 0) + index}, self.model)
 
+    def guidance_in_effect(self, scale: float | None) -> float | None:
+        """Return the guidance scale that counted in this run, for the `scale` that the pipeline was given.
+
+        1 if the denoiser saw each sample once and was not told the scale: diffusers switches guidance off so, in most
+        pipelines for every scale of 1 or less. The scale itself for guided runs, for denoisers that are told it, and
+        for runs that cannot be replayed and have a scale above 1.
+        """
+        engine = self.steps[0].engine
+        if scale is None or scale == 1:
+            return scale
+        if engine is None:
+            return max(scale, 1.0)
+        reads_scale = any(engine.kwargs.get(name) is not None for name in READ_SCALE)
+        return scale if engine.copies > 1 or reads_scale else 1.0
+
     def with_steps(self, steps: Sequence[Step]) -> "Trace":
-        """The same trace with these steps in the place of those of their index."""
+        """Return the same trace with these steps in the place of those of their index."""
         others = {step.index: step for step in steps}
         return Trace([others.get(step.index, step) for step in self.steps], self.result, self.call, self.model)
 
     def continued(self, index: int, samples: torch.Tensor) -> torch.Tensor:
-        """The clean samples that other samples of a step end in, (n, channels, h, w) to the same.
+        """Return the clean samples that other samples of a step end in, (n, channels, h, w) to the same.
 
-        `next_sample` from that step to the last: stateless and deterministic, so the step's own sample does not end
-        in exactly the recorded picture unless the scheduler is DDIM. Raises `InputError` when there is no such step.
+        `next_sample` from that step to the last: stateless and deterministic. The step's own sample ends in the
+        recorded one only if the scheduler's own step is the same. Euler's is (4e-6 apart in 8 steps of the bundled
+        model), and DDIM's if its previous time steps are the recorded ones and its last step goes to x0: leading
+        spacing with `set_alpha_to_one` is 3e-6 apart, without it 0.11, linspace spacing 0.45, `clip_sample` 3.2.
+        Raises `InputError` if there is no such step.
         """
         if not 0 <= index < len(self):
             raise InputError(f"This trace has no step {index} to go on from: it has steps 0 to {len(self) - 1}.")
@@ -254,15 +338,16 @@ class Trace(Sequence[Step]):
         return samples
 
     def samples_decoded(self) -> np.ndarray:
-        """Every step's sample as a picture: (steps, height, width, 3) in [0, 1], of the first picture."""
+        """Return every step's sample as a picture: (steps, height, width, 3) in [0, 1], of the first picture."""
         return self._decoded(lambda step: step.sample[:1])
 
     def clean_decoded(self) -> np.ndarray:
-        """Every step's predicted clean picture: (steps, height, width, 3) in [0, 1], of the first picture."""
+        """Return every step's predicted clean picture: (steps, height, width, 3) in [0, 1], of the first picture."""
         return self._decoded(lambda step: step.pred_original_sample[:1])
 
     @torch.no_grad()
     def _decoded(self, part: Callable[[Step], torch.Tensor]) -> np.ndarray:
+        _ = self.steps[0].grid
         pictures = [self.model.decode(part(step))[0] for step in self.steps]
         return torch.stack(pictures).movedim(1, -1).float().cpu().numpy()
 
@@ -270,63 +355,3 @@ class Trace(Sequence[Step]):
 @dataclass(frozen=True)
 class _Images:
     images: Any
-
-
-def record(
-    model: Any,
-    denoiser: torch.nn.Module,
-    scheduler: Any,
-    run: Callable[[], Any],
-    timesteps: Sequence[int] | None,
-    call: dict[str, Any],
-    advance: Callable[[int], None] | None = None,
-) -> Trace:
-    """Run a pipeline once and keep what went through its denoiser and its scheduler; tell `advance` of each step.
-
-    Raises `NumericsError` at the step where a prediction is not finite and `RecordingError` when no step was heard.
-    """
-    steps: list[Step] = []
-
-    def on_step(calls: list[DenoiserCall], step: SchedulerStep) -> None:
-        _refuse_non_finite(step.model_output, len(steps), step.timestep)
-        steps.append(_step(model, denoiser, scheduler, calls, step, steps[-1] if steps else None))
-        if advance is not None:
-            advance(1)
-
-    with time_steps(scheduler, timesteps), recording(denoiser, scheduler, on_step):
-        result = run()
-    if not steps:
-        raise RecordingError(
-            f"The pipeline ran, but its {type(scheduler).__name__}.step was never called, so there is nothing to "
-            "explain. Record a pipeline that denoises in its own call, with at least one inference step."
-        )
-    return Trace(_linked(steps), result, call, model)
-
-
-def _linked(steps: Sequence[Step]) -> list[Step]:
-    """The same steps, each told the noise level that it leads to."""
-    following = [step.level for step in steps[1:]]
-    return [replace(step, next_level=level) for step, level in zip(steps, [*following, None], strict=True)]
-
-
-def _step(
-    model: Any,
-    denoiser: torch.nn.Module,
-    scheduler: Any,
-    calls: list[DenoiserCall],
-    heard: SchedulerStep,
-    before: Step | None,
-) -> Step:
-    """Build a step; what equals the step before's is shared with it, not stored again."""
-    earlier = before.replay if before and isinstance(before.replay, Replay) else None
-    replay: Replay | ReplayError
-    try:
-        replay = Replay.of(denoiser, calls, heard, earlier)
-    except ReplayError as error:
-        replay = error
-    scale = replay.scale if isinstance(replay, Replay) else 1.0
-    level = noise_level(scheduler, heard.timestep, heard.sigma_index, scale)
-    follows = before is not None and torch.equal(before.prev_sample, heard.sample)
-    sample = before.prev_sample if before is not None and follows else heard.sample
-    index = 0 if before is None else before.index + 1
-    return Step(index, heard.timestep, level, sample, heard.model_output, heard.prev_sample, replay, model)

@@ -1,10 +1,13 @@
-"""Attention of the denoiser: who attends to what."""
+"""Attention of the denoiser: its probabilities, layer by layer, read off torch's own calls.
+
+Whatever attention processor is set, it is listened to and never replaced, and the network's output stays as it is.
+"""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,8 +20,8 @@ from ...errors import CaptureError
 class AttentionCall:
     """One attention of a layer: softmax(Q Kᵀ / √d), (batch, heads, queries, keys), each row summing to one.
 
-    `cross` says whether the keys are another sequence than the queries, a text for one. Where text and picture attend
-    to each other in one sequence, as in Stable Diffusion 3 and Flux, it is False.
+    In float32 for models in half precision. `cross` is True if the keys are another sequence than the queries, such as
+    a text. Where text and picture attend to each other in one sequence, as in Stable Diffusion 3 and Flux, it is False.
     """
 
     layer: str
@@ -28,7 +31,13 @@ class AttentionCall:
 
 OnAttention = Callable[[AttentionCall], None]
 PROJECTIONS = (("to_q", "to_k"), ("q_proj", "k_proj"))
-"""What modules that attend are made of, in diffusers and in transformers."""
+"""The projections of modules that attend, in diffusers and in transformers."""
+ATTENTION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference of an attention's output computed from its probabilities from the model's own."""
+
+
+def _every_layer(layer: str, cross: bool) -> bool:
+    return True
 
 
 @contextmanager
@@ -37,15 +46,15 @@ def attending(
     on_attention: OnAttention,
     *,
     through: bool = False,
-    wanted: Callable[[str, bool], bool] = lambda layer, cross: True,
+    wanted: Callable[[str, bool], bool] = _every_layer,
 ) -> Iterator[None]:
     """Call `on_attention` for every attention inside `root`, in the order in which they run.
 
-    Whatever attention processor is set, what it hands to torch's `scaled_dot_product_attention`, or takes the softmax
-    of, is what is read. The network's output stays as it is, bit for bit; with `through` it is computed from the very
-    probabilities that were told, so that gradients with respect to them can be taken, and is then compared with the
-    original's. `wanted(layer, cross)` chooses layers. Raises `CaptureError` when a layer ran without being heard (a
-    kernel of its own), when nothing was captured, or when the outputs differ.
+    The probabilities are read where the attention processor calls torch's `scaled_dot_product_attention`, or takes a
+    softmax. The network's output stays as it is, bit for bit. With `through` it is computed from the very
+    probabilities that were passed on, so that gradients with respect to them can be taken, and is then compared with
+    the original. `wanted(layer, cross)` chooses layers. Raises `CaptureError` if a layer ran without being read (a
+    kernel of its own), if nothing was captured, or if the outputs differ.
     """
     layers = attention_layers(root)
     if not layers:
@@ -58,12 +67,12 @@ def attending(
             undo.callback(module.register_forward_hook(leave).remove)
         undo.enter_context(mode)
         yield
-    if not mode.heard:
+    if not mode.count:
         raise CaptureError(f"No attention of this {type(root).__name__} was captured: none of its layers was called.")
 
 
 def attention_layers(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The modules below `root` that attend, by their dotted paths: those that project queries and keys."""
+    """Return the modules below `root` that attend, by their dotted paths: those that project queries and keys."""
     return {
         path: module
         for path, module in root.named_modules()
@@ -73,7 +82,7 @@ def attention_layers(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 @dataclass(eq=False)
 class _Running:
-    """A layer that is being called, and how often its attention was heard."""
+    """A layer that is being called, and how often its attention was read."""
 
     path: str
     module: torch.nn.Module
@@ -88,14 +97,14 @@ class _Listening(TorchFunctionMode):
         super().__init__()
         self.on_attention, self.through, self.wanted = on_attention, through, wanted
         self.running: list[_Running] = []
-        self.heard = 0
+        self.count = 0
 
-    def enter(self, path: str, module: torch.nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def enter(self, path: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
         joint = getattr(module, "add_k_proj", None) is not None
         self.running.append(_Running(path, module, isinstance(states, torch.Tensor) and not joint))
 
-    def leave(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
+    def leave(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         done = self.running.pop()
         if done.times != 1:
             processor = type(getattr(module, "processor", module)).__name__
@@ -105,7 +114,7 @@ class _Listening(TorchFunctionMode):
                 "switch to the default one with pipe.unet.set_default_attn_processor()."
             )
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.running and func is scaled_dot_product_attention:
             return self._attention(func, args, kwargs)
@@ -113,53 +122,59 @@ class _Listening(TorchFunctionMode):
             return self._softmax(func(*args, **kwargs))
         return func(*args, **kwargs)
 
-    def _attention(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+    def _attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         if not self._is_wanted():
-            return func(*args, **kwargs)
+            return cast(torch.Tensor, func(*args, **kwargs))
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = dict(zip(names, args, strict=False)) | kwargs
+        arguments = dict(zip(names, args, strict=False)) | kwargs
         probabilities = attention_probabilities(
-            given["query"],
-            given["key"],
-            given.get("attn_mask"),
-            bool(given.get("is_causal")),
-            given.get("scale"),
+            arguments["query"],
+            arguments["key"],
+            arguments.get("attn_mask"),
+            bool(arguments.get("is_causal")),
+            arguments.get("scale"),
         )
-        self._tell(probabilities)
-        output = func(*args, **kwargs)
-        return self._same(probabilities.to(given["value"].dtype) @ given["value"], output) if self.through else output
+        self._pass_on(probabilities)
+        output: torch.Tensor = func(*args, **kwargs)
+        if not self.through:
+            return output
+        value = arguments["value"]
+        ours = probabilities @ value.to(probabilities.dtype)
+        return self._same(ours.to(value.dtype), output)
 
     def _softmax(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Older processors take the softmax themselves, of (batch · heads, queries, keys); it is used as it is told."""
+        """Pass on the softmax that older processors take themselves, of (batch · heads, queries, keys)."""
         if not self._is_wanted():
             return probabilities
         heads = getattr(self.running[-1].module, "heads", 1)
-        told = probabilities if probabilities.ndim == 4 else probabilities.unflatten(0, (-1, heads))
-        self._tell(told)
-        return told.view_as(probabilities) if self.through else probabilities
+        if probabilities.ndim != 4 and len(probabilities) % heads:  # a slice of the heads: `leave` refuses it
+            self.running[-1].times += 1
+            return probabilities
+        by_head = probabilities
+        if probabilities.ndim != 4:
+            by_head = probabilities.reshape(-1, heads, *probabilities.shape[1:])
+        self._pass_on(by_head)
+        return by_head.view_as(probabilities) if self.through else probabilities
 
     def _is_wanted(self) -> bool:
         now = self.running[-1]
         now.times += 1
         return self.wanted(now.path, now.cross)
 
-    def _tell(self, probabilities: torch.Tensor) -> None:
-        self.heard += 1
+    def _pass_on(self, probabilities: torch.Tensor) -> None:
+        self.count += 1
         self.on_attention(AttentionCall(self.running[-1].path, self.running[-1].cross, probabilities))
 
     def _same(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-        """Ours, if it is what the original gives."""
-        apart = float((ours.detach() - theirs.detach()).abs().max() / theirs.detach().abs().max().clamp(min=1e-12))
-        if not apart <= ATTENTION_TOLERANCE.get(theirs.dtype, 1e-2):
+        """Return our output if it is the original's; raises `CaptureError` if they differ."""
+        difference = float((ours.detach() - theirs.detach()).abs().max() / theirs.detach().abs().max().clamp(min=1e-12))
+        if not difference <= ATTENTION_TOLERANCE.get(theirs.dtype, 1e-2):
             raise CaptureError(
-                f"The attention of {self.running[-1].path}, computed step by step, is {apart:.2g} (relative) away from "
-                "what the model computes, so its probabilities are not the model's. This attention is of a kind that "
-                "is not known (dropout, grouped heads?)."
+                f"The attention of {self.running[-1].path}, computed step by step, is {difference:.2g} (relative) away "
+                "from the model's own output, so its probabilities are not the model's. This attention is of an "
+                "unknown kind (dropout, grouped heads?). Use a method without attention, such as df-rise."
             )
         return ours
-
-
-ATTENTION_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def attention_probabilities(
@@ -169,11 +184,18 @@ def attention_probabilities(
     causal: bool = False,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """softmax(Q Kᵀ / √d + mask) of queries (…, q, d) and keys (…, k, d); `mask` is boolean (True attends) or added."""
+    """Return softmax(Q Kᵀ / √d + mask) of queries (…, q, d) and keys (…, k, d).
+
+    `mask` is boolean (True attends) or added. Half precision is computed and returned in float32, as the models'
+    kernels accumulate in it: in bfloat16 itself a probability would be off by up to 0.19.
+    """
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query, key = query.float(), key.float()
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(ahead, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return torch.special.softmax(scores, dim=-1)  # under a name that nobody listens for: contexts may be nested
+    # Under this name no context of `attending` listens: they may be nested.
+    return cast(torch.Tensor, torch.special.softmax(scores, dim=-1))

@@ -1,0 +1,64 @@
+"""The parts of a pipeline: denoiser, autoencoder and text encoders, and the refusal of parts that cannot be used."""
+
+from typing import Any
+
+import torch
+
+from ..errors import ModelError
+
+DENOISERS = ("unet", "transformer")
+AUTOENCODERS = ("vae", "vqvae")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
+
+
+def parts_of(pipeline: Any, names: tuple[str, ...]) -> list[Any]:
+    """Return those of the named parts that a pipeline has."""
+    parts = [getattr(pipeline, name, None) for name in names]
+    return [part for part in parts if part is not None]
+
+
+def denoiser_of(pipeline: Any) -> torch.nn.Module:
+    """Return the U-Net or transformer of a pipeline; raises `ModelError` if it has none."""
+    denoisers = parts_of(pipeline, DENOISERS)
+    if not denoisers:
+        raise ModelError(
+            f"{type(pipeline).__name__} has no denoiser: Denoscope listens at pipe.unet or pipe.transformer. "
+            "Give a diffusers pipeline that has one of them."
+        )
+    denoiser: torch.nn.Module = denoisers[0]
+    return denoiser
+
+
+def autoencoder_of(pipeline: Any) -> Any:
+    """Return the part that turns samples into pictures; None if samples are pixels."""
+    return next(iter(parts_of(pipeline, AUTOENCODERS)), None)
+
+
+def size_multiple(pipeline: Any) -> int:
+    """Return the pixels that a side is a multiple of: 8 for latent pipelines, the U-Net's own reduction for pixels."""
+    if autoencoder_of(pipeline) is not None:
+        return 8
+    denoiser: Any = denoiser_of(pipeline)
+    return int(2 ** max(len(denoiser.config.get("block_out_channels", ())) - 1, 0))
+
+
+def refuse_unusable(pipeline: Any) -> None:
+    """Raise `ModelError`, naming the part, for weights without numbers (meta) or made under inference mode."""
+    for name, part in getattr(pipeline, "components", {}).items():
+        if not isinstance(part, torch.nn.Module) or _is_offloaded(part):
+            continue
+        if any(weights.is_meta for weights in part.parameters()):
+            raise ModelError(
+                f"pipe.{name} ({type(part).__name__}) is on the device meta, which holds shapes and no numbers. "
+                "Load its weights, or load the pipeline again without the device meta."
+            )
+        if any(weights.is_inference() for weights in part.parameters()):
+            raise ModelError(
+                f"The weights of pipe.{name} ({type(part).__name__}) were made under torch.inference_mode, so no "
+                "gradients can be computed with them. Load the pipeline outside of it."
+            )
+
+
+def _is_offloaded(part: torch.nn.Module) -> bool:
+    """Return True if accelerate keeps the weights elsewhere and brings them when they are needed."""
+    return any(hasattr(module, "_hf_hook") for module in part.modules())
