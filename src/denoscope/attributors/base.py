@@ -212,7 +212,8 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] 
 def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] | list[Frame]:
     """Return the steps of a trace, or the frames, by their indices; all of them for None.
 
-    Raises `InputError` for an index that is not there, one given twice, or a trace of several pictures.
+    Raises `InputError` for an index that is not there, one given twice, a trace of several pictures, or samples that are
+    no pictures (`Step.grid`).
     """
     if isinstance(sequence, Trace) and sequence.pictures != 1:
         raise InputError(
@@ -221,6 +222,7 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] 
         )
     indices = range(len(sequence)) if steps is None else _indices(sequence, steps)
     if isinstance(sequence, Trace):
+        sequence[0].grid  # noqa: B018  (refuses samples that lie on no picture)
         return [sequence[index] for index in indices]
     return [sequence[index] for index in indices]
 
@@ -238,11 +240,6 @@ def _indices(sequence: Trace | Frames, steps: Sequence[int]) -> list[int]:
             f"The steps {indices} cannot be explained: {problem}. This {what} to {len(sequence) - 1}; give each once."
         )
     return indices
-
-
-def grid_of_step(step: Step) -> tuple[int, int]:
-    """Return the (h, w) of the grid that a step's sample lies on."""
-    return step.sample.shape[-2], step.sample.shape[-1]
 
 
 # Results.

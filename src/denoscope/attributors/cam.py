@@ -19,7 +19,7 @@ from ..recording.traces import Step
 from ..targets import trace_step
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame
-from .base import Advance, Attributor, StepResult, form_of, grid_of_step, register
+from .base import Advance, Attributor, StepResult, form_of, register
 
 PUBLISHED_LAYERS = ("**.{resnets,attentions,downsamplers,upsamplers}.*", "!mid_block.attentions.*")
 """The outputs of every residual, attention and resampling part of a U-Net, but the attention of its middle."""
@@ -119,7 +119,7 @@ class DFCam(Attributor):
         step = trace_step(step)
         responses = responses_of(step, self.layers or PUBLISHED_LAYERS)
         combined = [self.combine(response).relu() for response in responses.values()]
-        maps = np.stack([on_grid(map_, grid_of_step(step)) for map_ in combined])
+        maps = np.stack([on_grid(map_, step.grid) for map_ in combined])
         layers = xr.DataArray(maps, {"layer": list(responses)}, ("layer", "y", "x"))
         advance(1)
         return {"saliency": sum_of_normalised(maps), "layer_saliency": layers}
@@ -146,7 +146,7 @@ def responses_of(step: Step, patterns: Sequence[str]) -> dict[str, LayerResponse
     with torch.enable_grad(), at_rest(denoiser), activations(denoiser, ("", *layers_of(denoiser, patterns)), keep):
         step.repeat()
         y = outputs.pop("").float().sum()
-    halves, grid = step.replay.copies, grid_of_step(step)
+    halves, grid = step.replay.copies, step.grid
     activation = {path: as_maps(path, output.detach(), halves, grid) for path, output in outputs.items()}
     gradients = torch.autograd.grad(y, list(outputs.values()), materialize_grads=True)
     shares = torch.tensor(step.replay.shares, device=y.device, dtype=torch.float32)[:, None, None, None]

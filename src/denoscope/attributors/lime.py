@@ -18,7 +18,7 @@ from ..recording.batches import samples_at_once
 from ..recording.traces import Step
 from ..targets import trace_step
 from ..vision.frames import Frame
-from .base import Advance, Attributor, StepResult, grid_of_step, register
+from .base import Advance, Attributor, StepResult, register
 
 EXTRA = 'pip install "denoscope[lime]"'
 PUBLISHED_GRID = 64
@@ -143,7 +143,7 @@ class Lime(Attributor):
         from skimage import segmentation
 
         quickshift: Any = segmentation.quickshift
-        height, width = grid_of_step(step)
+        height, width = step.grid
         picture = torch.nn.functional.adaptive_avg_pool2d(step.decoder.decode(step.prev_sample), (height, width))
         colours = picture[0].detach().movedim(0, -1).double().cpu().numpy()
         size = self.kernel_size or max(1.0, 4 * min(height, width) / PUBLISHED_GRID)

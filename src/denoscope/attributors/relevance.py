@@ -20,7 +20,7 @@ from ..recording.prompts import Prompt, Word, prompt_of, read
 from ..recording.traces import Step, Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
-from .base import Advance, Attributor, Needs, StepResult, form_of, grid_of_step, register
+from .base import Advance, Attributor, Needs, StepResult, form_of, register
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix as a function: it multiplies another from the left."""
@@ -326,7 +326,7 @@ class _RelevanceOfRun(Attributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        predict, size = step.half(self.text.half), grid_of_step(step)
+        predict, size = step.half(self.text.half), step.grid
         attentions = weighed(self.text.denoiser, lambda: predict(step.sample))
         _refuse_joint(attentions, self.text)
         if self.asked.by_block:

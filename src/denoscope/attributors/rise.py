@@ -15,7 +15,7 @@ from ..recording.batches import samples_at_once
 from ..recording.traces import Step
 from ..targets import Score, Similarity, Target, trace_step
 from ..vision.frames import Frame
-from .base import Advance, Attributor, StepResult, form_of, grid_of_step, register
+from .base import Advance, Attributor, StepResult, form_of, register
 from .estimators import Estimator, MaskMoments, Surrogates, Tally, keep_contrast, kept_mean, plain_sum
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
 
@@ -151,7 +151,7 @@ class DFRise(Attributor):
     @torch.no_grad()
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        height, width = grid_of_step(step)
+        height, width = step.grid
         score, portion = self.target.at(step), max(PORTION, 2 * self.masks.block)
         fill = FILLS[self.fill](step.sample)
         surrogates = None if self.masks.independent is None else Surrogates.of(step, self.masks.independent)

@@ -132,7 +132,7 @@ def _maps(map_of: MapOf, trace: Trace, steps: Sequence[int] | None) -> xr.DataAr
 
 
 def _grid(step: Step) -> tuple[int, int]:
-    return step.sample.shape[-2], step.sample.shape[-1]
+    return step.grid
 
 
 def _length(values: torch.Tensor) -> np.ndarray:

@@ -116,7 +116,7 @@ class _Player:
     @torch.no_grad()
     def play(self, step: Step, saliency: np.ndarray) -> np.ndarray:
         """Return the raw and the normalised curve of every game, (games, 2, points)."""
-        order = torch.from_numpy(ranks(brought_to(saliency, *step.sample.shape[-2:]))).to(step.sample.device)
+        order = torch.from_numpy(ranks(brought_to(saliency, *step.grid))).to(step.sample.device)
         reference = self._features(step, step.sample)
         smallest = FLAT * float(reference.square().sum())
         raw = [self._distances(step, game, order, reference) for game in GAMES.values()]

@@ -170,7 +170,7 @@ def _changes(
     advance: Advance | None,
 ) -> np.ndarray:
     """Return the distances of one step's final pictures by every measure, (measures, 2, draws)."""
-    height, width = step.sample.shape[-2:]
+    height, width = step.grid
     samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, height, width))])
     pictures = []
     for portion in torch.split(samples, options.batch_size):

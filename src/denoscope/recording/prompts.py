@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ..errors import InputError, ModelError, ReplayError, did_you_mean
+from ..errors import InputError, ModelError, did_you_mean
 from .traces import Trace
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
@@ -267,12 +267,8 @@ def is_word(word: Word) -> bool:
 
 def tokens_read(trace: Trace) -> int:
     """Return how many tokens the denoiser reads the text in; raises `ReplayError` where it cannot be replayed."""
-    replay = trace[0].replay
-    if isinstance(replay, ReplayError):
-        raise replay
-    if replay.context is None:
-        return int(trace.model.pipeline.tokenizer.model_max_length)
-    return replay.context.shape[1]
+    context = trace[0].replay.context
+    return int(trace.model.pipeline.tokenizer.model_max_length) if context is None else context.shape[1]
 
 
 def refuse_wordless(model: Any) -> None:

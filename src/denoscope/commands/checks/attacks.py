@@ -73,5 +73,5 @@ def _differentiable(step: Step, method: str, num_masks: int) -> Differentiable |
 
 
 def _few_masks(step: Step, num_masks: int) -> np.ndarray:
-    (height, width), count = step.sample.shape[-2:], min(num_masks, MOST_MASKS)
+    (height, width), count = step.grid, min(num_masks, MOST_MASKS)
     return np.concatenate(list(GridMasks().stream(height, width, 0, count, count)))
