@@ -212,8 +212,8 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] 
 def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] | list[Frame]:
     """Return the steps of a trace, or the frames, by their indices; all of them for None.
 
-    Raises `InputError` for an index that is not there, one given twice, a trace of several pictures, or samples that are
-    no pictures (`Step.grid`).
+    Raises `InputError` for an index that is not there, one given twice, a trace of several pictures, or samples that
+    are no pictures (`Step.grid`).
     """
     if isinstance(sequence, Trace) and sequence.pictures != 1:
         raise InputError(

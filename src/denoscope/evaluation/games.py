@@ -285,7 +285,8 @@ def _labelled(steps: Sequence[Step], curves: np.ndarray, player: _Player) -> xr.
     """Return curves (game, step, raw and normalised, point) as a dataset with their areas and coordinates."""
     distance, curve = curves[:, :, 0], curves[:, :, 1]
     flat = ~curve.any(axis=-1)
-    total = steps[0].sample.shape[-2] * steps[0].sample.shape[-1]
+    height, width = steps[0].grid
+    total = height * width
     coords = {
         "game": list(GAMES),
         "higher_is_better": ("game", [game.higher_is_better for game in GAMES.values()]),
