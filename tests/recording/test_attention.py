@@ -68,6 +68,35 @@ def test_what_is_told_is_the_definition_and_the_output_stays(unet, inputs, proce
         torch.testing.assert_close(call.probabilities.sum(-1), torch.ones(expected.shape[:3]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("through", [False, True])
+def test_half_precision_is_accumulated_in_float32(unet, inputs, dtype, through, monkeypatch):
+    """Oracle: the softmax in float32 of the very queries and keys that the model hands to its kernel."""
+    unet.to(dtype)
+    calls, projected, kernel = [], [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, *args, **kwargs):
+        projected.append((query, key))
+        return kernel(query, key, *args, **kwargs)
+
+    samples, timestep, text = inputs
+    inputs = 4 * samples.to(dtype), timestep, 4 * text.to(dtype)
+    with torch.no_grad():
+        plain = unet(*inputs)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+            unet(*inputs)
+        with attending(unet, calls.append, through=through):
+            again = unet(*inputs)[0]
+    assert len(projected) == len(calls) > 0
+    if not through:
+        assert torch.equal(again, plain)
+        for call, (query, key) in zip(calls, projected, strict=True):
+            expected = (query.float() @ key.float().mT / query.shape[-1] ** 0.5).softmax(-1)
+            torch.testing.assert_close(call.probabilities, expected, atol=1e-6, rtol=0)
+    assert float((again - plain).abs().max() / plain.abs().max()) < 8 * torch.finfo(dtype).eps
+
+
 def test_the_text_encoder_is_heard_too():
     """Causal rows: nothing ahead is attended to."""
     pipeline, told = stable_diffusion(), []
@@ -172,3 +201,15 @@ def test_the_bundled_model_is_heard():
         )
     assert (heard.images == plain.images).all()
     assert sum(call.cross for call in told) == 2 * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_relevance_is_not_refused_in_half_precision(dtype):
+    """Ground truth: the words' relevance in float32. Rounding moves it by percents; no attention is refused."""
+    model = denoscope.load("shapes")
+    call = dict(seed=3, num_inference_steps=2, output_type="latent")
+    prompt = "a large plain purple triangle right of a small purple cross on a white background"
+    exact = denoscope.Relevance()(model.trace(prompt, **call), [0]).relevance_scaled
+    model.pipeline.to(dtype)
+    half = denoscope.Relevance()(model.trace(prompt, **call), [0]).relevance_scaled
+    assert float(abs(half - exact).max()) < 0.3

@@ -20,6 +20,9 @@ from ...errors import CaptureError, RecordingError
 SAMPLE_NAMES = ("sample", "hidden_states")
 """The names that diffusers' denoisers have for the argument with the sample."""
 
+STEP_NAMES = ("model_output", "timestep", "sample")
+"""The arguments of a scheduler's step that are recorded, in diffusers' usual order."""
+
 _being_recorded: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -161,9 +164,9 @@ class StepArguments:
     @classmethod
     def of(cls, step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "StepArguments | None":
         """Read the arguments by their names; None if there is no tensor for the prediction or for the sample."""
-        names = list(inspect.signature(step).parameters)
+        names = _parameters(step)
         values = dict(zip(names, args, strict=False)) | dict(kwargs)
-        missing = [name for name in ("model_output", "timestep", "sample") if name not in values]
+        missing = [name for name in STEP_NAMES if name not in values]
         sample = values.get("sample", next((values[name] for name in values if name.startswith("sample")), None))
         model_output, timestep = values.get("model_output"), values.get("timestep", math.nan)
         if not isinstance(model_output, torch.Tensor) or not isinstance(sample, torch.Tensor):
@@ -186,6 +189,13 @@ class StepArguments:
         return SchedulerStep(
             self.model_output, _number(self.timestep), self.sample, prev_sample, sigma_index, scale, self.problem
         )
+
+
+def _parameters(step: Callable[..., Any]) -> list[str]:
+    """Return the names of a step's arguments, diffusers' usual ones for a wrapper that takes any."""
+    parameters = inspect.signature(step).parameters
+    takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    return list(STEP_NAMES) if takes_any else list(parameters)
 
 
 def _number(timestep: Any) -> float:
