@@ -137,7 +137,7 @@ def _grid(step: Step) -> tuple[int, int]:
 
 def _length(values: torch.Tensor) -> np.ndarray:
     """Return the length of the channels of (1, channels, h, w), as (h, w)."""
-    return torch.linalg.vector_norm(values[0].detach().double(), dim=0).cpu().numpy()
+    return np.asarray(torch.linalg.vector_norm(values[0].detach().double(), dim=0).cpu().numpy())
 
 
 def _picture(step: Step) -> np.ndarray:
