@@ -209,7 +209,7 @@ class _Gradients(PictureAttributor):
 class IntegratedGradients(_Gradients):
     """Integrated Gradients (Sundararajan, Taly, Yan 2017) of a score, by Captum, with its argument names.
 
-    >>> maps = IntegratedGradients(ClassScore(classifier, "tiger"), n_steps=20)(frames)   # doctest: +SKIP
+    >>> maps = IntegratedGradients(ClassScore(classifier, "tiger"), n_steps=20)(frames)
 
     `saliency` is signed and adds up, over all positions, to score(sample) − score(baseline); `convergence_delta` is
     the sum's error. `baselines` is a number, a tensor that broadcasts to the samples or a function of them.

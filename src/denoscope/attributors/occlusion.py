@@ -34,7 +34,7 @@ EVALUATED = 32
 class Occlusion(PictureAttributor):
     """How much a score falls when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
 
-    >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)   # doctest: +SKIP
+    >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)
 
     Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells; None chooses all
     channels, a fifteenth of the side, and half of that as the stride. `saliency` is signed: a position has the mean

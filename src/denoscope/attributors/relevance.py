@@ -255,8 +255,8 @@ REFERENCE_READING = (
 class Relevance(Attributor):
     """The relevance of each word of the prompt at each step, propagated through every attention layer.
 
-    >>> words = Relevance()(trace)                          # doctest: +SKIP
-    >>> words.relevance_scaled.sel(token="circle").plot()   # doctest: +SKIP
+    >>> words = Relevance()(trace)
+    >>> lines = words.relevance_scaled.sel(token="circle").plot()
 
     Variables: `relevance` (step, token), ρ_k(t) = Σ_i R_iq[i, k], raw; `relevance_scaled`, ρ min–max over the prompt's
     words at every step (0 where all are the same); `saliency` (step, token, y, x), the column R_iq[:, k] on the

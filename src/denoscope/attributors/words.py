@@ -33,8 +33,8 @@ Box = tuple[float, float, float, float]
 class Words(Attributor):
     """Cross-attention maps of the words of the prompt, for every step.
 
-    >>> maps = Words(phrases=("red circle", "white background"))(trace, steps=[6, 15])   # doctest: +SKIP
-    >>> maps.saliency.sel(step=15, token="red circle").dims                              # doctest: +SKIP
+    >>> maps = Words(phrases=("red circle", "white background"))(trace, steps=[6, 15])
+    >>> maps.saliency.sel(step=15, token="red circle").dims
     ('y', 'x')
 
     softmax(Q Kᵀ / √d) of every cross-attention layer and head, enlarged to the sample's size (bicubic, clamped at 0),

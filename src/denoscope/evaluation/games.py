@@ -69,9 +69,9 @@ def games(
 ) -> xr.Dataset:
     """Play deletion and insertion with a map on every step that it explains.
 
-    >>> scores = games(trace, DFRise()(trace, steps=[6, 15]), load_encoder())     # doctest: +SKIP
-    >>> scores.auc.sel(game="deletion").values                                    # doctest: +SKIP
-    array([0.71, 0.64])
+    >>> scores = games(trace, DFRise()(trace, steps=[6, 15]), load_encoder())
+    >>> scores.auc.sel(game="deletion").dims
+    ('step',)
 
     The positions of the sample x_t are ranked by saliency, ties row by row, and changed `positions` at a time; None is
     one row's worth. At each point the changed sample goes through the denoiser and one stateless DDIM step and is

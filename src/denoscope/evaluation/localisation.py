@@ -140,8 +140,8 @@ def mass_inside(saliency: np.ndarray, mask: np.ndarray) -> float:
 def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
     """Compute every metric of localisation of every map: dims of `saliency` without y and x, each with its facts.
 
-    >>> scores = localisation(DFRise()(trace, steps=[6, 15]).saliency, mask)          # doctest: +SKIP
-    >>> scores.auroc.dims, scores.auroc.attrs["higher_is_better"]                     # doctest: +SKIP
+    >>> scores = localisation(DFRise()(trace, steps=[6, 15]).saliency, mask)
+    >>> scores.auroc.dims, scores.auroc.attrs["higher_is_better"]
     (('step',), True)
 
     Maps are enlarged bilinearly to the mask's size. Raises `InputError` where mask and maps have other proportions.

@@ -18,6 +18,7 @@ def explained_steps(result: xr.Dataset) -> list[int]:
 def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     """(label, dataset over step, y, x) for each entry of one further dimension, such as `token`; else one, unlabelled.
 
+    >>> import numpy as np
     >>> grid = np.zeros((1, 2, 4, 4))
     >>> words = xr.Dataset({"saliency": (("step", "token", "y", "x"), grid)}, {"step": [3], "token": ["red", "disc"]})
     >>> [(label, dict(layer.saliency.sizes)) for label, layer in layers(words)]

@@ -26,7 +26,7 @@ def heading(pictures: xr.Dataset, step: int) -> str:
 def short_labels(labels: Sequence[str]) -> dict[str, str]:
     """The first synonym of each label, or all of them where two labels share it.
 
-    >>> _names(["tiger, Panthera tigris", "crane, bird", "crane, machine"])
+    >>> short_labels(["tiger, Panthera tigris", "crane, bird", "crane, machine"])
     {'tiger, Panthera tigris': 'tiger', 'crane, bird': 'crane, bird', 'crane, machine': 'crane, machine'}
     """
     first = [label.split(",")[0] for label in labels]

