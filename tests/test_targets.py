@@ -1,12 +1,14 @@
 """The terms of structural similarity against scikit-image and against their definition written out slowly."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from oracles import slow_terms
 from skimage.metrics import structural_similarity
 
-from denoscope import targets
+from denoscope import DFRise, blend, targets
 from denoscope.errors import InputError
 from denoscope.targets import Closeness, FeatureCloseness, Similarity
 from denoscope.vision import similarity
@@ -101,3 +103,23 @@ def test_unknown_names_are_refused_with_the_nearest():
         Similarity(similarity="structur")
     with pytest.raises(InputError, match='Did you mean "clean"'):
         Similarity(space="claen")
+
+
+def test_the_target_of_contributing_is_one_class(trace):
+    """Oracle: the mean over the pictures, computed by hand."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(text.split("```python\n")[2].split("```")[0], names)
+    target, samples = names["Brightness"](), torch.cat([trace[1].sample, 0.5 * trace[1].sample])
+    with torch.no_grad():
+        scores = target(trace[1], samples)
+        pictures = [trace[1].clean(sample[None]).numpy().mean() for sample in samples]
+        assert scores.numpy() == pytest.approx(pictures, rel=1e-5)
+    maps = DFRise(num_masks=16, target=target)(trace, steps=[1])
+    assert np.isfinite(maps.saliency).all() and maps.attrs["target"] == "Brightness"
+
+
+def test_frames_are_refused_by_questions_about_the_denoiser():
+    frame = blend(torch.zeros(3, 8, 8), 2)[0]
+    with pytest.raises(InputError, match="Give a trace"):
+        Closeness()(frame, torch.zeros(1, 3, 8, 8))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from captum.attr import LayerGradCam
 from small import PIPELINES, refusal, stable_diffusion
 
@@ -328,3 +329,16 @@ def test_methods_by_name():
 def test_shares_are_the_guidance(guided):
     replay: Replay = guided[0].replay
     assert replay.shares == pytest.approx((1 - WEIGHT, WEIGHT)) and alone(guided[0], 1).replay.shares == (1.0,)
+
+
+def test_an_activation_in_place_behind_a_layer_changes_nothing(trace):
+    """Oracle: the same network with activations that make tensors of their own."""
+    unet, cam = trace.model.pipeline.unet, DFCam(layers=("conv_norm_out",))
+    expected = cam(trace, [1])
+    own = unet.conv_act
+    unet.conv_act = torch.nn.SiLU(inplace=True)
+    try:
+        xr.testing.assert_identical(cam(trace, [1]), expected)
+    finally:
+        unet.conv_act = own
+    assert float(expected.layer_saliency.max()) > 0

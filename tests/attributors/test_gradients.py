@@ -1,17 +1,19 @@
 """Integrated Gradients, Gradient SHAP and Occlusion: closed forms, identities, and Captum called directly."""
 
 import threading
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from captum import attr
+from small import refusal
 
 import denoscope
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself
 from denoscope.attributors.occlusion import Occlusion
 from denoscope.errors import InputError
-from denoscope.targets import ClassScore
+from denoscope.targets import ClassScore, Target
 from denoscope.vision import frames
 from denoscope.vision.classifiers import load_classifier
 
@@ -243,3 +245,54 @@ def test_what_fails_in_a_chunk_is_raised(curved, sequence):
             GradientShap(ClassScore(classifier_of(Failing()), 1), 20)(sequence, [1])
     finally:
         torch.set_num_threads(usual)
+
+
+def test_baselines_broadcast_to_the_samples(linear, sequence):
+    """(3, h, w), (3, 1, 1) and a function are the number that they spell out."""
+    target = ClassScore(linear, "two")
+    spellings = [0.25, torch.full((3, SIDE, SIDE), 0.25), torch.full((3, 1, 1), 0.25, dtype=torch.float64)]
+    spellings += [torch.full((1, 3, SIDE, SIDE), 0.25), lambda samples: torch.full_like(samples, 0.25)]
+    for attributor in (IntegratedGradients(target, n_steps=3), GradientShap(target, 2, stdevs=0.0), Occlusion(target)):
+        maps = [replace(attributor, baselines=spelling)(sequence, [1, 2]).saliency for spelling in spellings]
+        for other in maps[1:]:
+            np.testing.assert_allclose(other, maps[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "baselines", ["black", None, True, np.zeros(3), torch.zeros(3, 5, 5), torch.zeros(7), lambda samples: "black"]
+)
+def test_baselines_of_another_kind_or_shape_are_refused(linear, sequence, baselines):
+    target = ClassScore(linear, "two")
+    for kind in (IntegratedGradients, GradientShap, Occlusion):
+        assert "The baselines" in refusal(kind(target, baselines=baselines), sequence, [1])
+    too_many = IntegratedGradients(target, baselines=torch.zeros(5, 3, SIDE, SIDE))
+    assert "does not broadcast" in refusal(too_many, sequence)
+
+
+@dataclass(frozen=True)
+class Without(Target):
+    """A score that has no gradient with respect to the samples."""
+
+    score: object
+
+    def at(self, step):
+        return self.score
+
+
+def test_a_target_without_gradients_is_refused(linear, sequence):
+    linear.module.requires_grad_(True)
+    detached, constant = (
+        Without(lambda x: x.detach().sum((1, 2, 3))),
+        Without(lambda x: linear.module(0 * x.detach())[:, 0]),
+    )
+    for target in (detached, constant):
+        for kind in (IntegratedGradients, GradientShap):
+            assert "no gradient" in refusal(kind(target), sequence, [1])
+        assert np.isfinite(Occlusion(target)(sequence, [1]).saliency).all()
+
+
+def test_inference_mode_of_the_caller_changes_nothing(curved, sequence):
+    for attributor in (IntegratedGradients(ClassScore(curved, 1), 4), GradientShap(ClassScore(curved, 1), 2)):
+        with torch.inference_mode():
+            inside = attributor(sequence, [2])
+        np.testing.assert_array_equal(inside.saliency, attributor(sequence, [2]).saliency)
