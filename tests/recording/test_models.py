@@ -5,15 +5,20 @@ import shutil
 import warnings
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from small import HUB_SAYS, PIPELINES, SCHEDULERS, failing_hub, refusal
 
 import denoscope
-from denoscope.errors import ModelError, RecordingError, ScheduleError
-from denoscope.recording import loading
+from denoscope.errors import InputError, ModelError, RecordingError, ScheduleError
+from denoscope.recording import loading, memory
+from denoscope.recording.arguments import Call
+from denoscope.recording.hooks.modes import gradients
 from denoscope.recording.models import TruncatedPromptWarning
+from denoscope.recording.prompts import TextReader
+from denoscope.worlds.shapes.scenes import WORDS
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +264,122 @@ def test_attributors_refuse_steps_and_masks_that_cannot_be(model):
         assert "until is" in refusal(lambda until=until: denoscope.DFRise(until=until))
     two = model.trace("a circle", seed=0, num_inference_steps=2, num_images_per_prompt=2)
     assert "trace.picture(0)" in refusal(lambda: explain(two))
+
+
+def test_words_that_the_bundled_model_cannot_read():
+    """Ground truth: the captions that it was trained on."""
+    model = denoscope.load("shapes")
+    assert set(model.vocabulary()) == set(WORDS)
+    assert model.unknown_words("a photo of a cat on a sofa, a Photo") == ["photo", "cat", "sofa", "Photo"]
+    assert model.unknown_words("A large, Red circle; red-striped!") == []
+    assert model.unknown_words("a red-ish circle of 3") == ["red-ish", "3"]
+
+
+def test_words_of_an_open_and_of_a_word_vocabulary(model):
+    """Byte-level pieces spell everything; a vocabulary of words has an unknown token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+    folder = loading.bundled_folder("shapes") / "tokenizer"
+    spelling = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    assert TextReader(spelling).vocabulary() is None and TextReader(spelling).unknown_words("a zebra ☃") == []
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "red": 1, "circle": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    reader = TextReader(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>"))
+    assert reader.vocabulary() == ["circle", "red"] and reader.unknown_words("red cat circle") == ["cat"]
+
+
+def test_a_model_without_text_has_no_words(pixels):
+    model = denoscope.load(pixels)
+    assert model.vocabulary() is None and model.unknown_words("a circle") == []
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", ["a circle", ""]])
+def test_an_empty_prompt_is_the_pipelines_own(model, prompt):
+    call = dict(num_inference_steps=2, output_type="latent")
+    plain = model.pipeline(prompt, generator=torch.Generator().manual_seed(0), **call).images
+    assert torch.equal(model.trace(prompt, seed=0, **call).images, plain)
+
+
+@pytest.mark.parametrize("size", [dict(height=8 * 10**6), dict(width=8 * 10**7, height=64), dict(height=8 * 10**12)])
+def test_pictures_of_absurd_size_are_refused_before_the_run(model, monkeypatch, size):
+    """The text encoder would be the first to run."""
+    monkeypatch.setattr(model.pipeline, "encode_prompt", lambda *args, **kwargs: pytest.fail("it ran"))
+    call = {"width": 8 * 10**6, **size}
+    message = refusal(lambda: model.trace("a circle", num_inference_steps=1000, **call))
+    assert "GB" in message and "are free on cpu" in message
+
+
+def test_the_least_memory_of_a_picture(model):
+    """Oracle: bytes of the recorded tensors, which are part of it; a long run of small pictures is all recording."""
+    trace = model.trace("a circle", seed=0, num_inference_steps=40, output_type="latent")
+    recorded = sum(step.model_output.nbytes + step.prev_sample.nbytes for step in trace)
+    least = memory.least_bytes(model.pipeline, 64, 64, 1, 40)
+    assert recorded < least < recorded + 2**21
+    assert memory.least_bytes(model.pipeline, 64, 64, 3, 40) > 3 * recorded
+    assert 0 < memory.free_bytes(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_a_part_without_numbers_is_named(part):
+    pipeline = PIPELINES["stable-diffusion"]()
+    getattr(pipeline, part).to("meta")
+    message = refusal(lambda: denoscope.load(pipeline), kind=ModelError)
+    assert f"pipe.{part} " in message and "meta" in message
+
+
+def test_inference_mode(trace):
+    """A run recorded under it has gradients; a pipeline loaded under it by hand is refused, by name it is not."""
+    with torch.inference_mode():
+        model = denoscope.load("shapes")
+        recorded = denoscope.load(trace.model.pipeline).trace("a red circle", seed=1, num_inference_steps=4)
+        pipeline = PIPELINES["stable-diffusion"]()
+        with gradients():
+            sample = recorded[1].sample.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(recorded[1].predict(sample).sum(), sample)
+    assert not any(weights.is_inference() for weights in model.denoiser.parameters())
+    assert torch.equal(recorded[-1].prev_sample, trace[-1].prev_sample)
+    sample = trace[1].sample.clone().requires_grad_()
+    assert torch.equal(gradient, torch.autograd.grad(trace[1].predict(sample).sum(), sample)[0])
+    assert "inference_mode" in refusal(lambda: denoscope.load(pipeline), kind=ModelError)
+
+
+@pytest.mark.parametrize("error", [OverflowError, AttributeError, KeyError, IndexError, ZeroDivisionError])
+@pytest.mark.parametrize("late", [False, True])
+def test_other_exceptions_of_the_pipeline_are_one_paragraph(model, monkeypatch, error, late):
+    def fail(*args, **kwargs):
+        raise error("strange")
+
+    owner, name = (model.pipeline.vae, "decode") if late else (model.pipeline, "encode_prompt")
+    monkeypatch.setattr(owner, name, fail)
+    kind, said = (RecordingError, "failed after 2") if late else (InputError, "refused the call")
+    message = refusal(lambda: model.trace("a circle", num_inference_steps=2), kind=kind)
+    assert said in message and "strange" in message and "multiples of" not in message
+
+
+def test_sizes_are_spoken_of_where_they_may_be_the_reason(model):
+    short = refusal(lambda: model.trace("a circle", num_inference_steps=2, negative_prompt=["a", "b"]))
+    sized = refusal(lambda: model.trace("a circle", num_inference_steps=2, negative_prompt=["a", "b"], height=64))
+    assert "multiples of" not in short and "multiples of 8 pixels" in sized
+
+
+def test_a_call_that_takes_anything_is_not_without_text(stable_diffusion):
+    class Anything(type(stable_diffusion)):
+        def __call__(self, *args, **kwargs):
+            return super().__call__(*args, **kwargs)
+
+    parts = {**stable_diffusion.components, "requires_safety_checker": False}
+    model = denoscope.load(Anything(**parts))
+    call = dict(seed=0, num_inference_steps=2, output_type="latent")
+    expected = denoscope.load(stable_diffusion).trace("a circle", **call).images
+    assert torch.equal(model.trace(prompt="a circle", **call).images, expected)
+    assert torch.equal(model.trace("a circle", **call).images, expected)
+
+
+def test_the_number_of_steps_is_bounded_by_a_training_grid_only(stable_diffusion):
+    """Flow schedulers have none: some are released with num_train_timesteps=1."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+    stable_diffusion.scheduler = scheduler
+    Call(stable_diffusion, ("a circle",), {"num_inference_steps": 4})
+    stable_diffusion.scheduler = SCHEDULERS["ddim"]()
+    assert "trained on, 1000" in refusal(lambda: Call(stable_diffusion, ("a circle",), {"num_inference_steps": 1001}))
