@@ -123,6 +123,22 @@ class Replay:
         args, kwargs = self._only(range(copy * self.batch, (copy + 1) * self.batch))
         return replace(self, args=args, kwargs=kwargs, copies=1, weight=1.0)
 
+    def nearest_text(self, embedding: torch.Tensor) -> tuple[int, float]:
+        """Return the row of the denoiser's batch whose text is nearest to an embedding, (1, tokens, features).
+
+        The second value is their largest difference, relative to the largest value of the embedding; infinite if no
+        row has the embedding's shape.
+        """
+        context = self.context
+        rows = [] if context is None else list(context.detach().split(1))
+        scale = embedding.detach().abs().max().clamp(min=1e-12)
+        differences = [math.inf] * max(len(rows), 1)
+        for index, row in enumerate(rows):
+            if row.shape == embedding.shape:
+                differences[index] = float((row - embedding.detach()).abs().max() / scale)
+        nearest = min(range(len(differences)), key=differences.__getitem__)
+        return nearest, differences[nearest]
+
     @property
     def time(self) -> float:
         """The time step that was passed to the denoiser, in the denoiser's units."""
