@@ -12,6 +12,9 @@ SAME_WORDS = 0.01
 
 One percentage point: bars that differ by less look equally long. Shares, as sums grow with the number of steps."""
 
+RECOGNISED = 0.5
+"""Likelihood, 0 to 1, that a label must reach and keep to count as recognised."""
+
 SANITY_TOLERANCE = 0.1
 """So much rank agreement above the random level is as good as none."""
 RELIABLE = 0.8

@@ -287,7 +287,7 @@ def diagnosed(methods: dict[str, xr.Dataset]) -> Explanation:
 def test_the_page_has_every_verdict_and_the_warnings_what_is_not_said_yet():
     saliency = noise(0, 3, 8, 8)
     explanation = diagnosed({"bump": disc_method().assign(saliency=(("step", "y", "x"), saliency))})
-    said = Page(run.render(explanation)).said()
+    said = Page(run.render_run(explanation)).said()
     assert "Can it be trusted?" in said and "Maps without a pattern: found" in said
     assert "Words’ maps away from what the words name: not known" in said
     titles = [warning.title for warning in caveats.warnings(explanation)]
@@ -295,7 +295,7 @@ def test_the_page_has_every_verdict_and_the_warnings_what_is_not_said_yet():
     assert len([title for title in titles if "reliable" in title]) == 1  # said by its method, not twice
     assert "do not come out the same again: found" in said
     calm = diagnosed({"bump": disc_method(steps=(4,)).assign(reliability=("step", [0.95]))})
-    assert caveats.warnings(calm) == [] and "Maps without a pattern: not found" in Page(run.render(calm)).said()
+    assert caveats.warnings(calm) == [] and "Maps without a pattern: not found" in Page(run.render_run(calm)).said()
 
 
 def test_numbers_stand_in_the_order_of_their_steps():
@@ -308,7 +308,7 @@ def test_numbers_stand_in_the_order_of_their_steps():
 
 def test_a_run_from_before_still_opens():
     explanation = Explanation.of(disc_trace(), {"bump": disc_method()}, dict(RUN))
-    assert "Can it be trusted?" not in run.render(explanation)
+    assert "Can it be trusted?" not in run.render_run(explanation)
 
 
 # In a run

@@ -487,7 +487,7 @@ def several() -> dict[str, xr.DataArray]:
 def test_photographs_are_compared_in_the_order_of_their_onset(written: list[Text]):
     curves = several()
     labels = {"late": "tabby", "never": "sofa", "_early$": TIGER}
-    figure = recognition.plot_comparison(curves, {name: timed(c) for name, c in curves.items()}, labels)
+    figure = recognition.plot_photographs(curves, {name: timed(c) for name, c in curves.items()}, labels)
     above, below = figure.axes
     lines = [line for line in above.lines if len(line.get_xdata()) == 100]
     np.testing.assert_allclose(lines[0].get_ydata(), curves["_early$"].values[:, 1, 1])
@@ -511,7 +511,7 @@ def test_photographs_are_compared_in_the_order_of_their_onset(written: list[Text
 
 def test_one_photograph_can_be_compared_with_nothing(written: list[Text]):
     curves = logistic({TIGER: [50.0] * 4}, {TIGER: [1.0, 0.8, 0.8, 0.8]})
-    figure = recognition.plot_comparison({"tiger": curves}, {"tiger": timed(curves)}, {"tiger": TIGER})
+    figure = recognition.plot_photographs({"tiger": curves}, {"tiger": timed(curves)}, {"tiger": TIGER})
     below = figure.axes[1]
     assert marks(below)["D"] == [(99.0, pytest.approx(0.26), True)]
     assert [text.get_text() for text in below.texts] == ["in some draws"]

@@ -25,7 +25,7 @@ from pictures import NUMBER_OF_STEPS, disc_method, disc_trace
 from denoscope.figures import overlays
 from denoscope.report import caveats, run
 from denoscope.report import likelihood as curves
-from denoscope.report.maps import in_blocks, packed, shown_methods
+from denoscope.report.maps import in_blocks, packed, page_results
 from denoscope.report.page import picture_uri, span
 from denoscope.results.explanations import Explanation
 from denoscope.timing import likelihood as timing
@@ -40,7 +40,7 @@ def data_of(explanation: Explanation) -> dict:
 
 
 def test_nothing_comes_from_elsewhere():
-    page = run.render(explained())
+    page = run.render_run(explained())
     for tag, attributes in Page(page).tags:
         for name in ("src", "href", "data", "action", "srcset"):
             assert (attributes.get(name) or "data:").startswith(("data:", "#")), (tag, attributes)
@@ -50,7 +50,7 @@ def test_nothing_comes_from_elsewhere():
 
 def test_what_a_run_says_is_text_and_never_markup():
     method = disc_method(title="<i>t</i>", reading='"><script>alert(2)</script>')
-    page = Page(run.render(explained(method)))
+    page = Page(run.render_run(explained(method)))
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert not {"b", "i"} & {tag for tag, attributes in page.tags if not attributes} - {"b"}
     assert PROMPT in page.said() and "<i>t</i>" in page.said() and '"><script>alert(2)</script>' in page.said()
@@ -64,7 +64,7 @@ def test_the_data_cannot_leave_its_script():
 
 def test_every_step_has_its_pictures_and_numbers():
     explanation = explained()
-    pictures, steps, strip = explanation.pictures, data_of(explanation)["steps"], Page(run.render(explanation)).tags
+    pictures, steps, strip = explanation.pictures, data_of(explanation)["steps"], Page(run.render_run(explanation)).tags
     thumbnails = [
         attributes["src"]
         for tag, attributes in strip
@@ -118,13 +118,13 @@ def test_every_further_entry_has_its_maps():
     first, second = (unpacked(layer["3"]["values"], [8, 8]) for layer in (first, second))
     np.testing.assert_allclose(first, words["saliency"].sel(step=3, token="red"), atol=1e-3)
     np.testing.assert_allclose(second, 2 * first, atol=1e-3)
-    page = Page(run.render(explanation))
+    page = Page(run.render_run(explanation))
     assert [attributes["data-at"] for tag, attributes in page.tags if "Show “" in (attributes.get("title") or "")] == [
         "0",
         "1",
     ]
     assert [attributes["data-layer"] for _, attributes in page.tags if "data-layer" in attributes] == ["1"]
-    assert "Words · red" in run.summary(explanation) and "Words · disc" in run.summary(explanation)
+    assert "Words · red" in run.notebook_summary(explanation) and "Words · disc" in run.notebook_summary(explanation)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_every_further_entry_has_its_maps():
 )
 def test_doubts_are_said(change, said: str):
     method = change(disc_method()).assign_attrs(disc_method().attrs)
-    assert said in Page(run.render(explained(method))).said()
+    assert said in Page(run.render_run(explained(method))).said()
 
 
 def test_as_many_masks_are_advised_as_spearman_and_brown_ask_for():
@@ -157,13 +157,33 @@ def test_a_reliable_whole_run_warns_of_nothing():
     assert caveats.warnings(explained(method.assign(reliability=method.reliability * 0 + 0.9))) == []
 
 
+def test_words_that_the_model_cannot_read_are_named():
+    run_record = {
+        "unknown_words": ["cat", "<b>sofa</b>"],
+        "vocabulary": ["red", "circle"],
+        "cut_off": "in the <i>sky</i>",
+    }
+    page = Page(run.render_run(explained(**run_record))).said()
+    assert "The model cannot read “cat” and “<b>sofa</b>”." in page and "It knows these words: red, circle." in page
+    assert "The end of the prompt was cut off." in page and "It did not read “in the <i>sky</i>”." in page
+    assert page.count("sofa") == page.count("sky") == 1, "told once, not again among the facts"
+    alone = Page(run.render_run(explained(unknown_words=["cat"]))).said()
+    assert "The model cannot read “cat”." in alone and "knows these words" not in alone
+
+
+def test_a_prompt_that_was_read_whole_is_not_mentioned():
+    for record in ({}, {"unknown_words": [], "vocabulary": ["red"], "cut_off": ""}, {"cut_off": None}):
+        page = Page(run.render_run(explained(**record))).said()
+        assert "cannot read" not in page and "cut off" not in page
+
+
 def test_an_interrupted_run_says_so():
     titles = [warning.title for warning in caveats.warnings(explained(interrupted=True))]
     assert titles[0] == "This run was stopped before it was finished."
 
 
 def test_a_run_without_a_method_still_has_a_page():
-    page = Page(run.render(Explanation.of(disc_trace(), {}, {}))).said()
+    page = Page(run.render_run(Explanation.of(disc_trace(), {}, {}))).said()
     assert "Nothing was explained." in page and "What matters at this step" not in page
 
 
@@ -193,11 +213,11 @@ def test_large_pictures_shrink_and_small_ones_are_exact():
 def test_a_usual_report_is_small():
     methods = {name: disc_method(steps=(2, 8, 16, 28), height=16, width=16) for name in ("a", "b")}
     explanation = Explanation.of(disc_trace(64, 64, steps=30), methods, RUN)
-    assert len(run.render(explanation)) < 3e6
+    assert len(run.render_run(explanation)) < 3e6
 
 
 def test_the_command_is_a_line_for_a_shell():
-    assert "denoscope explain 'a red disc'" in Page(run.render(explained())).said()
+    assert "denoscope explain 'a red disc'" in Page(run.render_run(explained())).said()
 
 
 def test_the_numbers_of_a_step_are_named():
@@ -216,7 +236,7 @@ def carried_map(explanation: Explanation, step: int, what: str = "values") -> np
 
 
 def test_the_page_of_a_photograph_speaks_of_frames():
-    said = Page(run.render(recognised())).said()
+    said = Page(run.render_run(recognised())).said()
     for words in ("cat.jpg", "classifier imagenet", "60 frames", "explained label tiger", "noising: blend"):
         assert words in said
     assert "Explained frame" in said and "What matters at this frame" in said
@@ -225,7 +245,7 @@ def test_the_page_of_a_photograph_speaks_of_frames():
 
 def test_every_frame_is_under_the_control():
     explanation = recognised()
-    frames, page = data_of(explanation)["steps"], Page(run.render(explanation))
+    frames, page = data_of(explanation)["steps"], Page(run.render_run(explanation))
     for i, frame in enumerate(frames):
         np.testing.assert_array_equal(picture_of(frame["sample"]), explanation.pictures["sample"][i])
     (slider,) = [attributes for _, attributes in page.tags if attributes.get("id") == "step"]
@@ -263,14 +283,14 @@ def test_the_cells_of_a_large_map_are_means_of_blocks():
     carried, raw = carried_map(explanation, 20), method["saliency"].values[0, 0]
     slow = [[np.nanmean(raw[4 * i : 4 * i + 4, 4 * j : 4 * j + 4]) for j in range(56)] for i in range(56)]
     np.testing.assert_allclose(carried, slow, atol=np.abs(slow).max() / 30000)
-    assert "means of 4 × 4 cells, 56 × 56 in all" in Page(run.render(explanation)).said()
+    assert "means of 4 × 4 cells, 56 × 56 in all" in Page(run.render_run(explanation)).said()
 
 
 def test_a_small_map_has_every_cell():
     method, explanation = attribution(), recognised()
     raw = method["saliency"].values[1, 0]
     np.testing.assert_allclose(carried_map(explanation, 30), raw, atol=np.abs(raw).max() / 30000)
-    assert "means of" not in Page(run.render(explanation)).said()
+    assert "means of" not in Page(run.render_run(explanation)).said()
 
 
 def test_blocks_that_do_not_divide_the_map_are_smaller_at_its_edge():
@@ -288,13 +308,13 @@ def test_several_draws_are_a_mean_and_its_standard_error():
     np.testing.assert_allclose(carried_map(explanation, 20), mean, atol=np.abs(mean).max() / 30000)
     np.testing.assert_allclose(carried_map(explanation, 20, "errors"), error, atol=error.max() / 30000)
     assert ["convergence delta", "5.5"] in data_of(explanation)["methods"]["gradients"]["numbers"]["30"]
-    assert "the mean over 4 draws" in Page(run.render(explanation)).said()
+    assert "the mean over 4 draws" in Page(run.render_run(explanation)).said()
 
 
 def test_one_draw_has_no_standard_error_and_says_so():
     explanation = recognised()
     assert data_of(explanation)["methods"]["gradients"]["layers"][0]["20"]["errors"] is None
-    assert "One draw of the noise was explained" in Page(run.render(explanation)).said()
+    assert "One draw of the noise was explained" in Page(run.render_run(explanation)).said()
 
 
 def test_the_ends_of_a_signed_scale_leave_out_the_outliers():
@@ -307,7 +327,7 @@ def test_the_ends_of_a_signed_scale_leave_out_the_outliers():
         reach = next(size for size, so_far in zip(sizes, accumulate(sizes), strict=True) if so_far >= 0.95 * sum(sizes))
         np.testing.assert_allclose(limits, [-reach, reach], rtol=1e-3)
         assert reach < 0.5 * sizes[-1]
-    assert "clipped: 5 % of the summed magnitude" in Page(run.render(recognised())).said()
+    assert "clipped: 5 % of the summed magnitude" in Page(run.render_run(recognised())).said()
 
 
 def test_an_unsigned_scale_is_whole():
@@ -317,7 +337,7 @@ def test_an_unsigned_scale_is_whole():
     assert data_of(explanation)["methods"]["gradients"]["limits"][1] == pytest.approx(
         float(method["saliency"].max()), rel=1e-3
     )
-    assert "clipped" not in Page(run.render(explanation)).said()
+    assert "clipped" not in Page(run.render_run(explanation)).said()
 
 
 def test_packing_keeps_values_and_holes():
@@ -335,7 +355,7 @@ def test_empty_and_missing_attributions_survive():
     assert not carried_map(explanation, 20).any() and set(data_of(explanation)["methods"]["gradients"]["numbers"]) == {
         "20", "59"
     }  # fmt: skip
-    said = Page(run.render(explanation)).said()
+    said = Page(run.render_run(explanation)).said()
     assert "Gradients is flat at frame 20." in said and "Gradients has no map for frame 30." in said
 
 
@@ -347,7 +367,7 @@ def test_moments_are_in_words_and_never_is_one():
     half = explanation.timing["crossing"].sel(label="tiger", level=0.5).values
     assert first[1] == "{:.3g} [{:.3g}, {:.3g}]".format(*half[[1, 0, 2]])
     assert second[1:3] == ["never", "never"]
-    assert "never never" in Page(run.render(explanation)).said()
+    assert "never never" in Page(run.render_run(explanation)).said()
 
 
 @pytest.mark.parametrize(
@@ -380,7 +400,9 @@ def test_a_label_without_all_levels_has_no_critical_window():
     explanation = recognised(likelihood=rising(top=0.7))
     assert len(curves.crossings(explanation.timing, "tiger", 60)) == 2
     assert curves.window(explanation.timing, "tiger", 60) is None
-    assert "There is no critical window: “tiger” does not come to every level." in Page(run.render(explanation)).said()
+    assert (
+        "There is no critical window: “tiger” does not come to every level." in Page(run.render_run(explanation)).said()
+    )
 
 
 def test_the_band_and_the_line_are_the_draws():
@@ -396,17 +418,19 @@ def test_lines_of_labels_are_told_apart_without_colours():
     lines = curves.keys([f"label {i}" for i in range(6)], "label 3")
     assert [line.explained for line in lines] == [i == 3 for i in range(6)]
     assert len({(line.hue, line.dash) for line in lines}) == len({line.dash for line in lines}) == 6
+    many = curves.keys([f"label {i}" for i in range(20)], "label 3")
+    assert len({(line.hue, line.dash) for line in many}) == 20
 
 
 def test_the_measures_of_the_maps_are_charts_with_their_meaning():
     method = with_measures(attribution(), frequency=[[0.2], [0.4], [0.3]], agreement_edges=[[0.5], [np.nan], [0.1]])
     explanation = recognised(method)
-    first, second = run._measures(explanation.pictures, shown_methods(explanation))
+    first, second = run._measures(explanation.pictures, page_results(explanation))
     x, y = np.array(first["lines"][0]["points"]).T
     np.testing.assert_allclose(x, 100 * (np.array([20, 30, 59]) + 0.5) / 60)
     np.testing.assert_allclose((y[1] - y[0]) / (y[2] - y[0]), 2)
     assert len(second["lines"][0]["points"]) == 2
-    said = Page(run.render(explanation)).said()
+    said = Page(run.render_run(explanation)).said()
     assert "may be only an edge detector" in said and "Agreement with the last map" not in said
     assert ["Mean frequency", "0.4"] in data_of(explanation)["methods"]["gradients"]["numbers"]["30"]
 
@@ -431,7 +455,7 @@ def with_delta(share: float) -> xr.Dataset:
 )
 def test_what_a_reader_of_a_recognition_must_know_is_said(explanation: Explanation, title: str):
     assert title in [warning.title for warning in caveats.warnings(explanation)]
-    assert title in Page(run.render(explanation)).said()
+    assert title in Page(run.render_run(explanation)).said()
 
 
 def test_a_good_recognition_warns_of_nothing():
@@ -446,7 +470,7 @@ def test_an_unfinished_likelihood_is_not_held_against_its_label():
 
 def test_names_of_labels_and_files_are_text():
     name = 'a"><script>alert(3)</script>.jpg'
-    page = Page(run.render(recognised(photograph=name, label=LABELS[1])))
+    page = Page(run.render_run(recognised(photograph=name, label=LABELS[1])))
     assert [tag for tag, _ in page.tags].count("script") == 2 and "cat" not in {tag for tag, _ in page.tags}
     assert name in page.said() and LABELS[1] in page.said()
 
@@ -454,14 +478,14 @@ def test_names_of_labels_and_files_are_text():
 def test_a_record_without_words_still_has_a_page():
     likelihood = rising()
     explanation = Explanation.of(photograph(), {"gradients": attribution()}, {}, likelihood)
-    said = Page(run.render(explanation)).said()
+    said = Page(run.render_run(explanation)).said()
     assert "A recorded run" in said and "tiger, explained" in said and "When each label is recognised" not in said
 
 
 def test_a_single_frame_has_a_page():
     explanation = Explanation.of(photograph(1), {"gradients": attribution((0,))}, {}, rising(1))
     assert len(data_of(explanation)["steps"]) == 1
-    paths = [a["d"] for tag, a in Page(run.render(explanation)).tags if tag == "path" and a.get("class") == "curve"]
+    paths = [a["d"] for tag, a in Page(run.render_run(explanation)).tags if tag == "path" and a.get("class") == "curve"]
     assert all(re.fullmatch(r"M0\.00 ([\d.]+)L100\.00 \1", path or "") for path in paths) and paths
 
 
@@ -469,21 +493,21 @@ def test_a_generated_picture_that_was_recognised_keeps_its_page():
     likelihood = rising(NUMBER_OF_STEPS, middle=2.0)
     method = disc_method(signed=True).drop_vars(["standard_error", "reliability"])
     moments = timing.over_draws(timing.moments(likelihood))
-    page = Page(run.render(Explanation.of(disc_trace(), {"bump": method}, RUN, likelihood, moments))).said()
+    page = Page(run.render_run(Explanation.of(disc_trace(), {"bump": method}, RUN, likelihood, moments))).said()
     for words in ("Clean prediction", "What matters at this step", "Likelihood at this step", "When each label"):
         assert words in page
 
 
 def test_a_page_without_a_classifier_says_nothing_of_likelihoods():
-    assert "ikelihood" not in Page(run.render(explained())).said()
+    assert "ikelihood" not in Page(run.render_run(explained())).said()
 
 
 def test_a_notebook_shows_the_maps_of_a_noised_photograph_over_the_photograph():
     explanation = recognised(attribution(draws=2))
-    ((_, first), *_) = next(run._rows(explanation.pictures, shown_methods(explanation)[0]))["maps"]
-    shown = shown_methods(explanation)[0]
+    ((_, first), *_) = next(run._rows(explanation.pictures, page_results(explanation)[0]))["maps"]
+    shown = page_results(explanation)[0]
     expected = overlays.overlay(
-        explanation.pictures["image"].values, shown.result["saliency"].sel(step=20).values, shown.limits
+        explanation.pictures["image"].values, shown.data["saliency"].sel(step=20).values, shown.limits
     )
     np.testing.assert_array_equal(picture_of(first), expected)
 
@@ -493,7 +517,7 @@ def test_the_page_of_a_photograph_is_small(steps: range, most: float):
     maps = attribution(tuple(steps), side=224).astype(np.float32)
     likelihood = rising(100)
     explanation = Explanation.of(photograph(100, 224), {name: maps for name in "abc"}, {}, likelihood)
-    assert len(run.render(explanation).encode()) < most
+    assert len(run.render_run(explanation).encode()) < most
 
 
 def test_more_maps_and_frames_do_not_make_a_larger_page():

@@ -63,7 +63,7 @@ def test_the_folder_holds_what_is_promised(explanation: Explanation, saved: Path
     assert {path.name for path in saved.iterdir()} == folders.WRITTEN
     assert {path.name for path in (saved / "figures").iterdir()} == {"first.png", "second.png"}
     assert json.loads((saved / "run.json").read_text(encoding="utf-8")) == RUN
-    assert (saved / "report.html").read_text(encoding="utf-8") == run.render(explanation)
+    assert (saved / "report.html").read_text(encoding="utf-8") == run.render_run(explanation)
     with Image.open(saved / "image.png") as image:
         np.testing.assert_array_equal(image, explanation.pictures["image"])
 
@@ -117,7 +117,7 @@ def test_an_interruption_in_the_middle_leaves_nothing(
     def interrupted(_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "render", interrupted)
+    monkeypatch.setattr(run, "render_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         explanation.save(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -162,7 +162,7 @@ def test_a_place_taken_in_the_meantime_is_left_alone(
         theirs.write_text("precious")
         return render(given)
 
-    monkeypatch.setattr(run, "render", slow)
+    monkeypatch.setattr(run, "render_run", slow)
     with pytest.raises(InputError, match="not empty"):
         explanation.save(tmp_path / "out")
     assert theirs.read_text() == "precious" and list(tmp_path.iterdir()) == [theirs.parent]

@@ -20,7 +20,7 @@ from .theme import ALPHA, INK, bare, readable, shortened
 
 Scale = Literal["shared", "each"]
 SCALES: tuple[Scale, ...] = ("shared", "each")
-COLUMNS, SIDE = 5, 2.6
+PANELS_IN_ROW, SIDE = 5, 2.6
 """Panels in a row, and inches of a panel's longer side."""
 GRID = {"step", "y", "x", "draw"}
 
@@ -251,10 +251,10 @@ def _new(drawing: _Drawing, panels: Sequence[Panel], title: str) -> Axes | Figur
 
 
 def _rows_and_columns(panels: Sequence[Panel]) -> tuple[int, int]:
-    """Return a row per step and a column per word, or rows of at most COLUMNS panels where there is one word."""
+    """Return a row per step and a column per word, or rows of at most PANELS_IN_ROW panels where there is one word."""
     steps = len({panel.step for panel in panels})
     entries = len(panels) // steps
     if entries > 1 and steps > 1 and entries * steps == len(panels):
         return steps, entries
-    columns = min(COLUMNS, len(panels))
+    columns = min(PANELS_IN_ROW, len(panels))
     return -(-len(panels) // columns), columns

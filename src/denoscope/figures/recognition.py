@@ -23,7 +23,7 @@ LINE_HUES = (*HUES, "#000000")
 """On white paper black is one more hue."""
 STROKES = ("-", "--", ":", "-.")
 MANY_DRAWS = 20  # from here on a band is the central 90 % of the draws, and not from the lowest to the highest
-SHAPES = ("o", "s", "D", "^", "v")  # of the markers, by level
+MARKERS = ("o", "s", "D", "^", "v")  # of the markers, by level
 
 
 def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str | None = None) -> Figure:
@@ -129,7 +129,7 @@ def _mark_crossings(ax: Axes, crossing: xr.DataArray, end: float) -> None:
 
 
 def _shapes(levels: np.ndarray) -> list[str]:
-    return [SHAPES[i % len(SHAPES)] for i in range(len(levels))]
+    return [MARKERS[i % len(MARKERS)] for i in range(len(levels))]
 
 
 def _mark(
@@ -274,7 +274,7 @@ def _draw_stage(ax: Axes, measure: str, caption: Mapping[str, Any], results: Map
     ax.text(0, 1.03, caption["scale"], fontsize=7.5, color=FAINT, transform=ax.transAxes, va="bottom")
 
 
-def plot_comparison(
+def plot_photographs(
     likelihoods: Mapping[str, xr.DataArray], timings: Mapping[str, xr.Dataset], explained: Mapping[str, str]
 ) -> Figure:
     """When each of several photographs is recognised as what it is: their curves, and below them the crossings.

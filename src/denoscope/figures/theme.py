@@ -40,6 +40,19 @@ INK, FAINT, RULE, ACCENT = "#1b1f24", "#68717d", "#dfe3e8", "#3a5bc7"
 HUES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito (2008), of lines: told apart with any colour vision, on light and on dark ground."""
 
+DASHES = ("none", "8 4", "2 4", "10 3 2 3", "5 3", "14 4")
+"""Patterns of lines on a page, as an SVG stroke-dasharray has them."""
+
+
+def hue_and_dash(number: int, hues: Sequence[str] = HUES, dashes: Sequence[str] = DASHES) -> tuple[str, str]:
+    """Return the look of line `number`, from 0; up to `len(hues) * len(dashes)` lines no two look the same.
+
+    >>> [hue_and_dash(number, ("blue", "red"), ("none", "8 4")) for number in range(4)]
+    [('blue', 'none'), ('red', '8 4'), ('blue', '8 4'), ('red', 'none')]
+    """
+    rounds, hue = divmod(number, len(hues))
+    return hues[hue], dashes[(hue + rounds) % len(dashes)]
+
 
 def readable(number: float, digits: int = 3) -> str:
     """A number as people print it, with a real minus sign.

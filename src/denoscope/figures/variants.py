@@ -18,7 +18,7 @@ from .results import Explained
 from .theme import FAINT, FIGURE_SIDE, HUES, INK, RULE, bare, readable, shortened
 from .words import plot_totals
 
-COLUMNS = 8
+LEVELS_DRAWN = 8
 CELL, LANE, BARS = 1.2, 0.32, 2.4  # inches: a picture, a row of steps, the bars of all words
 
 
@@ -32,7 +32,7 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
     axis = Axis.of(list(sequences.values()))
     heights = [CELL * len(sequences), LANE * len(sequences) + 0.3, BARS if totals else 0]
     rows = sum(height > 0 for height in heights)
-    size = (CELL * (COLUMNS + 1) + 1.7, sum(heights) + 1.1 + 0.5 * rows)
+    size = (CELL * (LEVELS_DRAWN + 1) + 1.7, sum(heights) + 1.1 + 0.5 * rows)
     figure = Figure(figsize=size, facecolor="white", dpi=110, layout="constrained")
     parts = figure.subfigures(rows, 1, height_ratios=heights[:rows], squeeze=False)[:, 0]
     _draw_strips(parts[0], sequences, axis)
@@ -45,7 +45,7 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
     return figure
 
 
-def shared_levels(axis: Axis, number: int = COLUMNS) -> list[int]:
+def shared_levels(axis: Axis, number: int = LEVELS_DRAWN) -> list[int]:
     """The places of so many of the axis' levels, the nearest to an even spread in log-SNR.
 
     >>> levels = np.array([-6.0, -5.9, -5.8, 0.0, 6.0])
@@ -60,7 +60,7 @@ def shared_levels(axis: Axis, number: int = COLUMNS) -> list[int]:
 def _draw_strips(part: Any, sequences: Mapping[str, xr.Dataset], axis: Axis) -> None:
     """A row for each variant: its clean predictions at the shared levels, and the picture it ended with."""
     chosen = shared_levels(axis)
-    grid = part.subplots(len(sequences), COLUMNS + 1, squeeze=False)
+    grid = part.subplots(len(sequences), LEVELS_DRAWN + 1, squeeze=False)
     for row, (title, pictures) in zip(grid, sequences.items(), strict=True):
         places = axis.places(pictures)
         predictions = [pictures["pred_original_sample"].values[places[at]] for at in chosen]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from .theme import FAINT, HUES, INK, RULE, Key, readable
 
-DASHES = ("none", "7 3", "2 3")
+WORD_DASHES = ("none", "7 3", "2 3")
 """A pattern for each round of the hues, so that three times as many words are told apart as there are hues."""
 
 
@@ -22,7 +22,7 @@ def has_words(result: xr.Dataset) -> bool:
 def word_keys(words: Sequence[str]) -> list[Key]:
     """How the line of each word is drawn; the first words, and those beyond eighteen, in full lines."""
     return [
-        Key(word, HUES[i % len(HUES)], DASHES[i // len(HUES) % len(DASHES)], explained=False)
+        Key(word, HUES[i % len(HUES)], WORD_DASHES[i // len(HUES) % len(WORD_DASHES)], explained=False)
         for i, word in enumerate(words)
     ]
 

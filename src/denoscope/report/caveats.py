@@ -1,4 +1,4 @@
-"""What a reader must know before reading a map: what is missing, flat, unreliable, or says less than it seems to."""
+"""The section "Read with care": results that are missing, flat or unreliable, or say less than they seem to."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,29 +7,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ..criteria import CONVERGENCE_DELTA, EDGE_AGREEMENT, RELIABLE
+from ..criteria import CONVERGENCE_DELTA, EDGE_AGREEMENT, RECOGNISED, RELIABLE
 from ..figures.results import Explained, explained_steps, unit_of
 from ..figures.scales import is_flat
 from ..figures.theme import readable
 from .likelihood import crossings, explained_label, interval, likely
-from .maps import Shown, shown_methods
+from .maps import PageResult, page_results
 from .page import in_words, is_series
 
 AGAIN = "Run the command below again for the rest."
-FAILED = {
+LEAST_EXTRAPOLATED = 0.05
+"""Reliability below which no number of masks is advised: the advice would be a guess."""
+FAILURE_TITLES = {
     "no pattern": "Some maps have no clear pattern.",
     "words elsewhere": "Some words’ maps are not where the words’ things are.",
     "variants alike": "Some variants cannot be told apart.",
 }
-"""What is said above all else where a signature of failure is there; of the others each method has a warning."""
-SIGNS = {
+"""Titles of the signatures of failure that have no other warning, by their names."""
+SIGNATURE_TITLES = {
     "no pattern": "Maps without a pattern",
     "not reproducible": "Maps that do not come out the same again",
     "words elsewhere": "Words’ maps away from what the words name",
     "variants alike": "Variants that cannot be told apart",
 }
 VERDICTS = {True: "found", False: "not found", None: "not known"}
-NUMBERS = {
+TABLE_TITLES = {
     "neighbours": "Moran’s I: agreement of cells that share an edge",
     "shuffled": "Moran’s I that shuffled positions seldom exceed",
     "reliability": "Reliability: rank correlation of maps from two halves of the masks",
@@ -37,95 +39,136 @@ NUMBERS = {
     "shifted": "AUROC that the same maps reach by chance, lying elsewhere: 95 % of all places",
     "apart": "How far apart",
 }
-COLUMNS = {"ssim": "structural similarity of the pictures", "words": "largest difference of a word’s share, 0 to 1"}
+COLUMN_TITLES = {
+    "ssim": "structural similarity of the pictures",
+    "words": "largest difference of a word’s share, 0 to 1",
+}
 
 
-class Warn(NamedTuple):
-    """Something a reader must know before reading a map: what, and what to do about it."""
+class Caveat(NamedTuple):
+    """A fact that a reader must know before reading a map, and what to do about it."""
 
     title: str
     text: str
 
 
-def warnings(explanation: Explained, shown: Sequence[Shown] | None = None) -> list[Warn]:
-    """What is missing, flat or not reliable in these results, as they are `shown`; a page has it above all else."""
-    shown = shown_methods(explanation) if shown is None else shown
-    found, unit = [], unit_of(explanation.pictures)
+def warnings(explanation: Explained, results: Sequence[PageResult] | None = None) -> list[Caveat]:
+    """Return the caveats of an explanation, in the order of the page; `results` are its maps as the page has them."""
+    results = page_results(explanation) if results is None else results
+    caveats, unit = [], unit_of(explanation.pictures)
     if explanation.run.get("interrupted"):
-        found.append(Warn("This run was stopped before it was finished.", "What was finished is here. " + AGAIN))
-    if not shown:
-        found.append(Warn("Nothing was explained.", f"The recorded {unit}s are here, without any map. {AGAIN}"))
-    found += _unrecognised(explanation)
+        caveats.append(Caveat("This run was stopped before it was finished.", "What was finished is here. " + AGAIN))
+    if not results:
+        caveats.append(Caveat("Nothing was explained.", f"The recorded {unit}s are here, without any map. {AGAIN}"))
+    caveats += unread_prompt(explanation.run)
+    caveats += _unrecognised(explanation)
     raw = explanation.methods()
-    for each in shown:
-        found += _doubts(each.title, each.result, unit)
-        found += _incomplete(each.title, raw[each.name], unit)
-        found += _only_edges(each.title, each.result, unit)
-    return [*found, *failures(explanation.run)]
+    for each in results:
+        caveats += _incomplete_maps(each.title, each.data, unit)
+        caveats += _incomplete_sums(each.title, raw[each.name], unit)
+        caveats += _only_edges(each.title, each.data, unit)
+    return [*caveats, *failures(explanation.run)]
+
+
+def unread_prompt(run: Mapping[str, Any]) -> Iterator[Caveat]:
+    """Yield a caveat for words that the model cannot read, and one for the part of the prompt that was cut off.
+
+    The run names them as `unknown_words` (a list), `vocabulary` (all words that the model knows, if they are few) and
+    `cut_off` (a text).
+    """
+    words = [f"“{word}”" for word in run.get("unknown_words") or []]
+    vocabulary = [str(word) for word in run.get("vocabulary") or []]
+    if words:
+        text = "It made the picture without knowing what they mean, and no map says anything about them. "
+        text += f"It knows these words: {', '.join(vocabulary)}." if vocabulary else "Use other words."
+        yield Caveat(f"The model cannot read {_listed(words)}.", text)
+    if run.get("cut_off"):
+        text = f"The prompt is longer than the model reads. It did not read “{run['cut_off']}”. Use a shorter prompt."
+        yield Caveat("The end of the prompt was cut off.", text)
 
 
 # The signatures of failure that a run was diagnosed with
 
 
-def failures(run: Mapping[str, Any]) -> Iterator[Warn]:
-    """A warning for each signature that is there and that no other warning tells of; none for a run without any."""
-    for each in run.get("diagnosis") or []:
-        if each["present"] and each["name"] in FAILED:
-            yield Warn(FAILED[each["name"]], each["text"])
+def failures(run: Mapping[str, Any]) -> Iterator[Caveat]:
+    """Yield a caveat for each signature of failure that is present and has no other warning."""
+    for signature in run.get("diagnosis") or []:
+        if signature["present"] and signature["name"] in FAILURE_TITLES:
+            yield Caveat(FAILURE_TITLES[signature["name"]], signature["text"])
 
 
 def signatures(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """For a page: every signature's name, verdict, text and tables of numbers; none for a run without a diagnosis."""
+    """Return every signature's name, title, verdict, text and tables; an empty list for a run without a diagnosis."""
     return [
-        {**each, "title": SIGNS.get(each["name"], in_words(each["name"])), "verdict": VERDICTS[each["present"]],
-         "tables": [_tabled(name, table) for name, table in each["numbers"].items() if table]}
-        for each in run.get("diagnosis") or []
-    ]  # fmt: skip
+        {
+            **signature,
+            "title": SIGNATURE_TITLES.get(signature["name"], in_words(signature["name"])),
+            "verdict": VERDICTS[signature["present"]],
+            "tables": [_table(name, table) for name, table in signature["numbers"].items() if table],
+        }
+        for signature in run.get("diagnosis") or []
+    ]
 
 
-def _tabled(name: str, table: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    """Rows and columns in words; a row that lacks a column has nothing there."""
-    columns = sorted(dict.fromkeys(column for row in table.values() for column in row), key=_in_order)
-    rows = {row: ["" if column not in values else _cell(values[column]) for column in columns]
-            for row, values in table.items()}  # fmt: skip
-    return {"title": NUMBERS.get(name, in_words(name)), "columns": [COLUMNS.get(c, c) for c in columns], "rows": rows}
+def _table(name: str, table: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
+    """Return a table of numbers in words; a row that lacks a column has an empty cell."""
+    names = {column for row in table.values() for column in row}
+    columns = sorted(names, key=_number)
+    rows = {}
+    for name_of_row, row in table.items():
+        rows[name_of_row] = [_cell(row[column]) if column in row else "" for column in columns]
+    titles = [COLUMN_TITLES.get(column, column) for column in columns]
+    return {"title": TABLE_TITLES.get(name, in_words(name)), "columns": titles, "rows": rows}
 
 
-def _in_order(column: str) -> tuple[int, str]:
-    """Steps by their number."""
+def _number(column: str) -> tuple[int, str]:
+    """Return the key that sorts columns of steps by their number."""
     number = column.rpartition(" ")[2]
     return (int(number) if number.isdecimal() else 0, column)
 
 
 def _cell(value: float | None) -> str:
+    """Return a number in words; None is a number that is not known."""
     return readable(float("nan") if value is None else value, 3)
 
 
-def _unrecognised(explanation: Explained) -> Iterator[Warn]:
-    """Whether the explained label is one that the classifier comes to at all."""
+# Recognition
+
+
+def _unrecognised(explanation: Explained) -> Iterator[Caveat]:
+    """Yield a caveat if the explained label is not the most likely in the end, or is never recognised."""
     likelihood, timing, label = explanation.likelihood, explanation.timing, explained_label(explanation)
     if likelihood is None or label is None:
         return
     last = interval(likelihood).sel(quantile="median").isel(step=-1)
     best = str(last["label"].values[int(last.argmax("label"))])
     if int(last["step"]) == int(explanation.pictures["step"][-1]) and best != label:
-        own, other = (likely(float(last.sel(label=name))) for name in (label, best))
-        text = (
-            f"At the clean {unit_of(explanation.pictures)} “{best}” has {other} and “{label}” {own}: the maps explain "
+        unit = unit_of(explanation.pictures)
+        likely_best, likely_label = likely(float(last.sel(label=best))), likely(float(last.sel(label=label)))
+        yield Caveat(
+            f"“{label}” is not the most likely label in the end.",
+            f"At the clean {unit} “{best}” has {likely_best} and “{label}” {likely_label}: the maps explain what the "
+            "classifier does not choose.",
         )
-        yield Warn(f"“{label}” is not the most likely label in the end.", f"{text}what the classifier does not choose.")
-    if timing is not None and 0.5 in timing["level"].values and not crossings(timing.sel(level=[0.5]), label, 1):
+    if timing is None or RECOGNISED not in timing["level"].values:
+        return
+    if not crossings(timing.sel(level=[RECOGNISED]), label, 1):
         text = "Its likelihood rises to that in no lasting way, so there is no moment at which it was recognised."
-        yield Warn(f"“{label}” never reaches 0.5.", text)
+        yield Caveat(f"“{label}” never reaches {RECOGNISED:g}.", text)
 
 
-def _incomplete(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
-    """Attributions of a completeness method add up to the score's change; the delta is what they miss of it."""
+# The maps of one method
+
+
+def _incomplete_sums(title: str, result: xr.Dataset, unit: str) -> Iterator[Caveat]:
+    """Yield a caveat where the attributions of a completeness method do not add up to the change of the score.
+
+    `convergence_delta` is the part of the change that the map misses or has too much.
+    """
     if "convergence_delta" not in result:
         return
     delta, total = result["convergence_delta"], result["saliency"].sum(["y", "x"], min_count=1)
-    largest = xr.where(abs(total) > abs(total - delta), abs(total), abs(total - delta))
-    share = abs(delta) / largest
+    share = abs(delta) / np.maximum(abs(total), abs(total - delta))
     share = share.median("draw") if "draw" in share.dims else share
     yield from _at_steps(
         share.where(share > CONVERGENCE_DELTA),
@@ -136,7 +179,8 @@ def _incomplete(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
     )
 
 
-def _only_edges(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
+def _only_edges(title: str, result: xr.Dataset, unit: str) -> Iterator[Caveat]:
+    """Yield a caveat where a map has nearly the ranks of a plain edge map."""
     if not is_series(result, "agreement_edges"):
         return
     agreement = result["agreement_edges"]
@@ -148,69 +192,79 @@ def _only_edges(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
     )
 
 
-def _at_steps(values: xr.DataArray, title: str, text: str, unit: str) -> Iterator[Warn]:
-    """A warning that names the steps where there is a value; none where there is nowhere one."""
+def _at_steps(values: xr.DataArray, title: str, text: str, unit: str) -> Iterator[Caveat]:
+    """Yield a caveat that names the steps where there is a value; nothing if there is none."""
     if steps := values["step"].values[values.notnull().values].tolist():
-        yield Warn(title.format(_steps_named(steps, unit=unit)), text)
+        yield Caveat(title.format(_steps_named(steps, unit=unit)), text)
 
 
-def _doubts(title: str, result: xr.Dataset, unit: str) -> Iterator[Warn]:
+def _incomplete_maps(title: str, result: xr.Dataset, unit: str) -> Iterator[Caveat]:
+    """Yield a caveat for steps without a map, maps with holes, flat maps, and unreliable maps."""
     finished = explained_steps(result)
     if missing := sorted(set(result["step"].values.tolist()) - set(finished)):
-        yield Warn(f"{title} has no map for {_steps_named(missing, unit=unit)}.", "It was not finished there.")
+        yield Caveat(f"{title} has no map for {_steps_named(missing, unit=unit)}.", "It was not finished there.")
     maps = {step: result["saliency"].sel(step=step).values for step in finished}
     if holes := [step for step, values in maps.items() if not np.isfinite(values).all()]:
         text = "They are left without colour."
-        yield Warn(f"{title} has cells without a value at {_steps_named(holes, unit=unit)}.", text)
+        yield Caveat(f"{title} has cells without a value at {_steps_named(holes, unit=unit)}.", text)
     if flat := [step for step, values in maps.items() if is_flat(values)]:
         text = "Every cell has the same value, so the map says nothing about where. "
         text += f"Try another {unit}, target or method."
-        yield Warn(f"{title} is flat at {_steps_named(flat, unit=unit)}.", text)
-    yield from _unreliable(title, result)
+        yield Caveat(f"{title} is flat at {_steps_named(flat, unit=unit)}.", text)
+    if "reliability" in result and result["reliability"].dims == ("step",):
+        yield from _unreliable(title, result.sel(step=finished), flat)
 
 
-def _unreliable(title: str, result: xr.Dataset) -> Iterator[Warn]:
-    if "reliability" not in result or result["reliability"].dims != ("step",):
-        return
-    finished = explained_steps(result)
-    told = result["reliability"].sel(step=finished)
-    unknown = [step for step in finished if np.isnan(told.sel(step=step)) and not _flat_at(result, step)]
-    if unknown:
+def _unreliable(title: str, result: xr.Dataset, flat: Sequence[int]) -> Iterator[Caveat]:
+    """Yield a caveat for finished steps whose reliability is not known, and for those where it is too low."""
+    reliability = result["reliability"]
+    missing = reliability["step"].values[reliability.isnull().values].tolist()
+    if unknown := [step for step in missing if step not in flat]:
         text = "There were too few masks for two halves whose maps could be compared. Use many more masks."
-        yield Warn(f"How reliable {title} is cannot be told at {_steps_named(unknown)}.", text)
-    low = told.where(told < RELIABLE).dropna("step")
+        yield Caveat(f"How reliable {title} is cannot be told at {_steps_named(unknown)}.", text)
+    low = reliability.where(reliability < RELIABLE).dropna("step")
     if not low.size:
         return
     values = [f"{step} ({readable(float(low.sel(step=step)), 2)})" for step in low["step"].values]
+    worst = low["step"][int(low.values.argmin())]
     text = (
         f"Two halves of the masks give maps whose ranks correlate below {RELIABLE}: read only their coarsest features. "
-        f"{_more_masks(result.sel(step=low['step'][int(low.values.argmin())]))}"
+        f"{_more_masks(result.sel(step=worst))}"
     )
-    yield Warn(f"{title} is not reliable at {_steps_named(values)}.", text)
-
-
-def _flat_at(result: xr.Dataset, step: int) -> bool:
-    return is_flat(result["saliency"].sel(step=step).values)
+    yield Caveat(f"{title} is not reliable at {_steps_named(values)}.", text)
 
 
 def _more_masks(worst: xr.Dataset) -> str:
-    """Spearman and Brown's prophecy: k times the masks turn a reliability r into k r / (1 + (k − 1) r)."""
+    """Return the number of masks to advise, from Spearman and Brown's formula.
+
+    k times the masks turn a reliability r into k r / (1 + (k − 1) r).
+    """
     used = int(worst["masks_used"]) if "masks_used" in worst else worst.attrs.get("num_masks")
     r = float(worst["reliability"])
-    if used is None or r < 0.05:
+    if used is None or r < LEAST_EXTRAPOLATED:
         return "Use many more masks."
     k = RELIABLE * (1 - r) / (r * (1 - RELIABLE))
     return f"Use more masks: there were {used}, and about {math.ceil(k * used / 100) * 100} would do at the worst."
 
 
 def _steps_named(steps: Sequence[Any], most: int = 8, unit: str = "step") -> str:
-    """
+    """Return the steps as part of a sentence; of more than `most`, the first and the number of the others.
+
     >>> _steps_named([2]), _steps_named([2, 8, 16])
     ('step 2', 'steps 2, 8 and 16')
     """
     names = [str(step) for step in steps]
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
-    if len(names) == 1:
-        return f"{unit} {names[0]}"
-    return f"{unit}s {', '.join(names[:-1])} and {names[-1]}"
+    noun = unit if len(names) == 1 else f"{unit}s"
+    return f"{noun} {_listed(names)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the names as a list in a sentence.
+
+    >>> _listed(["cat"]), _listed(["a", "cat", "sofa"])
+    ('cat', 'a, cat and sofa')
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

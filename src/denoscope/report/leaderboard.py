@@ -8,7 +8,7 @@ from typing import Any
 import xarray as xr
 
 from ..errors import InputError, did_you_mean
-from .page import command_line, counted, facts, template
+from .page import command_line, counted, table_rows, template
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ def render_leaderboard(table: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         steps=table["steps"],
         sanity=verdicts,
         failures=[(name, failure["times"], failure["first"]) for name, failure in run["failures"].items()],
-        options=facts(options),
+        options=table_rows(options),
         seconds=[(name, f"{seconds:.1f}") for name, seconds in run["seconds"].items()],
         command=command_line(run["command"]),
-        versions=facts(run["versions"]),
+        versions=table_rows(run["versions"]),
     )
 
 

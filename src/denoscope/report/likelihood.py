@@ -8,12 +8,13 @@ import numpy as np
 import xarray as xr
 
 from ..figures.results import Explained, three
-from ..figures.theme import Key, readable
-from .page import across, line, path, rounded
+from ..figures.theme import DASHES, Key, hue_and_dash, readable
+from .page import column_middles, line, path, rounded
 
 # Labels have hues of their own, dark and light enough for both grounds, so that no line is taken for a method's.
 LABEL_HUES = ("#b8498a", "#b07d00", "#2f8fc4", "#7b6be0", "#4b8f4f")
-DASHES = ("8 4", "2 4", "10 3 2 3", "5 3", "14 4")
+LABEL_DASHES = DASHES[1:]
+"""The dashes of the labels that are not explained."""
 INTERVAL = {"low": (0.05, "lower"), "median": (0.5, "linear"), "high": (0.95, "higher")}
 """Over draws: the median, and the interval that holds at least 90 % of them."""
 
@@ -26,18 +27,12 @@ def explained_label(explanation: Explained) -> str | None:
 
 
 def keys(labels: Sequence[str], explained: str | None) -> list[Key]:
-    """A hue and a dash for every label, so that lines are told apart without colours too."""
+    """Return a hue and a dash for every label, so that lines are told apart without colours too."""
     others = [label for label in labels if label != explained]
-    return [
-        Key(label, "var(--ink)", "none", True)
-        if label == explained
-        else Key(label, _turn(LABEL_HUES, others.index(label)), _turn(DASHES, others.index(label)), False)
-        for label in labels
-    ]
-
-
-def _turn(values: Sequence[str], i: int) -> str:
-    return values[i % len(values)]
+    looks = {label: hue_and_dash(i, LABEL_HUES, LABEL_DASHES) for i, label in enumerate(others)}
+    if explained is not None:
+        looks[explained] = ("var(--ink)", "none")
+    return [Key(label, *looks[label], explained=label == explained) for label in labels]
 
 
 def interval(likelihood: xr.DataArray) -> xr.DataArray:
@@ -109,7 +104,7 @@ def _likelihood_chart(explanation: Explained, label: str, lines: Sequence[Key]) 
 
 def curve(over: xr.DataArray, steps: np.ndarray) -> dict[str, str]:
     """The line of a median (quantile, step) and the band between low and high, as paths in per cent of the box."""
-    rows = {name: line(over.sel(quantile=name), across(steps), 0, 1)["points"] for name in INTERVAL}
+    rows = {name: line(over.sel(quantile=name), column_middles(steps), 0, 1)["points"] for name in INTERVAL}
     if len(rows["median"]) == 1:  # a single point would be nothing to see: as wide as its column
         half = 50 / len(steps)
         rows = {name: [(x - half, y), (x + half, y)] for name, [(x, y)] in rows.items()}

@@ -1,8 +1,8 @@
-"""Maps as a page carries them, raw, so that a reader points at values: in blocks, over draws, on clipped scales."""
+"""Maps as a page carries them: raw, so that a reader points at values; in blocks, over draws, on clipped scales."""
 
 import base64
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +15,22 @@ from .page import in_words, rounded
 
 CELLS, FULL_MAPS = 64, 300
 """Cells on a side of a map of a photograph, for up to so many maps; more maps have fewer cells."""
+CARD_CELLS, CARD_MAPS = 32, 400
+"""The same for the cards of a page that compares, with all its maps counted."""
 WHOLE, MISSING = 32767, -32768
-"""The largest of the 16-bit numbers that carry a map, and the one that says that there is no value."""
+"""The largest of the 16-bit numbers that carry a map, and the number for a missing value."""
 
 
-class Shown(NamedTuple):
-    """A method as the page carries it: dims (step, y, x) or with one further, such as `token`, but no `draw`.
+class PageResult(NamedTuple):
+    """The result of a method as a page carries it.
 
-    A cell is the mean of `block` × `block` cells of the result. Values beyond `clipped` limits have the end's colour.
+    `data` has the dims (step, y, x), or one further, such as `token`, but no `draw`. A cell is the mean of `block` ×
+    `block` cells of the result. Values beyond `clipped` limits have the end's colour.
     """
 
     name: str
     hue: str
-    result: xr.Dataset
+    data: xr.Dataset
     limits: Limits
     errors: Limits | None
     block: int = 1
@@ -36,100 +39,129 @@ class Shown(NamedTuple):
 
     @property
     def title(self) -> str:
-        return str(self.result.attrs.get("title", self.name))
+        """The method's title, or its name."""
+        return str(self.data.attrs.get("title", self.name))
 
     @property
     def foremost(self) -> int:
-        """The entry of a further dimension, such as a word, that has the strongest value: what is shown large first."""
-        return int(np.argmax([np.abs(layer["saliency"]).max().fillna(0.0) for _, layer in layers(self.result)]))
+        """The entry of a further dimension, such as a word, with the strongest value: it is drawn large first."""
+        return int(np.argmax([np.abs(layer["saliency"]).max().fillna(0.0) for _, layer in layers(self.data)]))
 
 
-def shown_methods(explanation: Explained, cells: int = CELLS) -> list[Shown]:
-    """Every method as the page shows it; those of a recognition run over draws, in blocks, with clipped scales."""
+def page_results(explanation: Explained, cells: int = CELLS) -> list[PageResult]:
+    """Return every result as the page carries it; those of a recognition over draws, in blocks, with clipped scales."""
     results = explanation.methods()
-    coloured = list(zip(results.items(), _hues(results), strict=True))
+    hues = [HUES[i % len(HUES)] for i in range(len(results))]
+    coloured = list(zip(results.items(), hues, strict=True))
     if explanation.likelihood is None and not is_noised(explanation.pictures):
-        return [_as_it_is(name, result, hue) for (name, result), hue in coloured]
-    number = sum(result.sizes["step"] for result in results.values())
-    most = max(1, int(cells * min(1.0, math.sqrt(FULL_MAPS / max(1, number)))))
-    return [shown_attribution(name, result, hue, most) for (name, result), hue in coloured]
+        return [_unchanged(name, result, hue) for (name, result), hue in coloured]
+    most = fewer_cells(cells, FULL_MAPS, sum(result.sizes["step"] for result in results.values()))
+    return [averaged(name, result, hue, most) for (name, result), hue in coloured]
 
 
-def _hues(results: Mapping[str, xr.Dataset]) -> list[str]:
-    return [HUES[i % len(HUES)] for i in range(len(results))]
+def fewer_cells(cells: int, most_maps: int, maps: int) -> int:
+    """Return the cells on a side of a map, so that all maps together have no more than `most_maps` with `cells`."""
+    return max(1, int(cells * min(1.0, math.sqrt(most_maps / max(1, maps)))))
 
 
-def _as_it_is(name: str, result: xr.Dataset, hue: str) -> Shown:
+def _unchanged(name: str, result: xr.Dataset, hue: str) -> PageResult:
+    """Return a result whose maps are carried cell by cell."""
     errors = error_limits(result) if "standard_error" in result else None
-    return Shown(name, hue, result, colour_limits(result), errors, packed=is_layered(result))
+    return PageResult(name, hue, result, colour_limits(result), errors, packed=is_layered(result))
 
 
-def shown_attribution(name: str, result: xr.Dataset, hue: str, cells: int) -> Shown:
-    """The mean over draws of an attribution, in at most `cells` blocks on a side, on a scale that outliers leave."""
+def averaged(name: str, result: xr.Dataset, hue: str, cells: int) -> PageResult:
+    """Return the mean over draws of a result, in at most `cells` blocks on a side, on a scale without outliers."""
     block = math.ceil(max(result.sizes["y"], result.sizes["x"]) / cells)
-    result = _over_draws(in_blocks(result, block))
-    limits, errors = clipped_limits(result), None
-    if "standard_error" in result:
+    data = _over_draws(in_blocks(result, block))
+    limits, errors = clipped_limits(data), None
+    if "standard_error" in data:
         reach = limits.high if limits.signed else limits.high - limits.low
-        errors = Limits(0.0, max(outlier_scale(result["standard_error"].values), reach / 2))
-    return Shown(name, hue, result, limits, errors, block, clipped=limits.signed, packed=True)
+        errors = Limits(0.0, max(outlier_scale(data["standard_error"].values), reach / 2))
+    return PageResult(name, hue, data, limits, errors, block, clipped=limits.signed, packed=True)
 
 
 def in_blocks(result: xr.Dataset, block: int) -> xr.Dataset:
-    """Means of `block` × `block` cells of every map, of those that have a value; smaller blocks at the far edges."""
+    """Return means of `block` × `block` cells that have a value; the blocks at the far edges are smaller."""
     if block == 1:
         return result
     return result.coarsen(y=block, x=block, boundary="pad").mean(keep_attrs=True)
 
 
 def _over_draws(result: xr.Dataset) -> xr.Dataset:
-    """The mean over draws; of maps, where there are several draws, its standard error too."""
+    """Return the mean over draws; of maps, if there are several draws, its standard error too."""
     if "draw" not in result.dims:
         return result
     saliency = result["saliency"]
-    found = result.mean("draw", keep_attrs=True)
+    means = result.mean("draw", keep_attrs=True)
     if saliency.sizes["draw"] > 1:
-        enough = saliency.notnull().sum("draw")
-        error = saliency.std("draw") * np.sqrt(enough / (enough - 1.0).where(enough > 1))  # with n − 1 for n
-        found["standard_error"] = error / np.sqrt(enough)
-    return found
+        number = saliency.notnull().sum("draw")
+        deviation = saliency.std("draw") * np.sqrt(number / (number - 1.0).where(number > 1))  # divided by n − 1
+        means["standard_error"] = deviation / np.sqrt(number)
+    return means
 
 
-def raw_maps(shown: Shown) -> dict[str, Any]:
-    """The raw values of a method, row by row; null where there is none."""
-    result, limits, steps = shown.result, shown.limits, explained_steps(shown.result)
+def raw_maps(result: PageResult) -> dict[str, Any]:
+    """Return the raw values of a result for the page's script, row by row; null where there is none."""
+    data, limits, steps = result.data, result.limits, explained_steps(result.data)
+    maps = [{step: _map(layer.sel(step=step), result) for step in steps} for _, layer in layers(data)]
     return {
-        "shape": [result.sizes["y"], result.sizes["x"]],
-        "block": shown.block,
+        "shape": [data.sizes["y"], data.sizes["x"]],
+        "block": result.block,
         "colours": limits.cmap().name,
         "signed": limits.signed,
-        "clipped": shown.clipped,
+        "clipped": result.clipped,
         "limits": rounded([limits.low, limits.high]),
-        "errorLimits": rounded(shown.errors[:2]) if shown.errors else None,
-        "numbers": {step: _numbers(result.sel(step=step)) for step in steps},
-        "layers": [{step: _map(layer.sel(step=step), shown) for step in steps} for _, layer in layers(result)],
+        "errorLimits": rounded(result.errors[:2]) if result.errors else None,
+        "numbers": {step: _numbers(data.sel(step=step)) for step in steps},
+        "layers": maps,
     }
 
 
-def _map(here: xr.Dataset, shown: Shown) -> dict[str, Any]:
-    carried: Callable[[np.ndarray], Any] = packed if shown.packed else rounded
-    values = here["saliency"].transpose("y", "x").values
-    errors = carried(here["standard_error"].transpose("y", "x").values) if shown.errors else None
-    own = {"limits": rounded([-outlier_scale(values), outlier_scale(values)])} if shown.clipped else {}
-    return {"values": carried(values), "errors": errors, **own}
+def _map(at_step: xr.Dataset, result: PageResult) -> dict[str, Any]:
+    """Return the values and standard errors of a map, and the limits of its own scale if scales are clipped."""
+    carried: Callable[[np.ndarray], Any] = packed if result.packed else rounded
+    values = at_step["saliency"].transpose("y", "x").values
+    errors = carried(at_step["standard_error"].transpose("y", "x").values) if result.errors else None
+    content = {"values": carried(values), "errors": errors}
+    if result.clipped:
+        content["limits"] = rounded([-outlier_scale(values), outlier_scale(values)])
+    return content
+
+
+def nearest_maps(result: PageResult | None, limits: Limits | None = None) -> dict[str, Any]:
+    """Return the maps of a card that shows the nearest explained step, on their own colour scale or on `limits`.
+
+    Without a result there are no maps.
+    """
+    if result is None:
+        return {"title": "", "maps": {}, "limits": [0, 0], "shape": [0, 0], "colours": ""}
+    limits = limits or result.limits
+    saliency = result.data["saliency"].transpose("step", "y", "x")
+    return {
+        "title": result.title,
+        "maps": {step: packed(saliency.sel(step=step).values) for step in explained_steps(result.data)},
+        "limits": [limits.low, limits.high],
+        "shape": [result.data.sizes["y"], result.data.sizes["x"]],
+        "colours": limits.cmap().name,
+    }
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Whole numbers of 16 bits, little-endian, as base64, and the unit that turns them into values again."""
+    """Return whole numbers of 16 bits, little-endian, as base64, and the unit that turns them into values again."""
     finite = np.isfinite(values)
     unit = float(np.abs(values[finite]).max(initial=0.0)) / WHOLE or 1.0
     words = np.where(finite, np.round(np.where(finite, values, 0) / unit), MISSING).astype("<i2")
     return {"unit": unit, "words": base64.b64encode(words.tobytes()).decode()}
 
 
-def _numbers(here: xr.Dataset) -> list[tuple[str, str]]:
-    """Every number a method has for a step, with the reliability first."""
-    names = sorted(
-        (str(name) for name in here.data_vars if not here[name].dims), key=lambda name: name != "reliability"
-    )
-    return [(str(here[name].attrs.get("long_name", in_words(name))), readable(float(here[name]))) for name in names]
+def _numbers(at_step: xr.Dataset) -> list[tuple[str, str]]:
+    """Return every number of a step with its name, the reliability first."""
+    names = [str(name) for name in at_step.data_vars if not at_step[name].dims]
+    names.sort(key=lambda name: name != "reliability")
+    return [(_name_of(name, at_step), readable(float(at_step[name]))) for name in names]
+
+
+def _name_of(name: str, result: xr.Dataset) -> str:
+    """Return the name of a variable in words: its caption's, if it has one."""
+    return str(result[name].attrs.get("long_name", in_words(name)))

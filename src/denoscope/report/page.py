@@ -93,7 +93,7 @@ def clipped_share() -> str:
     return f"{OUTLIER_PERC:g}\N{NO-BREAK SPACE}%"
 
 
-def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def table_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Labels and texts for a table; lists and nested options on one line."""
     return [(in_words(name), _text(value)) for name, value in values.items()]
 
@@ -122,7 +122,7 @@ def command_line(command: Any) -> str:
 # Lines in per cent of a chart’s box, whose columns are the steps
 
 
-def across(steps: Sequence[int] | np.ndarray) -> dict[int, float]:
+def column_middles(steps: Sequence[int] | np.ndarray) -> dict[int, float]:
     """Where each step is in a chart, in per cent: the middle of its column."""
     return {int(step): 100 * (i + 0.5) / len(steps) for i, step in enumerate(steps)}
 
@@ -130,7 +130,7 @@ def across(steps: Sequence[int] | np.ndarray) -> dict[int, float]:
 def step_ticks(steps: np.ndarray) -> list[tuple[float, int]]:
     """A few round steps and where they are."""
     chosen = _ticks([int(step) for step in steps], integer=True)
-    return [(x, step) for step, x in across(steps).items() if step in chosen]
+    return [(x, step) for step, x in column_middles(steps).items() if step in chosen]
 
 
 def line(series: xr.DataArray, places: Mapping[int, float], low: float, high: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One self-contained HTML page for an explanation: one step control moves every panel.
 
-Python makes the numbers, the words and the pictures; `templates/report.js` draws the maps from the raw values that
+Python makes the numbers, the words and the pictures; `templates/run.js` draws the maps from the raw values that
 the page carries, so that what a reader points at is what the array holds (to four significant digits).
 
 Where a classifier looked on, the page follows the likelihood of its labels too. Its maps have a value for every pixel
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..criteria import RELIABLE
 from ..figures.overlays import overlay
 from ..figures.results import (
     Explained,
@@ -29,18 +30,17 @@ from ..figures.scales import Limits
 from ..figures.theme import ALPHA
 from .caveats import signatures, warnings
 from .likelihood import likelihoods, recognition
-from .maps import Shown, raw_maps, shown_methods
+from .maps import PageResult, page_results, raw_maps
 from .page import (
     EXACT_SIDE,
     LARGEST_SIDE,
     NOISE_QUALITY,
     NOISED_WORDS,
-    across,
     as_json,
     clipped_share,
+    column_middles,
     command_line,
     counted,
-    facts,
     gradient,
     is_series,
     line,
@@ -49,25 +49,31 @@ from .page import (
     place_numbers,
     span,
     step_ticks,
+    table_rows,
     template,
 )
 from .words import word_charts
 
 THUMBNAILS, STRIP_WIDTH = 25, 1400
-"""Of a noised photograph the strip shows this many frames at most; all of them together have so many pixels."""
+"""Frames of a noised photograph in the strip, at most, and pixels of all of them together."""
 FULL_FRAMES = 100
 """Up to so many noised frames are carried at full size."""
-TOLD_ELSEWHERE = {
-    "command", "methods", "versions", "seconds", "steps", "timesteps", "interrupted", "prompt", "created", "diagnosis"
+NOT_IN_THE_TABLE = {
+    "command", "methods", "versions", "seconds", "steps", "timesteps", "interrupted", "prompt", "created", "diagnosis",
+    "unknown_words", "vocabulary", "cut_off",
 }  # fmt: skip
-SHOWN_WITH_THE_MAP = {"title", "reading"}
+"""Entries of a run's record that stand elsewhere on the page."""
+BESIDE_THE_MAP = {"title", "reading"}
+"""Attributes of a result that stand beside its map."""
 
 
-def render(explanation: Explained) -> str:
-    """The whole page as text; it needs no network and opens from a file."""
-    pictures, run, shown = explanation.pictures, explanation.run, shown_methods(explanation)
-    titles = {each.name: each.title for each in shown}
-    return template("report.html").render(
+def render_run(explanation: Explained) -> str:
+    """Return the whole page as text; it needs no network and opens from a file."""
+    pictures, run, results = explanation.pictures, explanation.run, page_results(explanation)
+    titles = {each.name: each.title for each in results}
+    in_the_table = {name: value for name, value in run.items() if name not in NOT_IN_THE_TABLE}
+    seconds = {titles.get(name, name): value for name, value in (run.get("seconds") or {}).items()}
+    return template("run.html").render(
         title=headline(run),
         about=_about(run, pictures),
         noised=is_noised(pictures),
@@ -76,29 +82,30 @@ def render(explanation: Explained) -> str:
         aspect="{1} / {0}".format(*pictures["image"].shape),
         pixelated=max(pictures["image"].shape[:2]) <= EXACT_SIDE,
         steps=[int(step) for step in pictures["step"].values],
-        strip=_strip(pictures, shown),
-        methods=[_panel(each) for each in shown],
+        strip=_strip(pictures, results),
+        methods=[_panel(each) for each in results],
         map_draws=_draws_of_maps(explanation),
         clipped=clipped_share(),
-        chart=_chart(pictures, shown),
+        chart=_chart(pictures, results),
+        trusted=round(100 * (1 - RELIABLE)),
         recognition=recognition(explanation),
-        words=word_charts(pictures, {each.name: each.result for each in shown}),
-        measures=list(_measures(pictures, shown)),
-        warnings=warnings(explanation, shown),
+        words=word_charts(pictures, {each.name: each.data for each in results}),
+        measures=list(_measures(pictures, results)),
+        warnings=warnings(explanation, results),
         signatures=signatures(run),
-        facts=facts({name: value for name, value in run.items() if name not in TOLD_ELSEWHERE}),
-        seconds=facts({titles.get(name, name): value for name, value in (run.get("seconds") or {}).items()}),
-        versions=facts(run.get("versions") or {}),
+        facts=table_rows(in_the_table),
+        seconds=table_rows(seconds),
+        versions=table_rows(run.get("versions") or {}),
         command=command_line(run.get("command")),
         alpha=ALPHA,
-        payload=_payload(explanation, shown),
+        payload=_payload(explanation, results),
     )
 
 
-def summary(explanation: Explained) -> str:
-    """A few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction."""
+def notebook_summary(explanation: Explained) -> str:
+    """Return a few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction."""
     pictures, run = explanation.pictures, explanation.run
-    rows = [row for each in shown_methods(explanation) for row in _rows(pictures, each)]
+    rows = [row for each in page_results(explanation) for row in _rows(pictures, each)]
     return template("summary.html").render(
         title=headline(run),
         about=_about(run, pictures),
@@ -109,41 +116,40 @@ def summary(explanation: Explained) -> str:
 
 
 def payload(explanation: Explained) -> str:
-    """What the page's script reads, as JSON that is safe inside HTML: samples, raw maps, colours, the first step."""
-    return _payload(explanation, shown_methods(explanation))
+    """Return the JSON that the page's script reads, safe inside HTML: samples, raw maps, colours, the first step."""
+    return _payload(explanation, page_results(explanation))
 
 
-def _payload(explanation: Explained, shown: Sequence[Shown]) -> str:
+def _payload(explanation: Explained, results: Sequence[PageResult]) -> str:
+    """Return the JSON for results that are made already."""
     pictures = explanation.pictures
-    looked_at = likelihoods(explanation)
-    steps = [
-        {
-            **place_numbers(here),
-            "sample": _sample_uri(here, pictures.sizes["step"]),
-            "likelihood": looked_at.get(int(here["step"])),
-        }
-        for here in (pictures.sel(step=step) for step in pictures["step"].values)
-    ]
+    likelihood_at = likelihoods(explanation)
+    steps = []
+    for step in pictures["step"].values:
+        at_step = pictures.sel(step=step)
+        sample = _sample_uri(at_step, pictures.sizes["step"])
+        steps.append({**place_numbers(at_step), "sample": sample, "likelihood": likelihood_at.get(int(step))})
     return as_json(
         {
-            "start": _start(pictures, shown),
+            "start": _start(pictures, results),
             "unit": unit_of(pictures),
             "noised": is_noised(pictures),
+            "reliable": RELIABLE,
             "steps": steps,
-            "methods": {each.name: raw_maps(each) for each in shown},
+            "methods": {each.name: raw_maps(each) for each in results},
             "colours": palettes(),
         }
     )
 
 
 def headline(run: Mapping[str, Any]) -> str:
-    """What a run is of, in as many words as its prompt or file name has."""
+    """Return the subject of a run: its prompt, the file name of its photograph, or its model."""
     names = (run.get(name) for name in ("prompt", "photograph", "model"))
     return str(next(filter(None, names), "A recorded run"))
 
 
 def _about(run: Mapping[str, Any], pictures: xr.Dataset) -> list[str]:
-    """The run in a few words; what it does not say, or left to the pipeline, is left out."""
+    """Return the run in a few words; entries that are missing or None are left out."""
     words = {
         "model": "{}",
         "classifier": "classifier {}",
@@ -154,95 +160,100 @@ def _about(run: Mapping[str, Any], pictures: xr.Dataset) -> list[str]:
         "schedule": "{} schedule",
         "created": "{}",
     }
-    said = [form.format(run[name]) for name, form in words.items() if run.get(name) is not None]
-    return [*said[:1], counted(pictures.sizes["step"], unit_of(pictures)), *said[1:]]
+    texts = [form.format(run[name]) for name, form in words.items() if run.get(name) is not None]
+    return [*texts[:1], counted(pictures.sizes["step"], unit_of(pictures)), *texts[1:]]
 
 
-def _start(pictures: xr.Dataset, shown: Sequence[Shown]) -> int:
-    """Open on a step that has something to show: the middle one of those that the first method explained."""
-    steps = explained_steps(shown[0].result) if shown else []
+def _start(pictures: xr.Dataset, results: Sequence[PageResult]) -> int:
+    """Return the step to open on: the middle one of those that the first method explained, or the last step."""
+    steps = explained_steps(results[0].data) if results else []
     return steps[len(steps) // 2] if steps else int(pictures["step"].values[-1])
 
 
 def _draws_of_maps(explanation: Explained) -> int:
+    """Return the most noise draws that a result has."""
     return max((result.sizes.get("draw", 1) for result in explanation.methods().values()), default=1)
 
 
 # Panels
 
 
-def _strip(pictures: xr.Dataset, shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Thumbnails above the control; the page's large clean prediction is the same data URI, so it is carried once.
+def _strip(pictures: xr.Dataset, results: Sequence[PageResult]) -> list[dict[str, Any]]:
+    """Return the thumbnails above the control: one for every step, or for every few frames of a noised photograph.
 
-    Every step has one, and of a noised photograph every few frames share one.
+    The page's large clean prediction is the same data URI, so it is carried once.
     """
     steps = [int(step) for step in pictures["step"].values]
     shared = math.ceil(len(steps) / THUMBNAILS) if is_noised(pictures) else 1
-    explained = [(each, set(explained_steps(each.result))) for each in shown]
+    explained = [(each, set(explained_steps(each.data))) for each in results]
     parts = [(at, steps[at : at + shared]) for at in range(0, len(steps), shared)]
     return [{"at": at, **_thumb(pictures, part, STRIP_WIDTH // len(parts), explained)} for at, part in parts]
 
 
 def _thumb(
-    pictures: xr.Dataset, steps: list[int], width: int, explained: Sequence[tuple[Shown, set[int]]]
+    pictures: xr.Dataset, steps: list[int], width: int, explained: Sequence[tuple[PageResult, set[int]]]
 ) -> dict[str, Any]:
-    """One picture for neighbouring steps, and below it the hue of each method that explained one of them."""
-    shown, unit = steps[len(steps) // 2], unit_of(pictures).capitalize()
-    titles = [each.title for each, known in explained if known & set(steps)]
-    where = f"{unit} {steps[0]}" if len(steps) == 1 else f"{unit}s {steps[0]} to {steps[-1]}"
+    """Return one picture for neighbouring steps, and below it the hue of each method that explained one of them."""
+    middle, unit = steps[len(steps) // 2], unit_of(pictures).capitalize()
+    titles = [each.title for each, explained_by_it in explained if explained_by_it & set(steps)]
+    name = f"{unit} {steps[0]}" if len(steps) == 1 else f"{unit}s {steps[0]} to {steps[-1]}"
     small = (min(width, LARGEST_SIDE // 2), NOISE_QUALITY) if is_noised(pictures) else ()
+    marks = []
+    for step in steps:
+        marks.append([each.hue for each, explained_by_it in explained if step in explained_by_it])
     return {
         "span": len(steps),
-        "title": f"{where}, explained by {' and '.join(titles)}" if titles else where,
-        "alt": f"{'Frame' if is_noised(pictures) else 'Clean prediction at step'} {shown}",
-        "picture": picture_uri(clean_pictures(pictures).sel(step=shown).values, *small),
-        "marks": [[each.hue for each, known in explained if step in known] for step in steps],
+        "title": f"{name}, explained by {' and '.join(titles)}" if titles else name,
+        "alt": f"{'Frame' if is_noised(pictures) else 'Clean prediction at step'} {middle}",
+        "picture": picture_uri(clean_pictures(pictures).sel(step=middle).values, *small),
+        "marks": marks,
     }
 
 
-def _sample_uri(here: xr.Dataset, number: int) -> str:
-    """The sample of one of so many steps, which at 256 px still shows the noise of a large picture."""
-    picture = here["sample"].values
-    return _frame_uri(picture, number) if is_noised(here) else picture_uri(picture, LARGEST_SIDE // 2)
+def _sample_uri(at_step: xr.Dataset, number: int) -> str:
+    """Return the sample of one of `number` steps; at 256 pixels the noise of a large picture is still seen."""
+    picture = at_step["sample"].values
+    return _frame_uri(picture, number) if is_noised(at_step) else picture_uri(picture, LARGEST_SIDE // 2)
 
 
 def _frame_uri(picture: np.ndarray, number: int) -> str:
-    """One of so many noised frames; of more than FULL_FRAMES all get smaller, so that the page does not get larger."""
+    """Return one of `number` noised frames; more than FULL_FRAMES get smaller, so that the page does not get larger."""
     side = int(LARGEST_SIDE / 2 * min(1.0, math.sqrt(FULL_FRAMES / number)))
     return picture_uri(picture, side, NOISE_QUALITY if max(picture.shape[:2]) > EXACT_SIDE // 2 else None)
 
 
-def _panel(shown: Shown) -> dict[str, Any]:
-    """What the template says about a method; its maps are in the payload."""
-    result, limits = shown.result, shown.limits
+def _panel(result: PageResult) -> dict[str, Any]:
+    """Return a method's panel for the template; its maps are in the payload."""
+    data, limits = result.data, result.limits
+    attributes = {key: value for key, value in data.attrs.items() if key not in BESIDE_THE_MAP}
     return {
-        "name": shown.name,
-        "hue": shown.hue,
-        "title": shown.title,
-        "reading": result.attrs.get("reading", ""),
-        "layers": [label for label, _ in layers(result)],
-        "foremost": shown.foremost,
-        "small": is_layered(result),
+        "name": result.name,
+        "hue": result.hue,
+        "title": result.title,
+        "reading": data.attrs.get("reading", ""),
+        "layers": [label for label, _ in layers(data)],
+        "foremost": result.foremost,
+        "small": is_layered(data),
         "gradient": gradient(limits.cmap().name),
-        "has_error": shown.errors is not None,
+        "has_error": result.errors is not None,
         "signed": limits.signed,
-        "clipped": shown.clipped,
-        "block": shown.block,
-        "grid": f"{result.sizes['y']} × {result.sizes['x']}",
-        "facts": facts({key: value for key, value in result.attrs.items() if key not in SHOWN_WITH_THE_MAP}),
+        "clipped": result.clipped,
+        "block": result.block,
+        "grid": f"{data.sizes['y']} × {data.sizes['x']}",
+        "facts": table_rows(attributes),
     }
 
 
-def _rows(pictures: xr.Dataset, shown: Shown) -> Iterator[dict[str, Any]]:
-    """A row of the summary for each map that a step has."""
-    entries = layers(shown.result) if is_layered(shown.result) else [("", layers(shown.result)[0][1])]
+def _rows(pictures: xr.Dataset, result: PageResult) -> Iterator[dict[str, Any]]:
+    """Yield a row of the summary for each word or layer, or one row."""
+    entries = layers(result.data) if is_layered(result.data) else [("", layers(result.data)[0][1])]
     for label, layer in entries:
-        title = " · ".join(filter(None, [shown.title, label]))
-        yield {"title": title, "maps": list(_thumbnails(pictures, layer, shown.limits))}
+        title = " · ".join(filter(None, [result.title, label]))
+        yield {"title": title, "maps": list(_thumbnails(pictures, layer, result.limits))}
 
 
 def _thumbnails(pictures: xr.Dataset, layer: xr.Dataset, limits: Limits, most: int = 8) -> Iterator[tuple[int, str]]:
-    """(step, overlay as a data URI) for at most so many steps, spread over all those explained."""
+    """Yield (step, overlay as a data URI) for at most `most` steps, spread over all explained steps."""
     steps = explained_steps(layer)
     for i in sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(most, len(steps)))}):
         beneath = pictures["image"] if is_noised(pictures) else pictures["pred_original_sample"].sel(step=steps[i])
@@ -253,27 +264,30 @@ def _thumbnails(pictures: xr.Dataset, layer: xr.Dataset, limits: Limits, most: i
 # Charts
 
 
-def _chart(pictures: xr.Dataset, shown: Sequence[Shown]) -> dict[str, Any]:
-    """The log-SNR of every step, and the reliability of each method that has one."""
-    places = across(pictures["step"].values)
+def _chart(pictures: xr.Dataset, results: Sequence[PageResult]) -> dict[str, Any]:
+    """Return the log-SNR of every step, and the reliability of each method that has one."""
+    places = column_middles(pictures["step"].values)
+    reliable = [each for each in results if is_series(each.data, "reliability")]
     return {
         "steps": step_ticks(pictures["step"].values),
         "snr": line(pictures["log_snr"], places, *span(pictures["log_snr"].values)),
-        "reliability": [
-            {"hue": each.hue, "title": each.title, **line(each.result["reliability"], places, 0, 1)}
-            for each in shown
-            if is_series(each.result, "reliability")
-        ],
+        "reliability": [_line(each, each.data["reliability"], places, 0, 1) for each in reliable],
     }
 
 
-def _measures(pictures: xr.Dataset, shown: Sequence[Shown]) -> Iterator[dict[str, Any]]:
-    """A small chart for each measure that a method has at its steps, with a line for each method."""
-    for name, caption in captions_of(each.result for each in shown).items():
-        series = [(each, each.result[name]) for each in shown if is_series(each.result, name)]
-        if not series:
-            continue
-        low, high = span(np.concatenate([values.values for _, values in series]))
-        lines = [{"hue": each.hue, "title": each.title, **line(values, across(pictures["step"].values), low, high)}
-                 for each, values in series]  # fmt: skip
-        yield {"title": caption["long_name"], "text": caption["comment"], "lines": lines}
+def _measures(pictures: xr.Dataset, results: Sequence[PageResult]) -> Iterator[dict[str, Any]]:
+    """Yield a small chart for each captioned measure, with a line for each method that has it at its steps."""
+    places = column_middles(pictures["step"].values)
+    for name, caption in captions_of(each.data for each in results).items():
+        series = [(each, each.data[name]) for each in results if is_series(each.data, name)]
+        if series:
+            low, high = span(np.concatenate([values.values for _, values in series]))
+            lines = [_line(each, values, places, low, high) for each, values in series]
+            yield {"title": caption["long_name"], "text": caption["comment"], "lines": lines}
+
+
+def _line(
+    result: PageResult, values: xr.DataArray, places: Mapping[int, float], low: float, high: float
+) -> dict[str, Any]:
+    """Return a method's line in a chart from `low` to `high`, with the method's hue and title."""
+    return {"hue": result.hue, "title": result.title, **line(values, places, low, high)}

@@ -6,12 +6,12 @@ from typing import Any
 import xarray as xr
 
 from ..figures.words import has_words, word_keys
-from .page import across, line
+from .page import column_middles, line
 
 
 def word_charts(pictures: xr.Dataset, results: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
     """For a page: of each method that has words, its title and a line for every word, in per cent of the chart."""
-    places = across(pictures["step"].values)
+    places = column_middles(pictures["step"].values)
     charts = []
     for name, result in results.items():
         if has_words(result):

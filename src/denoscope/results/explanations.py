@@ -147,7 +147,7 @@ class Explanation:
 
         from ..figures.overlays import rgb
         from ..figures.timeline import timeline_gif
-        from ..report.run import render
+        from ..report.run import render_run
 
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
@@ -156,7 +156,7 @@ class Explanation:
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
         timeline_gif(folder / "timeline.gif", self.pictures, *self._moving())
-        (folder / "report.html").write_text(render(self), encoding="utf-8")
+        (folder / "report.html").write_text(render_run(self), encoding="utf-8")
 
     def _moving(self) -> list[xr.Dataset]:
         """Return the results that the moving picture has: the first, and those with a map for each word or layer."""
@@ -182,9 +182,9 @@ class Explanation:
                 yield f"{name}_curves", plot_curves(result).figure
 
     def _repr_html_(self) -> str:
-        from ..report.run import summary
+        from ..report.run import notebook_summary
 
-        return summary(self)
+        return notebook_summary(self)
 
 
 def _steps_of(result: xr.Dataset) -> str:

@@ -159,13 +159,13 @@ def save_together(
 
 
 def _of_photographs(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> Rendered:
-    from ..figures.recognition import plot_comparison
-    from ..report.photographs import render_comparison
+    from ..figures.recognition import plot_photographs
+    from ..report.photographs import render_photographs
 
     curves = {name: each.likelihood for name, each in explanations.items() if each.likelihood is not None}
     times = {name: each.timing for name, each in explanations.items() if each.timing is not None}
     labels = {name: str(each.run["label"]) for name, each in explanations.items()}
-    return plot_comparison(curves, times, labels), render_comparison(explanations, run)
+    return plot_photographs(curves, times, labels), render_photographs(explanations, run)
 
 
 def _of_variants(explanations: Mapping[str, Explanation], run: Mapping[str, Any]) -> Rendered:

@@ -107,7 +107,7 @@
       const row = document.createElement("div"), term = document.createElement("dt"), number = document.createElement("dd");
       term.textContent = name;
       number.textContent = value;
-      number.classList.toggle("low", name === "reliability" && !(Number(value.replace("−", "-")) >= .8));
+      number.classList.toggle("low", name === "reliability" && !(Number(value.replace("−", "-")) >= data.reliable));
       row.append(term, number);
       return row;
     }));
