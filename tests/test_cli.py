@@ -356,7 +356,7 @@ def test_ctrl_c_while_writing(run, folders, tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("denoscope.report.run.render", stopped)
+    monkeypatch.setattr("denoscope.report.run.render_run", stopped)
     message = paragraph(run("explain", PROMPT, "--model", folders["text"], *SHORT, "--methods", "df-rise"), 1)
     assert "nothing was written" in message and list(tmp_path.iterdir()) == []
 

@@ -155,7 +155,7 @@ def test_an_earlier_run_is_not_replaced_unasked(explanation: Explanation, saved:
 def test_a_place_taken_in_the_meantime_is_left_alone(
     explanation: Explanation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    render, theirs = run.render, tmp_path / "out" / "theirs.txt"
+    render, theirs = run.render_run, tmp_path / "out" / "theirs.txt"
 
     def slow(given: Explanation) -> str:
         theirs.parent.mkdir()

@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import InputError, ModelError, did_you_mean
-from .traces import Trace
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 """A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
@@ -228,7 +227,7 @@ def _folded(words: Sequence[str]) -> list[str]:
 # The text of a recorded run, and the words in it that have a map.
 
 
-def text_of(trace: Trace, name: str, tokens: int) -> Prompt:
+def text_of(trace: Any, name: str, tokens: int) -> Prompt:
     """Return the text of a run, "prompt" or "negative_prompt", as the model reads it in so many tokens.
 
     Raises `InputError` where the picture was made without a prompt as text.
@@ -265,7 +264,7 @@ def is_word(word: Word) -> bool:
     return any(letter.isalnum() for letter in word.text)
 
 
-def tokens_read(trace: Trace) -> int:
+def tokens_read(trace: Any) -> int:
     """Return how many tokens the denoiser reads the text in; raises `ReplayError` where it cannot be replayed."""
     context = trace[0].replay.context
     return int(trace.model.pipeline.tokenizer.model_max_length) if context is None else context.shape[1]
