@@ -1,6 +1,6 @@
 """Every method over every family: a map with its coordinates, or one readable refusal, and nothing left behind.
 
-`python tests/test_conformance.py` prints the two tables below as they are measured now."""
+`python tests/test_conformance.py` prints the table below as it is measured now."""
 
 import dataclasses
 import functools
@@ -24,9 +24,6 @@ from denoscope.attributors.base import method
 from denoscope.errors import DenoscopeError, Interrupted
 
 # Tables.
-
-RAW: dict[tuple[str, str], str] = {}
-"""Cells that end in an exception that is not Denoscope's own, with its type. It is to be emptied."""
 
 REFUSED: dict[tuple[str, str], str] = {
     ("df-cam", "sd3"): 'There is no layer "**.{resnets,attentions,downsamplers,upsamplers}.*"',
@@ -129,9 +126,8 @@ def test_the_number_of_cells():
     assert len(CELLS) == NUMBER_OF_CELLS, "a method or a family came or went: measure the tables again"
 
 
-def test_the_tables_name_cells_that_are_there():
-    assert {*RAW, *REFUSED} <= {*CELLS}
-    assert not {*RAW} & {*REFUSED}
+def test_the_table_names_cells_that_are_there():
+    assert {*REFUSED} <= {*CELLS}
 
 
 # A run of each family.
@@ -294,15 +290,13 @@ def test_cell(name, family):
     run, cell = run_of(family), (name, family)
     explain = functools.partial(attributor(name), run.trace, EXPLAINED)
     with untouched(run.pipeline):
-        if cell in RAW:
-            assert measured(explain) == ("RAW", RAW[cell])
-        elif cell in REFUSED:
+        if cell in REFUSED:
             message = refusal(explain, kind=DenoscopeError)
             assert REFUSED[cell] in message
             assert refusal(explain, kind=DenoscopeError) == message
         else:
             check_maps(explain(), run.trace)
-    if cell not in {**RAW, **REFUSED}:
+    if cell not in REFUSED:
         check_failures(run, explain)
     assert np.array_equal(picture_without_denoscope(run.pipeline, run.call), run.picture), "another picture than before"
 
@@ -384,15 +378,13 @@ def test_listening_to_words_while_recording_leaves_nothing():
 # The tables, measured.
 
 
-def measured(explain: Callable[[], Any]) -> tuple[str, str]:
-    """How an explanation ends: ("MAP", ""), ("REFUSED", its message) or ("RAW", the exception's type)."""
+def refused_with(explain: Callable[[], Any]) -> str | None:
+    """Return the message that an explanation is refused with, None where there is a map."""
     try:
         explain()
     except DenoscopeError as error:
-        return "REFUSED", str(error)
-    except Exception as error:
-        return "RAW", type(error).__name__
-    return "MAP", ""
+        return str(error)
+    return None
 
 
 def shortened(message: str, longest: int = 70) -> str:
@@ -403,18 +395,17 @@ def shortened(message: str, longest: int = 70) -> str:
 quoted = functools.partial(json.dumps, ensure_ascii=False)
 
 
-def print_tables() -> None:
-    """Print RAW and REFUSED as they are measured, to be pasted above."""
+def print_table() -> None:
+    """Print REFUSED as it is measured, to be pasted above; an exception that is not Denoscope's own is raised."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-    for table in ("RAW", "REFUSED"):
-        print(f"{table}: dict[tuple[str, str], str] = {{")
-        for name, family in CELLS:
-            kind, text = measured(functools.partial(attributor(name), run_of(family).trace, EXPLAINED))
-            if kind == table:
-                print(f"    ({quoted(name)}, {quoted(family)}): {quoted(shortened(text))},")
-        print("}")
+    print("REFUSED: dict[tuple[str, str], str] = {")
+    for name, family in CELLS:
+        message = refused_with(functools.partial(attributor(name), run_of(family).trace, EXPLAINED))
+        if message is not None:
+            print(f"    ({quoted(name)}, {quoted(family)}): {quoted(shortened(message))},")
+    print("}")
 
 
 if __name__ == "__main__":
-    print_tables()
+    print_table()
