@@ -53,6 +53,9 @@ def main() -> None:
     results = {}
     for kind, rest in (("one small object", 0), ("two objects", 1)):
         of_kind = auroc.sel(scene=[name for name in names if int(name) % 2 == rest])  # odd seeds have two objects
+        if of_kind.sizes["scene"] < 2:
+            print(f"{kind}: {of_kind.sizes['scene']} scenes are too few for an interval. Give more --scenes.")
+            continue
         results[kind] = {"scenes": of_kind.sizes["scene"], "masks": masks, "auroc": intervals(of_kind)}
     show(results)
     table_path(options).write_text(json.dumps(results, indent=2))

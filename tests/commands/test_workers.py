@@ -89,7 +89,7 @@ def test_side_by_side_gives_the_same_table_and_a_process_that_is_killed_is_told(
     beside, alone = own_model / "beside", own_model / "alone"
 
     def kill_one() -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 400
         while not list((beside / "trials").glob("*.json")) and time.monotonic() < until:
             time.sleep(0.01)
         with contextlib.suppress(IndexError):
