@@ -5,14 +5,19 @@ import sys
 
 import pytest
 
-from denoscope.attributors.base import list_methods
+from denoscope.attributors import BUILT_IN
+from denoscope.attributors.base import METHODS, explains_every_step, list_methods, needs_of
 from denoscope.commands.job import LARGEST_SEED
-from denoscope.commands.names import BUILT_IN, BUNDLED_MODELS, methods_for_labels
+from denoscope.commands.names import BUNDLED_MODELS
 from denoscope.recording import loading, models
 
 
 def test_the_built_in_names_are_those_of_the_registry():
-    assert set(BUILT_IN) == set(list_methods()) | set(methods_for_labels())
+    assert set(BUILT_IN) == set(list_methods(needs="any"))
+    for name, facts in BUILT_IN.items():
+        assert (facts.needs, facts.every_step) == (needs_of(name), explains_every_step(name)), name
+        factory = METHODS[name]
+        assert getattr(factory, "__module__", "").rpartition(".")[2] == facts.module, name
     assert BUNDLED_MODELS == loading.BUNDLED and LARGEST_SEED == models.LARGEST_SEED
 
 

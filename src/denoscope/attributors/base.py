@@ -16,9 +16,9 @@ from ..recording.traces import Step, Trace
 from ..targets import Target
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame, Frames
+from . import Needs, load_built_in
 
 Advance = Callable[[int], None]
-Needs = Literal["label", "words"]
 
 DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
 """The names of an array's axes by their number, the steps' axis first. Only frames have draws."""
@@ -163,6 +163,7 @@ def list_methods(needs: Needs | Literal["any"] | None = None) -> list[str]:
     These need no label. `needs="label"` lists the methods that explain a label, `needs="words"` those with a map for
     every word, `needs="any"` every method.
     """
+    load_built_in()
     if needs is None:
         return sorted(name for name in METHODS if needs_of(name) != "label")
     return sorted(name for name in METHODS if needs in ("any", needs_of(name)))
@@ -180,6 +181,7 @@ def explains_every_step(name: str) -> bool:
 
 def _class_of(name: str) -> type[Attributor]:
     """Return the class behind a name; `Attributor` itself, with its default facts, where there is none."""
+    load_built_in()
     factory = METHODS.get(name)
     owner = factory if isinstance(factory, type) else getattr(factory, "__self__", None)
     return owner if isinstance(owner, type) and issubclass(owner, Attributor) else Attributor
@@ -190,6 +192,7 @@ def method(name: str, **options: Any) -> Attributor:
 
     Raises `InputError` for an unknown name, with the nearest one, and for a method of a label without its target.
     """
+    load_built_in()
     if name not in METHODS:
         raise InputError(f'There is no method "{name}". {did_you_mean(name, list_methods())}')
     if needs_of(name) == "label" and "target" not in options:

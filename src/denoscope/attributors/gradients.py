@@ -15,7 +15,8 @@ from ..errors import InputError, shown_value
 from ..recording.traces import Step
 from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
-from .base import Advance, Attributor, Needs, StepResult, register
+from . import Needs
+from .base import Advance, Attributor, StepResult, register
 
 Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """A number, a tensor that broadcasts to the samples, or a function of the samples."""

@@ -20,7 +20,8 @@ from ..recording.prompts import Prompt, Word, prompt_of, read
 from ..recording.traces import Step, Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
-from .base import Advance, Attributor, Needs, StepResult, form_of, register
+from . import Needs
+from .base import Advance, Attributor, StepResult, form_of, register
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix as a function: it multiplies another from the left."""

@@ -21,8 +21,9 @@ from ..recording.prompts import Word, chosen_words, refuse_wordless, text_of, to
 from ..recording.traces import Step, Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
+from . import Needs
 from .attention import HALVES, Half, LayerMean, chosen_layers, grid_of_samples, half_of
-from .base import Advance, Attributor, Needs, StepResult, picture_size, register
+from .base import Advance, Attributor, StepResult, picture_size, register
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture, the far edges excluded."""

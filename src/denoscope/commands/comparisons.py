@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ..attributors import BUILT_IN
 from ..errors import InputError, did_you_mean
 from ..recording.schedules import takes_shift
 from ..results.folders import folder_names
 from ..results.together import Variants
 from .job import Watch, check_once, flags, shown_steps, worker
-from .names import BUILT_IN, check_methods, check_model, explains_every_step, methods_for_runs
+from .names import check_methods, check_model, explains_every_step, methods_for_runs
 from .requests import Request
 
 if TYPE_CHECKING:

@@ -1,44 +1,13 @@
-"""The names of methods and models, known without loading them: a wrong one is refused before torch is imported.
-
-`BUILT_IN` repeats facts of the attributors' registry, and a test compares the two."""
+"""The names of methods and models, known without loading them: a wrong one is refused before torch is imported."""
 
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ..attributors import BUILT_IN
 from ..errors import InputError, ModelError, did_you_mean
 
-Needs = Literal["label", "words"] | None
-
-
-@dataclass(frozen=True)
-class MethodFacts:
-    """The question that a method answers: about a label, about words, or about the whole picture.
-
-    `every_step` methods explain every step of a run unless steps are named.
-    """
-
-    needs: Needs = None
-    every_step: bool = False
-
-
-BUILT_IN = {
-    "df-cam": MethodFacts(),
-    "df-cam-reference": MethodFacts(),
-    "df-rise": MethodFacts(),
-    "df-rise-contrast": MethodFacts(),
-    "df-rise-reference": MethodFacts(),
-    "gradient-shap": MethodFacts("label"),
-    "integrated-gradients": MethodFacts("label"),
-    "lime": MethodFacts(),
-    "occlusion": MethodFacts("label"),
-    "relevance": MethodFacts("words", every_step=True),
-    "relevance-reference": MethodFacts("words", every_step=True),
-    "words": MethodFacts("words"),
-}
 BUNDLED_MODELS = ("shapes",)
 
 
