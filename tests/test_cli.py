@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -205,6 +206,43 @@ def test_a_long_prompt_is_one_line_of_warning(run, folders, caplog):
     lines = [line for line in ran.err.splitlines() if line.startswith("denoscope: ")]
     assert ran.status == 0 and len(lines) == 1 and "was cut off" in lines[0] and "word" in lines[0]
     assert [record.getMessage() for record in caplog.records] == []  # the libraries say it too, each in its own way
+
+
+def test_words_that_the_model_cannot_read_are_named(run, folders, tmp_path):
+    ran = run("explain", "a cat on a red sofa", "--model", folders["text"], *SHORT, "--methods", "df-rise")
+    assert ran.status == 0 and 'The model cannot read "cat", "sofa"' in ran.out and "circle" in ran.out
+    record = json.loads((tmp_path / "denoscope-out" / "run.json").read_text())
+    assert record["unknown_words"] == ["cat", "sofa"] and record["cut_off"] == "" and "circle" in record["vocabulary"]
+    listed = run("words", "--model", folders["text"])
+    assert listed.status == 0 and listed.out.split() == record["vocabulary"]
+    assert run("words", "--model", folders["pixels"]).out.endswith("takes no text.\n")
+
+
+def test_the_end_of_a_prompt_that_was_cut_off_is_recorded(run, folders, tmp_path):
+    words = " ".join(["red"] * 40)
+    run("explain", words, "--model", folders["text"], *SHORT, "--methods", "df-rise")
+    record = json.loads((tmp_path / "denoscope-out" / "run.json").read_text())
+    assert set(record["cut_off"].split()) == {"red"} and record["unknown_words"] == []
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused_before_a_model_is_loaded(run, tmp_path, monkeypatch):
+    from denoscope.results.claims import claimed
+
+    held, go = threading.Event(), threading.Event()
+
+    def other():
+        with claimed(tmp_path / "out"):
+            held.set()
+            go.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait(60)
+    monkeypatch.setattr("denoscope.recording.models.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    message = paragraph(run("explain", PROMPT, "--out", "out"), 2)
+    go.set()
+    thread.join()
+    assert "another run is writing there" in message
 
 
 def test_nan_names_the_step(run, folders, tmp_path):

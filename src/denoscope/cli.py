@@ -293,15 +293,18 @@ def recognise(
 @app.command()
 def words(model: ModelName = "shapes", device: Device = None, dtype: Dtype = None) -> None:
     """List the words that a model can read, if it has a short vocabulary as the bundled one."""
-
     check_model(model)
     with quiet():
         from .recording.models import load
 
-        vocabulary = load(model, device=device, dtype=dtype).vocabulary()
-    typer.echo(
-        f"{model} has no short list of words: it reads any text." if vocabulary is None else " ".join(vocabulary)
-    )
+        loaded = load(model, device=device, dtype=dtype)
+        vocabulary = loaded.vocabulary()
+    if not loaded.takes_text:
+        typer.echo(f"{model} takes no text.")
+    elif vocabulary is None:
+        typer.echo(f"{model} has no short list of words: it reads any text.")
+    else:
+        typer.echo(" ".join(vocabulary))
 
 
 @app.command()

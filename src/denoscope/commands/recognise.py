@@ -171,7 +171,7 @@ def _record(study: Study, explanations: Mapping[str, Explanation], failures: Map
 def _cells(row: Mapping[str, Any], levels: Sequence[str]) -> list[str]:
     """Return the moments of one picture and label as text.
 
-    >>> _cells({"photograph": "cat", "label": "tabby", "0.5": (46.2, 51, np.nan), "steepest": (50,) * 3,
+    >>> _cells({"photograph": "cat", "label": "tabby", "0.5": (46.2, 51, float("nan")), "steepest": (50,) * 3,
     ...         "final": (0.91, 0.934, 0.95)}, ["0.5"])
     ['cat', 'tabby', '51.0 [46.2, never]', '50.0', '0.93 [0.91, 0.95]']
     """
