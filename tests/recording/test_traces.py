@@ -450,3 +450,10 @@ def test_a_pipeline_that_does_not_scale_is_not_swapped_to_one_that_must():
     )
     trace = model.trace(seed=0, num_inference_steps=3, schedule="late", scheduler="dpm-solver++")
     assert [step.timestep for step in trace] == schedules.late(3)
+
+
+@pytest.mark.parametrize("name, values", [("timesteps", [999, 500]), ("sigmas", [14.0, 2.0])])
+def test_a_schedule_beside_the_pipelines_own_time_steps_is_refused(stable_diffusion, name, values):
+    model = denoscope.load(stable_diffusion)
+    asked = {"schedule": "early", "num_inference_steps": 3, name: values}
+    assert f"own {name} were given" in refusal(model.trace, "a red circle", seed=0, **asked)

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, ScheduleError
 from . import schedules
 from .arguments import Call, default_of, training_steps
 from .components import TEXT_ENCODERS, autoencoder_of, denoiser_of, parts_of, refuse_unusable
@@ -190,10 +190,18 @@ class Model:
     def _with_schedule(
         self, schedule: Schedule, shift: float | None, planned: Call
     ) -> tuple[dict[str, Any], list[int] | None]:
-        """Return the pipeline's named arguments, and the time steps if the schedule is not the scheduler's own."""
+        """Return the pipeline's named arguments, and the time steps if the schedule is not the scheduler's own.
+
+        Raises `ScheduleError` where the pipeline's own `timesteps` or `sigmas` are given beside a schedule.
+        """
         timesteps = self._timesteps(schedule, shift, planned.steps)
         if timesteps is None:
             return dict(planned.kwargs), None
+        for name in ("timesteps", "sigmas"):
+            if planned.kwargs.get(name) is not None:
+                raise ScheduleError(
+                    f"Both schedule and the pipeline's own {name} were given. They say the same thing: give one of them."
+                )
         return {**planned.kwargs, "num_inference_steps": len(timesteps)}, timesteps
 
     def _timesteps(self, schedule: Schedule, shift: float | None, steps: int) -> list[int] | None:
