@@ -200,7 +200,7 @@ class Model:
         for name in ("timesteps", "sigmas"):
             if planned.kwargs.get(name) is not None:
                 raise ScheduleError(
-                    f"Both schedule and the pipeline's own {name} were given. They say the same thing: give one of them."
+                    f"Both schedule and the pipeline's own {name} were given. Give one of them."
                 )
         return {**planned.kwargs, "num_inference_steps": len(timesteps)}, timesteps
 
