@@ -38,7 +38,7 @@ Height = Annotated[int | None, Option(help="Height of the picture in pixels.")]
 Width = Annotated[int | None, Option(help="Width of the picture in pixels.")]
 Device = Annotated[str | None, Option("--device", help="Device, such as cpu, cuda or mps.")]
 Dtype = Annotated[str | None, Option("--dtype", help="float32, float16 or bfloat16.")]
-CHECKS = "localisation, games, infidelity, resampling, stability, sanity: all six if none; or attacks."
+CHECKS = "localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
 Checks = Annotated[str | None, Option(help=CHECKS)]
 ModelName = Annotated[str, Option("--model", help="Bundled name, hub id or folder.")]
 Folder = Path("denoscope-out")

@@ -5,27 +5,30 @@ import xarray as xr
 from small import refusal
 
 from denoscope import cli
-from denoscope.commands.checks.registry import CHECKS, Measure, check, measure_facts, usual_checks
+from denoscope.commands.checks.registry import CHECKS, check, measure_facts, usual_checks
 from denoscope.commands.evaluate import Evaluation
 from denoscope.errors import InputError
-from denoscope.evaluation import METRICS
+from denoscope.evaluation.metrics import METRICS, QUESTIONS, Metric
 
 
 @pytest.fixture
 def own_checks():
-    """Remove the checks that a test registers."""
-    before = dict(CHECKS)
+    """Remove the checks, the measures and the questions that a test registers."""
+    before = [(registry, dict(registry)) for registry in (CHECKS, METRICS, QUESTIONS)]
     yield
-    CHECKS.clear()
-    CHECKS.update(before)
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
 
 
-BRIGHTNESS = Measure("brightness", "mean brightness", 0, 1, higher_is_better=True, text="A new measure.", short=True)
+BRIGHTNESS = Metric("brightness", "mean brightness", "light", 0, 1, True, source="a test", text="A new measure.")
 
 
 @pytest.mark.usefixtures("things_as_prompted", "own_checks")
 def test_a_new_check_is_in_the_settings_the_table_and_the_page(tmp_path):
-    @check("light", question="Is the map bright?", at="middle", measures=[BRIGHTNESS], usual=False)
+    @check(
+        "light", question="Is the map bright?", at="middle", measures=[BRIGHTNESS], short=["brightness"], usual=False
+    )
     def check_light(picture, maps, steps):
         return {"brightness": xr.ones_like(maps.saliency.sel(step=steps).mean(["y", "x"])) * picture.subject.scene}
 
@@ -51,22 +54,26 @@ def test_a_measure_that_is_not_declared_is_an_error():
         evaluation.run(workers=1)
 
 
+@pytest.mark.usefixtures("own_checks")
 def test_names_are_taken_once():
     def enter(name, *measures):
         check(name, question="?", measures=measures)(lambda picture, maps, steps: {})
 
     assert 'check "games" already' in refusal(enter, "games")
-    assert 'measure "auroc" already' in refusal(enter, "light", Measure("auroc", "again", 0, 1, True))
+    assert 'measure "auroc" is there already' in refusal(
+        enter, "light", Metric("auroc", "again", "localisation", 0, 1, True, "a test")
+    )
+    assert 'no measure "aurok"' in refusal(enter, "light", "aurok")
     assert "light" not in CHECKS
 
 
 def test_facts_of_metrics_are_those_of_the_metrics():
-    shared = set(METRICS) & set(measure_facts())
-    assert {"auroc", "mass_inside", "infidelity_beyond_area"} <= shared
-    for name in shared:
-        facts = measure_facts()[name]
-        assert (facts.low, facts.high) == METRICS[name].facts["range"]
-        assert facts.higher_is_better == METRICS[name].higher_is_better
+    facts = measure_facts()
+    assert {"auroc", "mass_inside", "infidelity_beyond_area", "weights, above chance"} <= set(facts) <= set(METRICS)
+    for name, each in facts.items():
+        metric = METRICS[name]
+        assert (each.low, each.high, each.question) == (metric.low, metric.high, metric.question)
+        assert (each.title, each.higher_is_better) == (metric.title, metric.higher_is_better)
 
 
 def test_every_check_has_measures_with_titles_of_their_own():

@@ -104,5 +104,5 @@ def test_a_measure_of_a_check_has_facts_and_no_function():
 
 
 def test_facts_that_cannot_be():
-    assert '"stability"' in refusal(Metric, "a", "b", "stabilty", 0, 1, True, "c")
+    assert '"stability"' in refusal(add, Metric("a", "b", "stabilty", 0, 1, True, "c"))
     assert "low end below" in refusal(Metric, "a", "b", "stability", 1, 1, True, "c")

@@ -33,7 +33,8 @@ def infidelity(predicted: np.ndarray, measured: np.ndarray) -> float:
     1,
     False,
     "Yeh et al. 2019, with the optimal scale",
-    text="Infidelity with the area left in: LOWER is better; any map of one sign predicts what the area does.",
+    text="The same without taking the area into account. LOWER is better; any map of one sign predicts what the area "
+    "does.",
 )
 def relative_infidelity(predicted: np.ndarray, measured: np.ndarray) -> float:
     """Return the infidelity of β φ over E[(f(x) − f(x − I))²], β the `optimal_scale`: 0 predicts all of it, 1 nothing.
@@ -57,8 +58,8 @@ def relative_infidelity(predicted: np.ndarray, measured: np.ndarray) -> float:
     False,
     "Yeh et al. 2019, without the predictions of a constant map",
     chance=1.0,
-    text="How much of the clean prediction's change the map does not predict when a square is taken away, once the "
-    "square’s area is taken into account: LOWER is better, 1 predicts no more than a constant map.",
+    text="A square is taken away, and the clean prediction changes. This is the share of the change that the map does "
+    "not predict, after the square’s area is taken into account. LOWER is better; 1 is a constant map.",
 )
 def infidelity_beyond_area(predicted: np.ndarray, measured: np.ndarray, area: np.ndarray) -> float:
     """Return the `relative_infidelity` of the rest of both, once a constant map's predictions `area` are taken out.

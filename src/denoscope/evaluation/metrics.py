@@ -37,7 +37,7 @@ class Metric:
 
     `low` and `high` are the ends of its scale. `higher_is_better` is None where neither direction is better.
     `chance` is its value for a map that shows nothing, None where that depends on the picture. `function` computes it;
-    None for a measure of a check. Raises `InputError` for a group without a question, or an empty scale.
+    None for a measure of a check. Raises `InputError` for an empty scale.
     """
 
     name: str
@@ -52,11 +52,6 @@ class Metric:
     function: Callable[..., float] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.group not in QUESTIONS:
-            raise InputError(
-                f'The measure "{self.name}" is in the group "{self.group}", which has no question. '
-                f"{did_you_mean(self.group, QUESTIONS)}"
-            )
         if not self.low < self.high:
             raise InputError(
                 f'The measure "{self.name}" has a scale from {self.low:g} to {self.high:g}. Give a low end below the '
@@ -100,8 +95,14 @@ METRICS: dict[str, Metric] = {}
 def add(measure: Metric) -> Metric:
     """Enter a measure into `METRICS` and return it.
 
-    Raises `InputError` where the name is there already with other facts: one name has one meaning.
+    Raises `InputError` for a group without a question, and where the name is there already with other facts: one name
+    has one meaning.
     """
+    if measure.group not in QUESTIONS:
+        raise InputError(
+            f'The measure "{measure.name}" is in the group "{measure.group}", which has no question. '
+            f"{did_you_mean(measure.group, QUESTIONS)}"
+        )
     if METRICS.get(measure.name, measure) != measure:
         raise InputError(f'The measure "{measure.name}" is there already with other facts. Give it another name.')
     METRICS[measure.name] = measure

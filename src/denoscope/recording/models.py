@@ -199,9 +199,7 @@ class Model:
             return dict(planned.kwargs), None
         for name in ("timesteps", "sigmas"):
             if planned.kwargs.get(name) is not None:
-                raise ScheduleError(
-                    f"Both schedule and the pipeline's own {name} were given. Give one of them."
-                )
+                raise ScheduleError(f"Both schedule and the pipeline's own {name} were given. Give one of them.")
         return {**planned.kwargs, "num_inference_steps": len(timesteps)}, timesteps
 
     def _timesteps(self, schedule: Schedule, shift: float | None, steps: int) -> list[int] | None:

@@ -6,11 +6,13 @@ import numpy as np
 
 from ...attributors.masks import GridMasks
 from ...evaluation.attacks import Attack, Differentiable, MaximumBall, attacks, contrast_map, gradient_map
+from ...evaluation.metrics import Metric
 from ...recording.traces import Step
 from ...targets import Closeness
 from ..pictures import MethodMaps, RecordedPicture
-from .registry import ATTACK, Measure, Measured, check
+from .registry import Measured, check
 
+SOURCE = "Ghorbani, Abid, Zou 2019, with the denoiser in the classifier's place"
 MOST_MASKS = 32
 """The gradient goes through a prediction for every mask."""
 
@@ -19,30 +21,35 @@ MOST_MASKS = 32
     "attacks",
     at="middle",
     usual=False,
-    question=ATTACK,
     measures=[
-        Measure(
+        Metric(
             "attack, map",
             "map under attack",
+            "attacks",
             low=-1,
             high=1,
             higher_is_better=True,
+            source=SOURCE,
             text="Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the final picture.",
         ),
-        Measure(
+        Metric(
             "attack, random",
             "map under a random change",
+            "attacks",
             low=-1,
             high=1,
             higher_is_better=True,
+            source=SOURCE,
             text="The same after a change as large, not searched for.",
         ),
-        Measure(
+        Metric(
             "attack, picture",
             "picture under attack",
+            "attacks",
             low=0,
             high=1,
             higher_is_better=False,
+            source=SOURCE,
             chance=0.0,
             text="Root mean square change of the final picture, in units of its spread, that a search finds while the "
             "map stays. LOWER is better: a change that the map does not show should not change the picture.",

@@ -3,8 +3,11 @@
 import xarray as xr
 
 from ...evaluation.games import GAMES, games
+from ...evaluation.metrics import Metric
 from ..pictures import MethodMaps, RecordedPicture, shared_encoder
-from .registry import CHANGE, Measure, Measured, check
+from .registry import Measured, check
+
+SOURCE = "Petsiuk, Das, Saenko 2018; Park, Ju, Lee 2024 measure distances instead of scores"
 
 
 def gains_over_random(scores: xr.DataArray) -> Measured:
@@ -19,37 +22,35 @@ def gains_over_random(scores: xr.DataArray) -> Measured:
 
 @check(
     "games",
-    question=CHANGE,
     needs="encoder",
     derive=gains_over_random,
+    short=["deletion gain", "insertion gain"],
     measures=[
-        Measure(
+        Metric(
             "deletion gain",
             "deletion, above random",
+            "games",
             low=-0.5,
             high=0.5,
             higher_is_better=True,
+            source=SOURCE,
             chance=0.0,
             text="How much more the next step changes when the map’s highest places are taken away first, than at "
             "random.",
-            short=True,
         ),
-        Measure(
+        Metric(
             "insertion gain",
             "insertion, above random",
+            "games",
             low=-0.5,
             high=0.5,
             higher_is_better=True,
+            source=SOURCE,
             chance=0.0,
             text="How much faster the next step comes back when these places are given back first, than at random.",
-            short=True,
         ),
-        Measure(
-            "deletion", "deletion, area", low=0, high=1, higher_is_better=True, text="Of distances: higher is better."
-        ),
-        Measure(
-            "insertion", "insertion, area", low=0, high=1, higher_is_better=False, text="Of distances: LOWER is better."
-        ),
+        Metric("deletion", "deletion, area", "games", 0, 1, True, SOURCE, text="Of distances: higher is better."),
+        Metric("insertion", "insertion, area", "games", 0, 1, False, SOURCE, text="Of distances: LOWER is better."),
     ],
 )
 def check_games(picture: RecordedPicture, maps: MethodMaps, steps: list[int]) -> Measured:

@@ -11,15 +11,9 @@ from typing import Literal
 import xarray as xr
 
 from ...errors import InputError
-from ...evaluation.metrics import METRICS
+from ...evaluation.metrics import QUESTIONS, Metric, add, metric_named
 from ...report.leaderboard import MeasureFacts
 from ..pictures import MethodMaps, RecordedPicture
-
-POINT = "Does the map point at the objects?"
-CHANGE = "Does the model do what the map says?"
-SAME = "Is the map the same again?"
-DEPEND = "Does the map depend on what it explains?"
-ATTACK = "Can the map be moved without the picture, or the picture without the map?"
 
 Need = Literal["masks", "encoder"]
 
@@ -40,49 +34,18 @@ Derivation = Callable[[xr.DataArray], Measured]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number that a check measures: `low` and `high` end its scale; None if no direction is better, or no chance.
-
-    `short` measures stand in the terminal's table.
-    """
-
-    name: str
-    title: str
-    low: float
-    high: float
-    higher_is_better: bool | None
-    chance: float | None = None
-    text: str = ""
-    short: bool = False
-
-    @classmethod
-    def of_metric(
-        cls,
-        metric: str,
-        title: str,
-        text: str = "",
-        *,
-        name: str | None = None,
-        chance: float | None = None,
-        short: bool = False,
-    ) -> "Measure":
-        """Return a measure with the range and direction of a metric of `evaluation`, and its name unless given."""
-        low, high = METRICS[metric].low, METRICS[metric].high
-        return cls(name or metric, title, low, high, METRICS[metric].higher_is_better, chance, text, short)
-
-
-@dataclass(frozen=True)
 class Check:
-    """A check of a method's maps: the question it answers, its measures, and the steps it looks at.
+    """A check of a method's maps: its measures, and the steps it looks at. Its name is the group of its measures.
 
-    `needs` is what has to be given for other models than the bundled one. Checks that are not `usual` run only when
-    they are named. `derive` computes further measures from the scores of all pictures and methods.
+    The `short` measures stand in the terminal's table. `needs` has to be given for other models than the bundled one.
+    Checks that are not `usual` run only when they are named. `derive` computes further measures from the scores of all
+    pictures and methods.
     """
 
     name: str
     function: CheckFunction
-    question: str
-    measures: tuple[Measure, ...]
+    measures: tuple[Metric, ...]
+    short: tuple[str, ...] = ()
     at: Literal["every step", "middle"] = "every step"
     needs: Need | None = None
     usual: bool = True
@@ -101,7 +64,7 @@ class Check:
             if name not in declared:
                 raise InputError(
                     f'The check "{self.name}" gave the measure "{name}", which it does not declare. Its measures are: '
-                    f"{', '.join(declared)}. Add a Measure to its @check(...)."
+                    f"{', '.join(declared)}. Add a Metric to its @check(...)."
                 )
 
     def facts(self) -> dict[str, MeasureFacts]:
@@ -110,13 +73,13 @@ class Check:
         for measure in self.measures:
             facts[measure.name] = MeasureFacts(
                 title=measure.title,
-                question=self.question,
+                question=measure.question,
                 low=measure.low,
                 high=measure.high,
                 higher_is_better=measure.higher_is_better,
                 chance=measure.chance,
                 text=measure.text,
-                short=measure.short,
+                short=measure.name in self.short,
             )
         return facts
 
@@ -128,8 +91,9 @@ CHECKS: dict[str, Check] = {}
 def check(
     name: str,
     *,
-    question: str,
-    measures: Sequence[Measure],
+    measures: Sequence[Metric | str],
+    question: str | None = None,
+    short: Sequence[str] = (),
     at: Literal["every step", "middle"] = "every step",
     needs: Need | None = None,
     usual: bool = True,
@@ -137,15 +101,18 @@ def check(
 ) -> Callable[[CheckFunction], CheckFunction]:
     """Return a decorator that registers a function as a check; the fields are those of `Check`.
 
-    Raises `InputError` for a check or a measure whose name is taken.
+    `measures` are facts of new measures, or names of measures of `denoscope.evaluation`. A check that is none of the
+    groups of `evaluation.metrics.QUESTIONS` gives its `question`. Raises `InputError` for a check or a measure whose
+    name is taken, and for the name of a measure that is not there.
     """
+    if question is not None:
+        QUESTIONS.setdefault(name, question)
 
     def enter(function: CheckFunction) -> CheckFunction:
-        taken = [measure for measure in measures if measure.name in measure_facts()]
-        if name in CHECKS or taken:
-            wrong = f'check "{name}"' if name in CHECKS else f'measure "{taken[0].name}"'
-            raise InputError(f"There is a {wrong} already. Give it another name.")
-        CHECKS[name] = Check(name, function, question, tuple(measures), at, needs, usual, derive)
+        if name in CHECKS:
+            raise InputError(f'There is a check "{name}" already. Give it another name.')
+        facts = tuple(metric_named(each) if isinstance(each, str) else add(each) for each in measures)
+        CHECKS[name] = Check(name, function, facts, tuple(short), at, needs, usual, derive)
         return function
 
     return enter

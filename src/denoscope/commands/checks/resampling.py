@@ -1,28 +1,38 @@
 """The check by other noise: the final picture after the noise of the map's highest places is drawn again."""
 
+from ...evaluation.metrics import Metric
 from ...evaluation.resampling import Distance, Resampling, WithinMask, resampling, root_mean_square
 from ..pictures import MethodMaps, RecordedPicture
-from .registry import CHANGE, Measure, Measured, check
+from .registry import Measured, check
+
+SOURCE = "an intervention of Denoscope's own"
 
 
 @check(
     "resampling",
-    question=CHANGE,
+    short=["resampling, object"],
     measures=[
-        Measure.of_metric(
-            "advantage",
+        Metric(
+            "resampling, picture",
             "resampling, whole picture",
-            "Does the picture change more when the map’s highest places get other noise than when others do?",
-            name="resampling, picture",
+            "resampling",
+            low=-1,
+            high=1,
+            higher_is_better=True,
+            source=SOURCE,
             chance=0.0,
+            text="Does the picture change more when the map’s highest places get other noise than when others do?",
         ),
-        Measure.of_metric(
-            "advantage",
+        Metric(
+            "resampling, object",
             "resampling, on the object",
-            "The same, inside the mask.",
-            name="resampling, object",
+            "resampling",
+            low=-1,
+            high=1,
+            higher_is_better=True,
+            source=SOURCE,
             chance=0.0,
-            short=True,
+            text="The same, inside the mask.",
         ),
     ],
 )

@@ -4,10 +4,13 @@ import numpy as np
 import xarray as xr
 
 from ...criteria import FAILED, PASSED, UNSURE
+from ...evaluation.metrics import Metric
 from ...evaluation.sanity import has_fallen, prompt_randomisation, stages_of, weight_randomisation
 from ...recording.traces import Trace
 from ..pictures import MethodMaps, RecordedPicture, trace_of
-from .registry import DEPEND, Measure, Measured, check
+from .registry import Measured, check
+
+SOURCE = "Adebayo et al. 2018"
 
 
 def above_chance(scores: xr.DataArray) -> Measured:
@@ -42,53 +45,70 @@ def other_trace(picture: RecordedPicture) -> Trace:
 @check(
     "sanity",
     at="middle",
-    question=DEPEND,
     derive=above_chance,
+    short=["weights, above chance"],
     measures=[
-        Measure(
+        Metric(
             "weights, above chance",
             "left when all weights are random",
+            "sanity",
             low=-0.5,
             high=1,
             higher_is_better=False,
+            source=SOURCE,
             chance=0.0,
             text="Rank agreement with the map’s own, of either sign, above the random level: LOWER is better. The "
             "check is passed where the whole interval is below 0.1, and failed where it is above 0 and reaches beyond "
             "that.",
-            short=True,
         ),
-        Measure(
+        Metric(
             "weights, output",
             "random last layer",
+            "sanity",
             low=-1,
             high=1,
             higher_is_better=None,
+            source=SOURCE,
             text="Rank agreement with the map’s own.",
         ),
-        Measure("weights, half", "half of the weights random", low=-1, high=1, higher_is_better=None),
-        Measure(
-            "weights, all",
-            "all weights random",
+        Metric(
+            "weights, half",
+            "half of the weights random",
+            "sanity",
             low=-1,
             high=1,
             higher_is_better=None,
+            source=SOURCE,
+        ),
+        Metric(
+            "weights, all",
+            "all weights random",
+            "sanity",
+            low=-1,
+            high=1,
+            higher_is_better=None,
+            source=SOURCE,
             chance=0.0,
             text="Should fall to the random level.",
         ),
-        Measure(
+        Metric(
             "chance",
             "random level",
+            "sanity",
             low=0,
             high=1,
             higher_is_better=None,
+            source=SOURCE,
             text="Agreement of the two maps by chance, of either sign: the mean over all shifts of one of them.",
         ),
-        Measure(
+        Metric(
             "another prompt",
             "another prompt",
+            "sanity",
             low=-1,
             high=1,
             higher_is_better=None,
+            source=SOURCE,
             text="Rank agreement under another prompt.",
         ),
     ],

@@ -1,28 +1,29 @@
 """The check of stability: the map again, under other masks, a little noise, and at the step before."""
 
 import dataclasses
+from dataclasses import replace
 
 import xarray as xr
 
+from ...evaluation.metrics import Metric, metric_named
 from ...evaluation.stability import neighbour_agreement, noise_agreement, seed_agreement
 from ..pictures import MethodMaps, RecordedPicture
-from .registry import SAME, Measure, Measured, check
+from .registry import Measured, check
+
+
+def _agreement(name: str, title: str, text: str) -> Metric:
+    """Return a rank agreement of maps under a name of its own, with the scale and source of `agreement`."""
+    return replace(metric_named("agreement"), name=name, title=title, text=text, function=None)
 
 
 @check(
     "stability",
     at="middle",
-    question=SAME,
+    short=["noise agreement"],
     measures=[
-        Measure.of_metric(
-            "agreement", "other random masks", "Rank agreement under another seed.", name="seed agreement"
-        ),
-        Measure.of_metric(
-            "agreement", "a little noise", "Rank agreement with 2 % of noise added.", name="noise agreement", short=True
-        ),
-        Measure.of_metric(
-            "agreement", "the step before", "Rank agreement with that step’s map.", name="neighbour agreement"
-        ),
+        _agreement("seed agreement", "other random masks", "Rank agreement under another seed."),
+        _agreement("noise agreement", "a little noise", "Rank agreement with 2 % of noise added."),
+        _agreement("neighbour agreement", "the step before", "Rank agreement with that step’s map."),
     ],
 )
 def check_stability(picture: RecordedPicture, maps: MethodMaps, steps: list[int]) -> Measured:
