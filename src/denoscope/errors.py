@@ -1,15 +1,15 @@
 """Everything Denoscope raises on purpose.
 
     DenoscopeError
-    ├── InputError          what was asked for cannot be done as asked (exit status 2)
-    │   ├── ModelError          the model cannot be loaded, or lacks what the question needs
-    │   └── ScheduleError       the time steps, or a scheduler that cannot take them
-    ├── ReplayError         a step replayed with its own sample differs from what was recorded
+    ├── InputError          the request cannot be met as it is (exit status 2)
+    │   ├── ModelError          the model cannot be loaded, or lacks a part that the question needs
+    │   └── ScheduleError       the time steps are impossible, or the scheduler cannot take them
+    ├── ReplayError         a step replayed with its own sample differs from the recording
     ├── RecordingError      a run could not be recorded, or a second recording was started inside one
     ├── CaptureError        a layer or an attention of the network could not be listened to
     ├── NumericsError       NaN or infinity in a prediction; names the step
     ├── OutputError         a result could not be written; nothing is left half-written
-    └── Interrupted         Ctrl-C; `partial` holds what was finished
+    └── Interrupted         Ctrl-C; `partial` holds the finished steps
 
 Every message is one paragraph: what failed, what was given, what is allowed, what to do."""
 
@@ -24,11 +24,11 @@ class DenoscopeError(Exception):
 
 
 class InputError(DenoscopeError, ValueError):
-    """What was asked for cannot be done as asked."""
+    """The request cannot be met as it is."""
 
 
 class ModelError(InputError):
-    """The model cannot be loaded, or lacks what the question needs."""
+    """The model cannot be loaded, or lacks a part that the question needs."""
 
 
 class ScheduleError(InputError):
@@ -36,7 +36,7 @@ class ScheduleError(InputError):
 
 
 class ReplayError(DenoscopeError):
-    """A step replayed with its own sample differs from what was recorded."""
+    """A step replayed with its own sample differs from the recording."""
 
 
 class RecordingError(DenoscopeError):
@@ -63,20 +63,20 @@ class Interrupted(DenoscopeError):
         self.partial = partial
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """A sentence that suggests the nearest of the allowed words and lists them.
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
+    """Return a sentence that suggests the nearest of the allowed words and lists them.
 
     >>> did_you_mean("unifrom", ["uniform", "early"])
     'Did you mean "uniform"? Allowed: uniform, early.'
     """
     allowed = list(allowed)
-    near = difflib.get_close_matches(given, allowed, n=1)
+    near = difflib.get_close_matches(name, allowed, n=1)
     hint = f'Did you mean "{near[0]}"? ' if near else ""
     return f"{hint}Allowed: {', '.join(allowed)}."
 
 
 def sentence(text: object) -> str:
-    """A text on one line that ends like a sentence.
+    """Return a text on one line that ends like a sentence.
 
     >>> sentence("out of memory")
     'out of memory.'
@@ -85,13 +85,13 @@ def sentence(text: object) -> str:
     return words if words.endswith((".", "?", "!")) else f"{words}."
 
 
-def shown_value(given: Any) -> str:
-    """What the user gave, short and on one line."""
-    return one_line(repr(given), 100)
+def shown_value(value: Any) -> str:
+    """Return a value as Python writes it, short and on one line."""
+    return one_line(repr(value), 100)
 
 
 def one_line(text: object, most: int) -> str:
-    """A text without line breaks, cut to at most so many characters.
+    """Return a text without line breaks, cut to at most so many characters.
 
     >>> one_line("far too long a text", 12)
     'far too  ...'
@@ -101,5 +101,5 @@ def one_line(text: object, most: int) -> str:
 
 
 def in_short(error: BaseException, most: int = 300) -> str:
-    """What an exception says, as one sentence of one line."""
+    """Return the message of an exception, or its class, as one sentence of one line."""
     return sentence(textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ..."))

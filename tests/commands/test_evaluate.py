@@ -232,7 +232,7 @@ def test_a_picture_that_cannot_be_made_is_recorded_and_the_rest_goes_on(monkeypa
     assert result.failures == {"the picture": "failed once: RuntimeError: out of memory"}
 
 
-@pytest.mark.filterwarnings("ignore::denoscope.recording.loading.TruncatedPromptWarning")
+@pytest.mark.filterwarnings("ignore::denoscope.recording.models.TruncatedPromptWarning")
 def test_a_phrase_that_is_cut_off_is_a_failure_and_the_rest_goes_on(own_model):
     long = " ".join(["a red circle"] * 30)
     (own_model / "prompts.txt").write_text(f"first\t{long} left of a cross\tcross\nsecond\ta blue cross\n")

@@ -31,7 +31,8 @@ def quiet_libraries() -> Iterator[None]:
     with ExitStack() as undo:
         for library in (diffusers_logging, transformers_logging):
             undo.callback(library.set_verbosity, library.get_verbosity())
-            undo.callback(library.enable_progress_bar if library.is_progress_bar_enabled() else lambda: None)
+            if library.is_progress_bar_enabled():
+                undo.callback(library.enable_progress_bar)
             library.set_verbosity_error()
             library.disable_progress_bar()
         enable_progress_bars()  # transformers has switched these off as well
@@ -39,21 +40,22 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def bundled_folder(name: str) -> Path:
-    """Where a bundled model's files are."""
+    """Return the folder with a bundled model's files."""
     return Path(str(resources.files("denoscope") / "bundled" / name))
 
 
 def precision_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """The dtype a user names; raises `ModelError` for what weights cannot have."""
+    """Return the dtype that a user names; raises `ModelError` for a dtype that weights cannot have."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
     if dtype not in PRECISIONS:
         raise ModelError(f'A model cannot have the dtype "{dtype}". {did_you_mean(str(dtype), PRECISIONS)}')
-    return getattr(torch, str(dtype))
+    named: torch.dtype = getattr(torch, str(dtype))
+    return named
 
 
 def device_of(device: str | torch.device | None) -> torch.device | None:
-    """The device, tried with one number: only that tells whether it is there and not merely spelled well."""
+    """Return the device, tried with one number; raises `ModelError` for a device that cannot hold it."""
     if device is None:
         return None
     try:
@@ -63,12 +65,12 @@ def device_of(device: str | torch.device | None) -> torch.device | None:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = in_short(error, 120)
     accelerator = [torch.accelerator.current_accelerator()] if torch.accelerator.is_available() else []
-    here = ["cpu", *(found.type for found in accelerator if found is not None)]
-    raise ModelError(f'The device "{device}" cannot be used: {reason} {did_you_mean(str(device), here)}')
+    devices = ["cpu", *(device.type for device in accelerator if device is not None)]
+    raise ModelError(f'The device "{device}" cannot be used: {reason} {did_you_mean(str(device), devices)}')
 
 
 def _source(name: str) -> Path | str:
-    """The folder a name stands for, or the hub id that it is; nothing is looked up in the network for a slip."""
+    """Return the folder that a name stands for, or the hub id; nothing is looked up in the network for a slip."""
     folder = bundled_folder(name) if name in BUNDLED else Path(name).expanduser()
     if folder.exists():
         _refuse_foreign(folder, name)
@@ -84,21 +86,24 @@ def _source(name: str) -> Path | str:
 
 
 def _refuse_foreign(folder: Path, name: str) -> None:
+    """Raise `ModelError` unless a folder holds a pipeline with safetensors."""
     if not (folder / "model_index.json").is_file():
-        what = "a file" if folder.is_file() else "a folder without model_index.json"
+        kind = "a file" if folder.is_file() else "a folder without model_index.json"
         raise ModelError(
-            f'"{name}" is not a pipeline: it is {what}. Give a folder saved by pipe.save_pretrained(folder), a hub id '
+            f'"{name}" is not a pipeline: it is {kind}. Give a folder saved by pipe.save_pretrained(folder), a hub id '
             f"such as stable-diffusion-v1-5/stable-diffusion-v1-5, or a bundled model ({', '.join(BUNDLED)})."
         )
     _refuse_broken_index(folder / "model_index.json", name)
     safe = {weights.parent for weights in folder.rglob("*.safetensors")}
     pickles = [path for kind in ("*.bin", "*.ckpt", "*.pt") for path in sorted(folder.glob(f"*/{kind}"))]
-    if unsafe := [path for path in pickles if path.parent not in safe]:
+    unsafe = [path for path in pickles if path.parent not in safe]
+    if unsafe:
         how = "pipeline with diffusers and call pipe.save_pretrained(folder, safe_serialization=True)"
         refuse_pickles(name, unsafe[0].relative_to(folder), how)
 
 
 def refuse_pickles(name: str, file: object, how: str) -> NoReturn:
+    """Raise `ModelError` for weights that are pickles; `how` says how to convert them."""
     raise ModelError(
         f'The weights of "{name}" are pickles ({file}), which can run code when they are read. Only safetensors are '
         f"loaded. Convert them once, where you trust them: load the {how}."
@@ -106,12 +111,13 @@ def refuse_pickles(name: str, file: object, how: str) -> NoReturn:
 
 
 def _refuse_broken_index(file: Path, name: str) -> None:
+    """Raise `ModelError` unless a model_index.json names its pipeline."""
     try:
-        known = "_class_name" in json.loads(file.read_text(encoding="utf-8"))
+        names_pipeline = "_class_name" in json.loads(file.read_text(encoding="utf-8"))
         problem = 'it does not say "_class_name", the pipeline it is for'
     except (OSError, TypeError, ValueError) as error:
-        known, problem = False, in_short(error, 120).rstrip(".")
-    if not known:
+        names_pipeline, problem = False, in_short(error, 120).rstrip(".")
+    if not names_pipeline:
         raise ModelError(
             f'The model_index.json of "{name}" cannot be used: {problem}. It must be the one that '
             "pipe.save_pretrained(folder) wrote. Save or download the pipeline again."
@@ -119,25 +125,26 @@ def _refuse_broken_index(file: Path, name: str) -> None:
 
 
 def _from_pretrained(source: Path | str, name: str, dtype: torch.dtype | None, options: dict[str, Any]) -> Any:
-    """diffusers' own loading, safetensors only, with its failures in one paragraph."""
+    """Load a pipeline by diffusers' own method, safetensors only; its failures are `ModelError`s of one paragraph."""
     from diffusers import DiffusionPipeline
 
+    kind: Any = DiffusionPipeline
     precision = {} if dtype is None else {"dtype": dtype}
     options = {**options, **hub_options(source)}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(str(source), use_safetensors=True, **precision, **options)
+        pipeline = kind.from_pretrained(str(source), use_safetensors=True, **precision, **options)
     except Exception as error:
         raise ModelError(_not_loaded(source, name, error)) from error
     return pipeline if dtype is None else pipeline.to(dtype)  # diffusers before mid-2026 knows no dtype when loading
 
 
 def hub_options(source: Path | str) -> dict[str, bool]:
-    """What any `from_pretrained` is told about a folder or hub id: the local cache alone where the Hub is dead."""
+    """Return the options of `from_pretrained` for a folder or hub id: the local cache alone if the Hub is dead."""
     return {"local_files_only": True} if isinstance(source, str) and not _hub_answers() else {}
 
 
 def _hub_answers(seconds: float = 10) -> bool:
-    """Whether the Hub can be reached; without a limit of its own, its client would wait for a dead line without end."""
+    """Return True if the Hub can be reached in time; its client alone would wait for a dead line without end."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
@@ -163,7 +170,7 @@ def _not_loaded(source: Path | str, name: str, error: Exception) -> str:
 
 
 def hub_reason(error: Exception) -> str:
-    """Why a hub id did not load; diffusers hides what happened first in the chain of causes."""
+    """Return the reason why a hub id did not load; diffusers hides the first error in the chain of causes."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -188,13 +195,14 @@ def _is_network(error: BaseException) -> bool:
 
 
 PICKLES = ("*.bin", "*.ckpt", "*.pt", "*.pth")
+"""Names of files that can run code when they are read."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a repository should hold, in the words of messages: what it is, of which kind, and for example which.
+    """The kind of model that a repository should hold, in the words of messages, with an example.
 
-    `named` are those that have a name of their own; `besides` is what else a user may give.
+    `named` are models with a name of their own; `besides` says what else a user may give.
     """
 
     noun: str
@@ -215,8 +223,9 @@ class Repository:
 
     @classmethod
     def of(cls, name: str, wanted: Wanted) -> "Repository":
-        """Where a name points; nothing is looked up in the network for a slip."""
-        if (folder := _existing(name)) is not None:
+        """Return the folder or hub id of a name; nothing is looked up in the network for a slip."""
+        folder = _existing(name)
+        if folder is not None:
             _refuse_foreign_folder(folder, name, wanted)
             return cls(name, folder, {}, wanted)
         if not re.fullmatch(HUB_ID, name):
@@ -228,25 +237,26 @@ class Repository:
         return cls(name, name, hub_options(name), wanted)
 
     def read(self, kind: Any, **options: Any) -> Any:
-        """`kind.from_pretrained`, for anything of transformers that has it."""
+        """Call `kind.from_pretrained`, for anything of transformers that has it."""
         try:
             return kind.from_pretrained(str(self.source), trust_remote_code=False, **self.options, **options)
         except Exception as error:
             raise ModelError(self._not_loaded(error)) from error
 
     def module(self, kind: Any, precision: torch.dtype) -> torch.nn.Module:
-        """The network with all its weights; transformers would make up the missing ones."""
+        """Return the network; raises `ModelError` for missing weights, which transformers would draw at random."""
         module, missing = self.module_and_missing(kind, precision)
         if missing:
             self.refuse_missing(module, missing)
         return module
 
     def module_and_missing(self, kind: Any, precision: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
-        """The network, and the names of the weights that its files lack."""
+        """Return the network, and the names of the weights that its files lack."""
         module, report = self.read(kind, dtype=precision, use_safetensors=True, output_loading_info=True)
         return module, sorted(set(report["missing_keys"]) & set(dict(module.named_parameters())))
 
     def refuse_missing(self, module: torch.nn.Module, missing: list[str]) -> None:
+        """Raise `ModelError` for weights that the files lack."""
         raise ModelError(
             f'The files of "{self.name}" lack {len(missing)} weights of the {type(module).__name__} that '
             f"config.json names, such as {missing[0]}. Save or download the model again."
@@ -267,7 +277,7 @@ class Repository:
 
 
 def _existing(name: str) -> Path | None:
-    """The file or folder that a name is; too long a name, or the home of nobody, is none."""
+    """Return the file or folder of a name; None if there is none, or if the name cannot be a path."""
     try:
         folder = Path(name).expanduser()
         return folder if name.strip() and folder.exists() else None
@@ -276,10 +286,11 @@ def _existing(name: str) -> Path | None:
 
 
 def _refuse_foreign_folder(folder: Path, name: str, wanted: Wanted) -> None:
+    """Raise `ModelError` unless a folder holds a model of transformers with safetensors."""
     if not (folder / "config.json").is_file():
-        what = "a file" if folder.is_file() else "a folder without config.json"
+        kind = "a file" if folder.is_file() else "a folder without config.json"
         raise ModelError(
-            f'"{name}" is not {_with_article(wanted.noun)}: it is {what}. Give a folder saved by '
+            f'"{name}" is not {_with_article(wanted.noun)}: it is {kind}. Give a folder saved by '
             "save_pretrained(folder) of a model of transformers and its processor, a hub id such as "
             f"{wanted.example}, or {' or '.join(wanted.named)}."
         )
@@ -293,9 +304,9 @@ def _with_article(noun: str) -> str:
 
 
 def settled(module: torch.nn.Module, place: torch.device, precision: torch.dtype) -> torch.nn.Module:
-    """A module that is ours: where it should be, in evaluation mode, its parameters asking for no gradient.
+    """Return a module that Denoscope loaded, on its device, in evaluation mode, its parameters without gradients.
 
-    Channels last is the layout in which convolutions are fastest; other layers do not mind.
+    Channels last is the layout in which convolutions are fastest; it changes nothing for other layers.
     """
-    settled = module.to(place, precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return settled.eval().requires_grad_(False)
+    moved: torch.nn.Module = module.to(place, precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved.eval().requires_grad_(False)

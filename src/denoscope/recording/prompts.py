@@ -1,4 +1,4 @@
-"""Which tokens are which words: what a model reads of a prompt, by position."""
+"""Prompts as a model reads them: words, their tokens, and the positions of both."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import InputError, ModelError, did_you_mean
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
-"""A word, with what is joined to it by an apostrophe or a hyphen, or a run of punctuation."""
+"""A word, with the parts that an apostrophe or a hyphen joins to it, or a run of punctuation."""
 
 LETTERS = re.compile(r"[^\W_]+")
 """The parts of a word between hyphens, apostrophes and other signs."""
@@ -18,12 +18,12 @@ LONGEST = 10**6
 """Tokens that a tokenizer without a length of its own reads at most."""
 
 COUNTED = re.compile(r"(.+) \(([1-9]\d*)\)")
-"""A phrase, and which of its repetitions."""
+"""A phrase, and the number of its repetition."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a prompt: as it is written, what tells it from its repetitions, and where its pieces are."""
+    """A word of a prompt: as it is written, its label (unlike those of its repetitions), and its tokens' positions."""
 
     text: str
     label: str
@@ -34,8 +34,8 @@ class Word:
 class Prompt:
     """A prompt as the model reads it, in `length` tokens.
 
-    `words` are those that are read whole, in their order; `cut` those that did not fit. `special` has the positions of
-    the tokens that are no words by their names: the start's, the end's, and "<padding>".
+    `words` are the words that are read whole, in their order; `cut` the words that did not fit. `special` has the
+    positions of the tokens that are no words, by name: the start's, the end's, and "<padding>".
     """
 
     text: str
@@ -50,27 +50,28 @@ class Prompt:
         return [word.label for word in self.words]
 
     def find(self, phrase: str) -> tuple[Word, ...]:
-        """The words that a phrase names: a label, or words that follow each other, in any case.
+        """Return the words that a phrase names: a label, or words that follow each other, in upper or lower case.
 
         >>> prompt.find("red circle"), prompt.find("red circle (2)"), prompt.find("a (2)")      # doctest: +SKIP
 
-        A phrase that is there more than once is its first; others are counted. Raises `InputError` for one that is not
-        there or was cut off, with near misses.
+        Of a phrase that is there more than once the first is meant; the others are counted. Raises `InputError`, with
+        near misses, for a phrase that is not there or was cut off.
         """
         exact = [word for word in self.words if word.label == phrase]
         if exact:
             return tuple(exact)
-        text, number = counted.groups() if (counted := COUNTED.fullmatch(phrase)) else (phrase, 1)
-        asked, words = _folded(WORD.findall(text)), _folded([word.text for word in self.words])
-        starts = _places(asked, words)
-        if len(starts) < int(number):
-            cut_off = len(_places(asked, [*words, *_folded(self.cut)])) >= int(number)
+        counted = COUNTED.fullmatch(phrase)
+        text, number = (counted[1], int(counted[2])) if counted else (phrase, 1)
+        wanted, words = _folded(WORD.findall(text)), _folded([word.text for word in self.words])
+        starts = _places(wanted, words)
+        if len(starts) < number:
+            cut_off = len(_places(wanted, [*words, *_folded(self.cut)])) >= number
             raise InputError(self._absent(phrase, cut_off))
-        start = starts[int(number) - 1]
-        return self.words[start : start + len(asked)]
+        start = starts[number - 1]
+        return self.words[start : start + len(wanted)]
 
     def positions(self, phrase: str) -> tuple[int, ...]:
-        """The tokens of a phrase, or of a special token by its name; raises `InputError` as `find` does."""
+        """Return the positions of a phrase, or of a special token by its name; raises `InputError` as `find` does."""
         if phrase in self.special:
             return self.special[phrase]
         return tuple(position for word in self.find(phrase) for position in word.positions)
@@ -85,15 +86,15 @@ class Prompt:
 
 
 def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
-    """The prompt as a pipeline gives it to the model: padded to a length, the tokenizer's own if not given, or cut."""
+    """Return the prompt as a pipeline gives it to the model: padded or cut to `length` (the tokenizer's own)."""
     length = int(tokenizer.model_max_length) if length is None else length
     tokens = _encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
     whole = _encoded(tokenizer, text, truncation=False, verbose=False)
-    kept = {i for i, special in enumerate(tokens["special_tokens_mask"]) if not special}
+    readable_positions = {i for i, special in enumerate(tokens["special_tokens_mask"]) if not special}
     spans = [(match.group(), *match.span()) for match in WORD.finditer(text)]
     pieces = [(word, _pieces(whole, start, end)) for word, start, end in spans]
-    readable = [(word, positions) for word, positions in pieces if positions and kept.issuperset(positions)]
-    cut = [word for word, positions in pieces if not kept.issuperset(positions)]
+    readable = [(word, places) for word, places in pieces if places and readable_positions.issuperset(places)]
+    cut = [word for word, places in pieces if not readable_positions.issuperset(places)]
     labels = numbered([word for word, _ in readable])
     words = [Word(word, label, positions) for label, (word, positions) in zip(labels, readable, strict=True)]
     return Prompt(text, tuple(words), tuple(cut), _special(tokenizer, tokens), len(tokens["input_ids"]))
@@ -155,18 +156,21 @@ class TextReader:
 
 
 def prompt_of(call: Mapping[str, Any], name: str = "prompt") -> str | None:
-    """The text that a recorded picture was made of, or away from ("negative_prompt"); of several, the picture's own."""
-    given = call.get(name)
-    if given is None and name == "prompt" and call.get("args"):
-        given = call["args"][0]
-    if given is None or isinstance(given, str):
-        return given
+    """Return the text that a recorded picture was made from; of several texts, the picture's own.
+
+    `name` is "prompt" or "negative_prompt". None if the call had no such text.
+    """
+    texts = call.get(name)
+    if texts is None and name == "prompt" and call.get("args"):
+        texts = call["args"][0]
+    if texts is None or isinstance(texts, str):
+        return texts
     each = call.get("num_images_per_prompt") or 1
-    return str(given[min(call.get("picture", 0) // each, len(given) - 1)])
+    return str(texts[min(call.get("picture", 0) // each, len(texts) - 1)])
 
 
 def numbered(words: Sequence[str]) -> list[str]:
-    """Each word with its count from the second time on.
+    """Return each word, with its count from the second time on.
 
     >>> numbered(["a", "circle", "above", "a", "square"])
     ['a', 'circle', 'above', 'a (2)', 'square']
@@ -176,6 +180,7 @@ def numbered(words: Sequence[str]) -> list[str]:
 
 
 def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
+    """Return a tokenizer's result with the characters of each token, which slow tokenizers do not give themselves."""
     if tokenizer.is_fast:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
     tokens, spans = tokenizer(text, return_special_tokens_mask=True, **options), iter(_spans(tokenizer, text))
@@ -184,40 +189,48 @@ def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
 
 
 def _spans(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """The characters of each token, as far as the text's words tell: a text is read up to where each begins and ends.
+    """Return the characters of each token, as exactly as the edges of the text's words tell.
 
-    Where what is read by then is no beginning of the whole, the tokens on both sides stand for what is around it.
+    The text is tokenized up to each edge. If the tokens are not the first of the whole text's, the edge lies inside a
+    token and is left out: the tokens around it then stand for the characters on both sides.
     """
-    ids = lambda part: list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids)  # noqa: E731
-    whole, found = ids(text), {0: 0, len(text): len(ids(text))}
-    for place in {edge for match in WORD.finditer(text) for edge in match.span()}:
-        read_by_then = ids(text[:place])
-        if read_by_then == whole[: len(read_by_then)]:
-            found[place] = len(read_by_then)
-    edges = sorted(found)
-    return [span for span in pairwise(edges) for _ in range(found[span[0]], found[span[1]])]
+
+    def ids(part: str) -> list[int]:
+        return list(tokenizer(part, add_special_tokens=False, verbose=False).input_ids)
+
+    whole = ids(text)
+    tokens_before = {0: 0, len(text): len(whole)}
+    edges = {edge for match in WORD.finditer(text) for edge in match.span()}
+    for edge in edges:
+        beginning = ids(text[:edge])
+        if beginning == whole[: len(beginning)]:
+            tokens_before[edge] = len(beginning)
+    spans: list[tuple[int, int]] = []
+    for start, end in pairwise(sorted(tokens_before)):
+        spans += [(start, end)] * (tokens_before[end] - tokens_before[start])
+    return spans
 
 
 def _pieces(tokens: Any, start: int, end: int) -> tuple[int, ...]:
-    """The tokens that stand for some of the characters from `start` to `end`."""
+    """Return the positions of the tokens that stand for some of the characters from `start` to `end`."""
     spans = zip(tokens["offset_mapping"], tokens["special_tokens_mask"], strict=True)
     return tuple(i for i, ((a, b), special) in enumerate(spans) if not special and max(a, start) < min(b, end))
 
 
 def _special(tokenizer: Any, tokens: Any) -> dict[str, tuple[int, ...]]:
-    found: dict[str, list[int]] = {}
+    """Return the positions of the special tokens by their names; those that are not read are "<padding>"."""
+    positions: dict[str, list[int]] = {}
     names = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
-    for i, (name, special, read_) in enumerate(
-        zip(names, tokens["special_tokens_mask"], tokens["attention_mask"], strict=True)
-    ):
+    masks = zip(tokens["special_tokens_mask"], tokens["attention_mask"], strict=True)
+    for i, (name, (special, is_read)) in enumerate(zip(names, masks, strict=True)):
         if special:
-            found.setdefault(name if read_ else "<padding>", []).append(i)
-    return {name: tuple(positions) for name, positions in found.items()}
+            positions.setdefault(name if is_read else "<padding>", []).append(i)
+    return {name: tuple(places) for name, places in positions.items()}
 
 
-def _places(asked: Sequence[str], words: Sequence[str]) -> list[int]:
-    """Where all of the words asked for stand side by side."""
-    return [i for i in range(len(words)) if asked and words[i : i + len(asked)] == asked]
+def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
+    """Return the places at which all of the wanted words stand side by side."""
+    return [i for i in range(len(words)) if wanted and words[i : i + len(wanted)] == wanted]
 
 
 def _folded(words: Sequence[str]) -> list[str]:

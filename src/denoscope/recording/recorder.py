@@ -60,21 +60,21 @@ def _step(
     denoiser: torch.nn.Module,
     scheduler: Any,
     calls: list[DenoiserCall],
-    heard: SchedulerStep,
+    taken: SchedulerStep,
     before: Step | None,
 ) -> Step:
     """Build a step; what equals the step before's is shared with it, not stored again."""
-    engine, refusal = _replay(denoiser, calls, heard, None if before is None else before.engine)
-    noise, level_refusal = _noise(scheduler, heard)
-    follows = before is not None and torch.equal(before.prev_sample, heard.sample)
-    sample = before.prev_sample if before is not None and follows else heard.sample
+    engine, refusal = _replay(denoiser, calls, taken, None if before is None else before.engine)
+    noise, level_refusal = _noise(scheduler, taken)
+    follows = before is not None and torch.equal(before.prev_sample, taken.sample)
+    sample = before.prev_sample if before is not None and follows else taken.sample
     return Step(
         index=0 if before is None else before.index + 1,
-        timestep=heard.timestep,
+        timestep=taken.timestep,
         noise=noise,
         sample=sample,
-        model_output=heard.model_output,
-        prev_sample=heard.prev_sample,
+        model_output=taken.model_output,
+        prev_sample=taken.prev_sample,
         engine=engine,
         decoder=model,
         refusal=refusal,
@@ -83,25 +83,28 @@ def _step(
 
 
 def _replay(
-    denoiser: torch.nn.Module, calls: list[DenoiserCall], heard: SchedulerStep, earlier: Replay | None
+    denoiser: torch.nn.Module, calls: list[DenoiserCall], taken: SchedulerStep, earlier: Replay | None
 ) -> tuple[Replay | None, ReplayError | None]:
     """Return the replay of a step, or the reason why there is none: a recording must not end the user's call."""
     try:
-        return Replay.of(denoiser, calls, heard, earlier), None
+        return Replay.of(denoiser, calls, taken, earlier), None
     except ReplayError as error:
         return None, error.with_traceback(None)
 
 
-def _noise(scheduler: Any, heard: SchedulerStep) -> tuple[NoiseLevel | None, DenoscopeError | None]:
+def _noise(scheduler: Any, taken: SchedulerStep) -> tuple[NoiseLevel | None, DenoscopeError | None]:
     """Return the noise level of a step, or the reason why it is not known."""
-    if heard.problem is not None:
-        return None, ModelError(f"The noise level of this step is not known: {heard.problem}.")
+    if taken.problem is not None:
+        return None, ModelError(
+            f"The noise level of this step is not known: {taken.problem}. Give the pipeline a DDPM, DDIM, DPM-Solver, "
+            "Euler or flow-match scheduler."
+        )
     try:
-        return noise_level(scheduler, heard.timestep, heard.sigma_index, heard.scale), None
+        return noise_level(scheduler, taken.timestep, taken.sigma_index, taken.scale), None
     except DenoscopeError as error:
         return None, error.with_traceback(None)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return None, ModelError(
-            f"The noise level of {type(scheduler).__name__} at time step {heard.timestep:g} is not known: "
+            f"The noise level of {type(scheduler).__name__} at time step {taken.timestep:g} is not known: "
             f"{in_short(error, 120)} Give the pipeline a DDPM, DDIM, DPM-Solver, Euler or flow-match scheduler."
         )

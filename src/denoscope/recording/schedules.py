@@ -1,8 +1,8 @@
-"""Which time steps: uniform, early, late, a band (Park, Ju, Lee 2024; arXiv 2402.10404).
+"""Schedules of time steps: uniform, early, late, a band (Park, Ju, Lee 2024; arXiv 2402.10404).
 
-Pure functions from a number of steps to a descending list of time steps, plus `resolve`, which reads
-what a user typed, and `coverage`, which says what a list of them spends its steps on. Large time steps are noise, so
-"early" spends the steps near T and "late" near 0.
+Pure functions from a number of steps to a descending list of time steps. `resolve` reads a schedule as a user types it,
+and `coverage` counts the steps of a list by their noise. Large time steps are noise, so "early" spends the steps near T
+and "late" near 0.
 """
 
 import math
@@ -16,7 +16,7 @@ SHIFT = 60.0
 
 
 def early(l: int, gamma: float = SHIFT, T: int = 1000) -> list[int]:  # noqa: E741
-    """s_i = T − int(δ^(i+γ)), i = 1..l, δ^(l+γ) = T; T − 1 is put in front and the last (0) dropped.
+    """Return s_i = T − int(δ^(i+γ)), i = 1..l, δ^(l+γ) = T, with T − 1 in front and without the last (0).
 
     >>> early(30)[:3], early(30)[-1]
     ([999, 893, 884], 74)
@@ -25,7 +25,7 @@ def early(l: int, gamma: float = SHIFT, T: int = 1000) -> list[int]:  # noqa: E7
 
 
 def late(l: int, gamma: float = SHIFT, T: int = 1000) -> list[int]:  # noqa: E741
-    """s_i = int(δ^(i+γ)), i = 1..l, δ^(l+γ) = T, sorted descending, the first T → T − 1.
+    """Return s_i = int(δ^(i+γ)), i = 1..l, δ^(l+γ) = T, sorted descending, the first T → T − 1.
 
     >>> late(30)[:3], late(30)[-1]
     ([999, 926, 857], 107)
@@ -34,12 +34,12 @@ def late(l: int, gamma: float = SHIFT, T: int = 1000) -> list[int]:  # noqa: E74
 
 
 def uniform(l: int, T: int = 1000) -> list[int]:  # noqa: E741
-    """l evenly spaced steps from T − 1 down, the last one T / l − 1 (diffusers' "trailing" spacing)."""
+    """Return l evenly spaced steps from T − 1 down to T / l − 1 (diffusers' "trailing" spacing)."""
     return _valid([round(T - i * T / l) - 1 for i in range(l)], T)
 
 
 def band(start: int, width: int = 50, inside: int = 25, outside: int = 6, T: int = 1000) -> list[int]:
-    """`outside` uniform steps and `inside` steps in the window [start, start + width].
+    """Return `outside` uniform steps and `inside` steps in the window [start, start + width].
 
     >>> len(band(600)), [t for t in band(600) if 600 <= t <= 605]
     (31, [604, 602, 600])
@@ -54,6 +54,7 @@ def band(start: int, width: int = 50, inside: int = 25, outside: int = 6, T: int
 
 
 def _powers(l: int, gamma: float, T: int) -> list[int]:  # noqa: E741
+    """Return int(δ^(i+γ)), i = 1..l, with δ^(l+γ) = T; raises `ScheduleError` unless l + γ is positive and finite."""
     if l < 1 or not 0 < l + gamma < math.inf:
         raise ScheduleError(
             f"A schedule of {l} steps with shift {gamma} cannot be made: it needs at least 1 step and "
@@ -64,7 +65,7 @@ def _powers(l: int, gamma: float, T: int) -> list[int]:  # noqa: E741
 
 
 def _valid(timesteps: Sequence[int], T: int) -> list[int]:
-    """Descending, distinct and inside 0 .. T − 1, or an error that says what is not."""
+    """Return the time steps as a list; raises `ScheduleError` unless they fall strictly and lie in 0 .. T − 1."""
     wrong = [t for t in timesteps if not 0 <= t < T]
     falls = all(a > b for a, b in pairwise(timesteps))
     if wrong or not falls or not timesteps:
@@ -77,35 +78,36 @@ def _valid(timesteps: Sequence[int], T: int) -> list[int]:
 
 
 def _short(timesteps: Sequence[int]) -> str:
-    shown = [str(t) for t in timesteps[:8]]
-    return ", ".join(shown) + (", ..." if len(timesteps) > 8 else "")
+    first = [str(t) for t in timesteps[:8]]
+    more = ["..."] if len(timesteps) > 8 else []
+    return ", ".join([*first, *more])
 
 
 SCHEDULES: dict[str, Callable[..., list[int]]] = {"uniform": uniform, "early": early, "late": late}
 TYPED = (*SCHEDULES, "band:600", "band:600-700", "999,800,600")
-"""What a schedule may be written as."""
+"""Examples of each way to write a schedule."""
 
 Schedule = str | Sequence[int]
 """A name as a user types it, or a falling list of time steps, such as `band(600, width=100)`."""
 
 
 def takes_shift(schedule: Schedule) -> bool:
-    """Whether a schedule is one that a shift γ moves."""
+    """Return True if a shift γ moves the schedule."""
     return schedule in ("early", "late")
 
 
 def resolve(schedule: Schedule, steps: int, shift: float | None = None, T: int = 1000) -> list[int] | None:
-    """Time steps for a schedule as typed or an explicit list; None for "uniform", which is the scheduler's own spacing.
+    """Return the time steps of a schedule as typed, or of a list; None for "uniform", the scheduler's own spacing.
 
     >>> resolve("late", 3, 60), resolve("band:600", 30)[:3], resolve("999,500", 30)
     ([999, 896, 803], [999, 832, 666], [999, 500])
 
     A band and a list have a number of steps of their own. Raises `ScheduleError` for an unknown name, with the nearest
-    known one.
+    one that exists, and for a shift beside a schedule that has none.
     """
     if shift is not None and not takes_shift(schedule):
-        given = f'"{schedule}"' if isinstance(schedule, str) else "a list of time steps"
-        raise ScheduleError(f'A shift of {shift:g} was given, but {given} has none. Use "early" or "late" with it.')
+        name = f'"{schedule}"' if isinstance(schedule, str) else "a list of time steps"
+        raise ScheduleError(f'A shift of {shift:g} was given, but {name} has none. Use "early" or "late" with it.')
     if not isinstance(schedule, str):
         return _valid([_whole(t) for t in schedule], T)
     if schedule == "uniform":
@@ -116,8 +118,9 @@ def resolve(schedule: Schedule, steps: int, shift: float | None = None, T: int =
 
 
 def _read(typed: str, T: int) -> list[int]:
-    """A band, "band:600" or "band:600-700", or a list, "999,800,600"."""
-    if window := re.fullmatch(r"band:(\d+)(?:-(\d+))?", typed):
+    """Read a band, "band:600" or "band:600-700", or a list, "999,800,600"."""
+    window = re.fullmatch(r"band:(\d+)(?:-(\d+))?", typed)
+    if window:
         start, end = int(window[1]), window[2]
         return band(start, T=T) if end is None else band(start, int(end) - start, T=T)
     if re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", typed):
@@ -126,6 +129,7 @@ def _read(typed: str, T: int) -> list[int]:
 
 
 def _whole(timestep: int) -> int:
+    """Return a time step as an integer; raises `ScheduleError` if it is not whole."""
     if int(timestep) != timestep:
         raise ScheduleError(
             f"The time step {timestep} is no whole number. The models that take a list count theirs from 0: give whole "
@@ -134,20 +138,18 @@ def _whole(timestep: int) -> int:
     return int(timestep)
 
 
-# What a grid spends its steps on.
-
 BANDS = {"coarse": 1e-2, "content": 1.0, "clean-up": math.inf}
 """Bands of SNR = ᾱ / (1 − ᾱ), each up to this value (P2 weighting, Choi et al. 2022; arXiv 2204.00227)."""
 
 
 def coverage(log_snr: Sequence[float]) -> dict[str, float]:
-    """The share of steps in each band of SNR, by their log-SNR.
+    """Return the share of steps in each band of SNR, by their log-SNR.
 
     >>> coverage([-6.0, -2.0, -1.0, 3.0])
     {'coarse': 0.25, 'content': 0.5, 'clean-up': 0.25}
     """
-    found = [_band_of(value) for value in log_snr]
-    return {name: found.count(name) / len(found) for name in BANDS}
+    bands = [_band_of(value) for value in log_snr]
+    return {name: bands.count(name) / len(bands) for name in BANDS}
 
 
 def _band_of(log_snr: float) -> str:

@@ -75,13 +75,13 @@ class Replay:
             )
         copies = _copies(call, seen, step)
         batch, channels = step.sample.shape[:2]
-        own, output = seen[:batch, :channels], call.output
+        sample_seen, output = seen[:batch, :channels], call.output
         assert output is not None  # _copies refuses it
         args, kwargs = shared_tensors((args, kwargs), (earlier.args, earlier.kwargs) if earlier else None)
         extra = seen[:batch, channels:].clone() if seen.shape[1] > channels else None
         first, second = output[:batch], output[-batch:]
         weight = _slope(second - first, step.model_output - first)
-        return cls(denoiser, args, kwargs, batch, copies, _scale(step, own), weight, extra)
+        return cls(denoiser, args, kwargs, batch, copies, _scale(step, sample_seen), weight, extra)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -130,7 +130,7 @@ class Replay:
         row has the embedding's shape.
         """
         context = self.context
-        rows = [] if context is None else list(context.detach().split(1))
+        rows = [] if context is None else list(context.detach()[:, None])
         scale = embedding.detach().abs().max().clamp(min=1e-12)
         differences = [math.inf] * max(len(rows), 1)
         for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Time steps, schedulers and LoRAs of a pipeline, changed for one run and put back."""
+"""Time steps, schedulers and LoRAs of a pipeline, changed for one run and put back afterwards."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -27,24 +27,26 @@ SCHEDULERS = {
     "lms": "LMSDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
 }
-"""Schedulers that a run may be swapped to, by the names that their papers gave them."""
+"""Schedulers that a run may be swapped to, by the names of their papers."""
 AS_PIPELINES_SET = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
-"""What latent pipelines set where a scheduler's own default is for pixels and the one it replaces does not say."""
+"""Settings of latent pipelines, for schedulers whose defaults are for pixels, if the replaced scheduler has none."""
 
 
 @contextmanager
 def time_steps(scheduler: Any, timesteps: Sequence[int] | None) -> Iterator[None]:
     """While open, `scheduler.set_timesteps` sets these time steps, whatever number of steps it is asked for.
 
-    Raises `ScheduleError` when the scheduler cannot take a free grid of time steps.
+    Raises `ScheduleError` if the scheduler cannot take a free grid of time steps.
     """
     if timesteps is None:
         yield
         return
     refuse_fixed_grid(scheduler)
 
-    def set_timesteps(original: Callable, *args: Any, device: Any = None, **kwargs: Any) -> None:
-        original(timesteps=list(timesteps), device=device if device is not None else args[1] if len(args) > 1 else None)
+    def set_timesteps(original: Callable[..., Any], *args: Any, device: Any = None, **kwargs: Any) -> None:
+        if device is None and len(args) > 1:
+            device = args[1]
+        original(timesteps=list(timesteps), device=device)
 
     with replaced_method(scheduler, "set_timesteps", set_timesteps):
         yield
@@ -62,68 +64,69 @@ def refuse_fixed_grid(scheduler: Any) -> None:
 
 @contextmanager
 def swapped_scheduler(pipeline: Any, name: str | None) -> Iterator[Any]:
-    """While open, the pipeline's scheduler is another one, made of its configuration; None leaves it its own.
+    """While open, the pipeline's scheduler is another one, made of its configuration; None changes nothing.
 
-    Raises `ScheduleError` as `made_scheduler` does, and for a pipeline whose call does not treat samples as it must.
+    Raises `ScheduleError` as `made_scheduler` does, and for a pipeline that does not scale samples although the new
+    scheduler needs it.
     """
-    own = pipeline.scheduler
+    original = pipeline.scheduler
     if name is None:
-        yield own
+        yield original
         return
-    made = made_scheduler(own, name)
+    other = made_scheduler(original, name)
 
-    def stepped(step: Callable, *args: Any, **kwargs: Any) -> Any:
-        _refuse_unscaled(made)
+    def stepped(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        _refuse_unscaled(other)
         return step(*args, **kwargs)
 
-    pipeline.scheduler = made
+    pipeline.scheduler = other
     try:
-        with replaced_method(made, "step", stepped):
-            yield made
+        with replaced_method(other, "step", stepped):
+            yield other
     finally:
-        pipeline.scheduler = own
+        pipeline.scheduler = original
 
 
-def made_scheduler(own: Any, name: str | None) -> Any:
-    """A fresh scheduler for the model that `own` is for: of the same class, or of a name in SCHEDULERS.
+def made_scheduler(original: Any, name: str | None) -> Any:
+    """Return a fresh scheduler for the model of the `original`: of the same class, or of a name in SCHEDULERS.
 
-    Raises `ScheduleError` for an unknown name, with the nearest known one, and for one that takes another noise
+    Raises `ScheduleError` for an unknown name, with the nearest known one, and for a scheduler with another noise
     schedule or another kind of prediction than the model was trained with.
     """
     import diffusers
 
     if name is None:
-        return type(own).from_config(own.config)
+        return type(original).from_config(original.config)
     if name not in SCHEDULERS:
         raise ScheduleError(f'There is no scheduler "{name}". {did_you_mean(name, SCHEDULERS)}')
     kind = getattr(diffusers, SCHEDULERS[name])
-    expected = inspect.signature(kind.__init__).parameters
-    said = {key: value for key, value in AS_PIPELINES_SET.items() if key in expected and key not in own.config}
-    made = kind.from_config(own.config, **said)
-    _refuse_other_noise(own, made, name)
-    return made
+    parameters = inspect.signature(kind.__init__).parameters
+    absent = [key for key in AS_PIPELINES_SET if key in parameters and key not in original.config]
+    other = kind.from_config(original.config, **{key: AS_PIPELINES_SET[key] for key in absent})
+    _refuse_other_noise(original, other, name)
+    return other
 
 
-def _refuse_other_noise(own: Any, made: Any, name: str) -> None:
-    """A model can only be sampled along the noise it was trained with, and read as what it predicts."""
-    mine, theirs = (getattr(scheduler, "alphas_cumprod", torch.zeros(0)) for scheduler in (own, made))
-    kinds = [scheduler.config.get("prediction_type") for scheduler in (own, made)]
-    same = len(mine) > 0 and mine.shape == theirs.shape
-    if not same or kinds[0] != kinds[1] or own.config.get("use_flow_sigmas") or _apart(mine, theirs) > 1e-4:
+def _refuse_other_noise(original: Any, other: Any, name: str) -> None:
+    """Raise `ScheduleError` unless both have the noise that the model was trained with, and its kind of prediction."""
+    products = [getattr(scheduler, "alphas_cumprod", torch.zeros(0)) for scheduler in (original, other)]
+    kinds = [scheduler.config.get("prediction_type") for scheduler in (original, other)]
+    same = len(products[0]) > 0 and products[0].shape == products[1].shape
+    if not same or kinds[0] != kinds[1] or original.config.get("use_flow_sigmas") or _difference(*products) > 1e-4:
         raise ScheduleError(
-            f"{type(own).__name__} cannot be swapped for {type(made).__name__}: the model's noise schedule or what it "
-            f"predicts ({kinds[0] or 'flow matching'}) would become another. Swaps are among "
+            f"{type(original).__name__} cannot be swapped for {type(other).__name__}: the model's noise schedule or "
+            f"its kind of prediction ({kinds[0] or 'flow matching'}) would become another. Swaps are among "
             f"{', '.join(SCHEDULERS)}, for models trained on a DDPM noise schedule; run this one with its own "
             f"scheduler, without {name!r}."
         )
 
 
-def _apart(a: torch.Tensor, b: torch.Tensor) -> float:
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.cpu().double() - b.cpu().double()).abs().max())
 
 
 def _refuse_unscaled(scheduler: Any) -> None:
-    """Euler and its kin walk along samples that the denoiser must not see unscaled; not every pipeline scales them."""
+    """Raise `ScheduleError` if the pipeline does not scale its samples although Euler and its kin need it."""
     if getattr(scheduler, "is_scale_input_called", True):
         return
     raise ScheduleError(
@@ -135,10 +138,10 @@ def _refuse_unscaled(scheduler: Any) -> None:
 
 @contextmanager
 def lora(pipeline: Any, folder: str | None) -> Iterator[None]:
-    """While open, the pipeline has the LoRA of a folder or hub id, read by diffusers from safetensors; then not.
+    """While open, the pipeline has the LoRA of a folder or hub id, read by diffusers from safetensors.
 
-    What was loaded before is active again afterwards. None changes nothing. Raises `ModelError` for what cannot be
-    loaded.
+    Adapters that were active before are active again afterwards. None changes nothing. Raises `ModelError` if the
+    LoRA cannot be loaded.
     """
     if folder is None:
         yield
@@ -157,11 +160,11 @@ def lora(pipeline: Any, folder: str | None) -> Iterator[None]:
 
 
 LORA = "denoscope"
-"""What the adapter is called while it is there."""
+"""The name of the adapter while it is there."""
 
 
 def refuse_no_lora(pipeline: Any) -> None:
-    """Raise `ModelError` unless the pipeline takes a LoRA and what reads one is installed."""
+    """Raise `ModelError` unless the pipeline takes a LoRA and the package that reads one is installed."""
     if not hasattr(pipeline, "load_lora_weights"):
         raise ModelError(
             f"{type(pipeline).__name__} takes no LoRA: it has no load_lora_weights. Give a model whose pipeline "
@@ -172,7 +175,7 @@ def refuse_no_lora(pipeline: Any) -> None:
 
 
 def _load_lora(pipeline: Any, folder: str) -> None:
-    """diffusers' own loading, with what fails in one paragraph."""
+    """Load a LoRA by diffusers' own method; its failures are `ModelError`s of one paragraph."""
     try:
         pipeline.load_lora_weights(folder, adapter_name=LORA, use_safetensors=True)
     except Exception as error:
