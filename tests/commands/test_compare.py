@@ -162,8 +162,8 @@ def test_the_record_says_that_guidance_is_off(small):
         runs[scale] = explain.explain(asked(guidance=scale, methods=("df-cam",), at=(1,)), model=small["small"])
     assert [each.run["guidance_scale"] for each in runs.values()] == [0, 1, 3]
     assert [each.run["guidance"] for each in runs.values()] == ["off", "off", 3]
-    assert np.array_equal(runs[0].trace["sample"], runs[1].trace["sample"])
-    assert not np.array_equal(runs[1].trace["sample"], runs[3].trace["sample"])
+    assert np.array_equal(runs[0].pictures["sample"], runs[1].pictures["sample"])
+    assert not np.array_equal(runs[1].pictures["sample"], runs[3].pictures["sample"])
 
 
 def test_a_fixed_grid_is_refused_before_anything_is_made(small, monkeypatch):

@@ -73,7 +73,7 @@ def explained(
         num_inference_steps=request.steps,
         timesteps=[step.timestep for step in trace],
         guidance_scale=scale_of(model, request),
-        guidance=guidance_of(model, request),
+        guidance=guidance_of(trace, scale_of(model, request)),
         lora=request.lora,
         scheduler=model.scheduler_name(request.scheduler),
         swapped_from=None if request.scheduler is None else model.scheduler_name(),
@@ -119,10 +119,10 @@ def scale_of(model: Model, request: Request) -> float | None:
     return scale
 
 
-def guidance_of(model: Model, request: Request) -> float | str | None:
-    """Return the guidance scale that has an effect, or "off" if the pipeline runs without guidance."""
-    scale = scale_of(model, request)
-    return "off" if scale is not None and guidance_is_off(model, scale) else scale
+def guidance_of(trace: Trace, scale: float | None) -> float | str | None:
+    """Return the guidance scale that counted in a run, or "off" if the run had no guidance."""
+    counted = trace.guidance_in_effect(scale)
+    return "off" if counted == 1 else counted
 
 
 def guidance_is_off(model: Model, scale: float) -> bool:
