@@ -401,7 +401,7 @@ def test_a_label_without_all_levels_has_no_critical_window():
     assert len(curves.crossings(explanation.timing, "tiger", 60)) == 2
     assert curves.window(explanation.timing, "tiger", 60) is None
     assert (
-        "There is no critical window: “tiger” does not come to every level." in Page(run.render_run(explanation)).said()
+        "There is no critical window: “tiger” does not reach every level." in Page(run.render_run(explanation)).said()
     )
 
 

@@ -1,1 +1,1 @@
-"""Still and moving pictures, from arrays alone."""
+"""Still and moving pictures of results, drawn from labelled arrays: no tensor, no model."""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-Box = tuple[float, float, float, float]
+Fractions = tuple[float, float, float, float]
 """Left, bottom, width and height as fractions of a figure, as matplotlib takes them."""
 
 
@@ -35,7 +35,7 @@ class Sheet(NamedTuple):
         """Return x and y of a cell's upper left corner, counted from the first cell's."""
         return column * (self.width + self.gap), row * (self.height + self.gap)
 
-    def box(self, row: int, column: int, width: float | None = None) -> Box:
+    def box(self, row: int, column: int, width: float | None = None) -> Fractions:
         """Return the box of a cell, or of what is `width` wide in its place.
 
         >>> sheet = Sheet(1, 2, 40, 30, 0, left=10, bottom=10, right=10, top=20, least_width=0)
@@ -45,7 +45,7 @@ class Sheet(NamedTuple):
         x, y = self.corner(row, column)
         return self.fractions(self.left + x, self.top + y, self.width if width is None else width, self.height)
 
-    def fractions(self, x: float, y: float, width: float, height: float) -> Box:
+    def fractions(self, x: float, y: float, width: float, height: float) -> Fractions:
         """Return the box of an area whose upper left corner is x and y away from the sheet's."""
         across, down = self.size
         return x / across, 1 - (y + height) / down, width / across, height / down

@@ -20,9 +20,9 @@ from .theme import ALPHA, INK, bare, readable, shortened
 
 Scale = Literal["shared", "each"]
 SCALES: tuple[Scale, ...] = ("shared", "each")
-PANELS_IN_ROW, SIDE = 5, 2.6
+PANELS_IN_ROW, PANEL_SIDE = 5, 2.6
 """Panels in a row, and inches of a panel's longer side."""
-GRID = {"step", "y", "x", "draw"}
+MAP_DIMS = {"step", "y", "x", "draw"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _panels(
     """Yield the chosen maps, steps outside and words inside, with their colour scales."""
     maps = _sorted(result["saliency"].mean("draw", keep_attrs=True) if "draw" in result.dims else result["saliency"])
     whole = _limits(maps, outlier_perc, result.attrs.get("signed"))
-    further = [str(dim) for dim in maps.dims if dim not in GRID]
+    further = [str(dim) for dim in maps.dims if dim not in MAP_DIMS]
     for dim, names in chosen.items():
         if names is not None:
             maps = _with_entries(maps, dim, names)
@@ -231,7 +231,7 @@ def _new(drawing: _Drawing, panels: Sequence[Panel], title: str) -> Axes | Figur
 
     rows, columns = _rows_and_columns(panels)
     height, width = picture_beneath(drawing.picture, panels[0].step, drawing.beneath).shape[:2]
-    across, up = SIDE * width / max(height, width), SIDE * height / max(height, width)
+    across, up = PANEL_SIDE * width / max(height, width), PANEL_SIDE * height / max(height, width)
     size = (columns * across + 1.0, rows * (up + 0.3) + 0.4)
     figure = pyplot.figure(figsize=size, layout="constrained", facecolor="white")
     grid = figure.subplots(rows, columns, squeeze=False)

@@ -21,7 +21,7 @@ from .results import clean_pictures, explained_steps, is_layered, layers
 from .scales import Limits, colour_limits, error_limits
 from .theme import ALPHA, ERROR, FAINT, FIGURE_SIDE, INK, bare, heading, readable, shortened
 
-GAP = 0.08
+PICTURE_GAP = 0.08
 """Inches between two pictures."""
 BAR_WIDTH = 0.1
 """Inches of a colour bar."""
@@ -103,7 +103,16 @@ def _cell_size(pictures: xr.Dataset, side: float) -> tuple[float, float]:
 def _sheet(rows: int, columns: int, width: float, height: float, left: float, top: float) -> Sheet:
     """Return the sheet, in inches; the column after the last is the colour bar's."""
     return Sheet(
-        rows, columns, width, height, GAP, left=left, bottom=0.15 + GAP, right=0.95 + GAP, top=top, least_width=4.0
+        rows,
+        columns,
+        width,
+        height,
+        PICTURE_GAP,
+        left=left,
+        bottom=0.15 + PICTURE_GAP,
+        right=0.95 + PICTURE_GAP,
+        top=top,
+        least_width=4.0,
     )
 
 

@@ -20,14 +20,16 @@ from .theme import ACCENT, FAINT, HUES, INK, RULE, readable, short_labels, short
 from .tiles import plot_grid, plot_zooms
 
 LINE_HUES = (*HUES, "#000000")
-"""On white paper black is one more hue."""
+"""The hues of lines; on white paper black is one more."""
 STROKES = ("-", "--", ":", "-.")
-MANY_DRAWS = 20  # from here on a band is the central 90 % of the draws, and not from the lowest to the highest
-MARKERS = ("o", "s", "D", "^", "v")  # of the markers, by level
+MANY_DRAWS = 20
+"""Draws above which a band is the central 90 %, and not from the lowest to the highest."""
+MARKERS = ("o", "s", "D", "^", "v")
+"""The markers of the levels."""
 
 
 def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str | None = None) -> Figure:
-    """The likelihood of each label along the frames, and when the explained one is recognised.
+    """Draw the likelihood of each label along the frames, and mark when the explained one is recognised.
 
     `likelihood` (step, draw, label) in [0, 1]; `timing` with `crossing` (quantile, label, level). `label` is the one
     that was explained; without it, the one that is likeliest in the end. Its crossings are marked, with bars for the
@@ -38,12 +40,13 @@ def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str 
     names, word = short_labels(labels), _word(likelihood)
     figure = Figure(figsize=(8, 4.4 + 0.18 * len(labels)), facecolor="white", dpi=120)
     ax = _likelihood_axes(figure.subplots(), likelihood, timing["level"].values)
-    handles = [_curve(ax, likelihood.sel(label=known), i, i == 0) for i, known in enumerate(labels)]
+    handles = [_curve(ax, likelihood.sel(label=name), i, i == 0) for i, name in enumerate(labels)]
     crossing = timing["crossing"].sel(label=label)
     _mark_window(ax, crossing)
     _mark_crossings(ax, crossing, float(likelihood["step"].values[-1]))
     _add_log_snr(ax, likelihood)
-    legend = _legend(figure, handles, [f"{names[known]}: {_told(timing.sel(label=known))}" for known in labels])
+    texts = [f"{names[name]}: {_reached(timing.sel(label=name))}" for name in labels]
+    legend = _legend(figure, handles, texts)
     legend[0].set_fontweight("bold")
     ax.set_xlabel(f"{word} (0 is pure noise)", fontsize=9, color=INK)
     _headline(figure, f"How likely the classifier finds “{names[label]}”", _likelihood_note(likelihood, crossing))
@@ -51,17 +54,18 @@ def plot_likelihood(likelihood: xr.DataArray, timing: xr.Dataset, *, label: str 
 
 
 def _likeliest(likelihood: xr.DataArray) -> str:
+    """Return the label with the highest mean likelihood at the last step."""
     final = likelihood.isel(step=-1).mean("draw").fillna(-1.0)
     return str(likelihood["label"].values[int(final.values.argmax())])
 
 
 def _word(likelihood: xr.DataArray) -> str:
-    """What a place along the sequence is called: frames of a photograph, steps of a generation."""
+    """Return the word for a place along the sequence: frames of a photograph, steps of a generation."""
     return "step" if likelihood.attrs.get("kind") in ("sample", "clean") else "frame"
 
 
 def _likelihood_axes(ax: Axes, likelihood: xr.DataArray, levels: np.ndarray) -> Axes:
-    """Empty axes from 0 to 1, with a line at each level that counts as a moment."""
+    """Prepare axes from 0 to 1, with a line at each level that counts as a moment."""
     ax.set_ylim(-0.015, 1.015)
     ax.set_yticks([0, *levels, 1], ["0", *(f"{level:g}" for level in levels), "1"])
     ax.set_ylabel("likelihood", fontsize=9, color=INK)
@@ -69,7 +73,7 @@ def _likelihood_axes(ax: Axes, likelihood: xr.DataArray, levels: np.ndarray) -> 
 
 
 def _ruled(ax: Axes, steps: np.ndarray) -> Axes:
-    """Quiet axes along the steps: horizontal rules, no box, whole numbers below."""
+    """Prepare axes along the steps: horizontal rules, no box, whole numbers below."""
     spare = max(0.5, 0.012 * float(steps[-1] - steps[0]))
     ax.set_xlim(float(steps[0]) - spare, float(steps[-1]) + spare)
     ax.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -81,7 +85,7 @@ def _ruled(ax: Axes, steps: np.ndarray) -> Axes:
 
 
 def _curve(ax: Axes, curves: xr.DataArray, number: int, emphasised: bool = True) -> Line2D:
-    """The median over draws of curves (step[, draw]) in the hue of its number, and the band over them."""
+    """Draw the median over draws of curves (step[, draw]) in the hue of its number, and the band over them."""
     steps = curves["step"].values
     low, middle, high = _spread(curves)
     style = _style(number)
@@ -96,16 +100,17 @@ def _curve(ax: Axes, curves: xr.DataArray, number: int, emphasised: bool = True)
 
 
 def _style(number: int) -> dict[str, Any]:
+    """Return the hue and stroke of line `number`."""
     return {"color": LINE_HUES[number % len(LINE_HUES)], "linestyle": STROKES[number // len(LINE_HUES) % len(STROKES)]}
 
 
 def _spread(curves: xr.DataArray) -> np.ndarray:
-    """(step[, draw]) -> (3, step): the band's lower edge, the median, its upper edge; NaN where no draw has a value."""
+    """Return (3, step) of (step[, draw]): the band's lower edge, the median, its upper edge; NaN without any value."""
     values = curves.transpose("step", ...).values.reshape(curves.sizes["step"], -1)
     tail = 0.05 if values.shape[1] > MANY_DRAWS else 0.0
-    known = [row[np.isfinite(row)] for row in values]
+    finite = [row[np.isfinite(row)] for row in values]
     missing = np.full(3, np.nan)
-    return np.stack([np.quantile(row, [tail, 0.5, 1 - tail]) if row.size else missing for row in known], axis=1)
+    return np.stack([np.quantile(row, [tail, 0.5, 1 - tail]) if row.size else missing for row in finite], axis=1)
 
 
 def _mark_window(ax: Axes, crossing: xr.DataArray) -> None:
@@ -116,12 +121,13 @@ def _mark_window(ax: Axes, crossing: xr.DataArray) -> None:
 
 
 def _ends(crossing: xr.DataArray) -> tuple[float, float]:
+    """Return the median crossings of the first and the last level."""
     middle = crossing.sel(quantile="median").values
     return float(middle[0]), float(middle[-1])
 
 
 def _mark_crossings(ax: Axes, crossing: xr.DataArray, end: float) -> None:
-    """At each level a point at the median crossing, and a bar over the draws; to the end if some never cross."""
+    """Draw at each level a point at the median crossing, and a bar over the draws; to the end if some never cross."""
     for level, shape in zip(crossing["level"].values, _shapes(crossing["level"].values), strict=True):
         low, middle, high = three(crossing.sel(level=level))
         if math.isfinite(middle):
@@ -129,13 +135,14 @@ def _mark_crossings(ax: Axes, crossing: xr.DataArray, end: float) -> None:
 
 
 def _shapes(levels: np.ndarray) -> list[str]:
+    """Return the marker of each level."""
     return [MARKERS[i % len(MARKERS)] for i in range(len(levels))]
 
 
 def _mark(
     ax: Axes, interval: tuple[float, float, float], y: float, shape: str, style: Mapping[str, Any], end: float
 ) -> None:
-    """A point with a bar; the bar ends in an arrow at `end` where the interval has no upper end."""
+    """Draw a point with a bar; the bar ends in an arrow at `end` if the interval has no upper end."""
     low, middle, high = interval
     never, colour = math.isnan(middle), style["color"]
     stop = end if math.isnan(high) else high
@@ -150,7 +157,7 @@ def _mark(
 
 
 def _add_log_snr(ax: Axes, likelihood: xr.DataArray) -> None:
-    """A second axis above with round values of log-SNR, where they are known and rise; none that would touch."""
+    """Add an axis above with round values of log-SNR, if they are known and rise; no two of them touch."""
     if "log_snr" not in likelihood.coords:
         return
     steps, log_snr = likelihood["step"].values.astype(float), likelihood["log_snr"].values.astype(float)
@@ -169,16 +176,16 @@ def _add_log_snr(ax: Axes, likelihood: xr.DataArray) -> None:
 
 
 def _apart(values: np.ndarray, places: np.ndarray, distance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of ticks at rising places those that keep a distance from the one kept before."""
-    kept: list[int] = []
+    """Return the ticks that are at least `distance` apart, from ticks at rising places."""
+    chosen: list[int] = []
     for i, place in enumerate(places):
-        if not kept or place - places[kept[-1]] >= distance:
-            kept.append(i)
-    return values[kept], places[kept]
+        if not chosen or place - places[chosen[-1]] >= distance:
+            chosen.append(i)
+    return values[chosen], places[chosen]
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D], texts: Sequence[str], columns: int = 1) -> Sequence[Any]:
-    """A legend below everything, and its texts, shown as they are, whatever signs a label has."""
+    """Draw a legend below everything and return its texts; no sign of a label is read as mathematics."""
     legend = figure.legend(
         handles, [str(i) for i in range(len(texts))], loc="outside lower left", ncols=columns, fontsize=8,
         frameon=False, labelcolor=INK, handlelength=2.2,
@@ -189,8 +196,11 @@ def _legend(figure: Figure, handles: Sequence[Line2D], texts: Sequence[str], col
     return legend.get_texts()
 
 
-def _told(timing: xr.Dataset) -> str:
-    """When one label reaches each level, by its median over draws, up to the first level that it does not reach."""
+def _reached(timing: xr.Dataset) -> str:
+    """Return the places at which a label reaches each level, in words, up to the first level that it never reaches.
+
+    Places are medians over draws.
+    """
     parts: list[str] = []
     for level in timing["level"].values:
         middle = float(timing["crossing"].sel(level=level, quantile="median"))
@@ -205,6 +215,7 @@ def _told(timing: xr.Dataset) -> str:
 
 
 def _likelihood_note(likelihood: xr.DataArray, crossing: xr.DataArray) -> str:
+    """Return the note about the critical window, lines, bands and bars."""
     first, last = _ends(crossing)
     low, high = (f"{level:g}" for level in crossing["level"].values[[0, -1]])
     word, draws = _word(likelihood), likelihood.sizes["draw"]
@@ -218,7 +229,7 @@ def _likelihood_note(likelihood: xr.DataArray, crossing: xr.DataArray) -> str:
 
 
 def _headline(figure: Figure, title: str, note: str) -> None:
-    """Title and note above everything, the note wrapped to the figure's width; the layout keeps clear of both."""
+    """Write title and note above everything, the note wrapped to the figure's width; the layout keeps clear of both."""
     width, height = figure.get_size_inches()
     lines = textwrap.wrap(note, int(width * 17.5))
     x, y = 0.1 / width, 1 - 0.1 / height
@@ -228,7 +239,7 @@ def _headline(figure: Figure, title: str, note: str) -> None:
 
 
 def plot_stages(results: Mapping[str, xr.Dataset]) -> Figure:
-    """How the maps change along the frames: a panel per measure (step[, draw]) that is there, a line per method."""
+    """Draw the change of the maps along the frames: a panel per captioned measure (step[, draw]), a line per method."""
     captions = captions_of(results.values())
     present = sorted(captions, key=lambda name: bool(captions[name]["of_object"]))
     columns = min(3, len(present)) if len(present) != 4 else 2
@@ -253,12 +264,12 @@ def plot_stages(results: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _draws(results: Mapping[str, xr.Dataset]) -> int:
-    """The most noise draws that a method has; 0 where none has any, as in a generation."""
+    """Return the most noise draws that a result has; 0 if none has any, as in a generation."""
     return max(result.sizes.get("draw", 0) for result in results.values())
 
 
 def _draw_stage(ax: Axes, measure: str, caption: Mapping[str, Any], results: Mapping[str, xr.Dataset]) -> None:
-    """One measure; its axis has the values' own range, to zero at least."""
+    """Draw one measure; its axis has the range of the values, to zero at least."""
     for number, result in enumerate(results.values()):
         if measure in result:
             _curve(ax, result[measure], number)
@@ -277,7 +288,7 @@ def _draw_stage(ax: Axes, measure: str, caption: Mapping[str, Any], results: Map
 def plot_photographs(
     likelihoods: Mapping[str, xr.DataArray], timings: Mapping[str, xr.Dataset], explained: Mapping[str, str]
 ) -> Figure:
-    """When each of several photographs is recognised as what it is: their curves, and below them the crossings.
+    """Draw the likelihood of each photograph's own label, and below it when the label is recognised.
 
     All by the photograph's name: `likelihoods` (step, draw, label), `timings` as in `plot_likelihood`, and the label
     that was `explained`. Photographs are in the order of their onset; a level that is never reached is an open marker
@@ -305,12 +316,13 @@ def plot_photographs(
 
 
 def _onset(crossing: xr.DataArray) -> float:
+    """Return the median crossing of the first level, infinite if it is never crossed."""
     first = _ends(crossing)[0]
     return math.inf if math.isnan(first) else first
 
 
 def _draw_crossings(ax: Axes, crossings: Sequence[xr.DataArray], end: float) -> None:
-    """A row per photograph from the top, its levels one below the other, so that their bars do not cover each other."""
+    """Draw a row per photograph from the top, its levels one below the other, so that no bar covers another."""
     _ruled(ax, np.array([0, end])).grid(False)
     ax.grid(axis="x", color=RULE, linewidth=0.8)
     for row, crossing in enumerate(crossings):
@@ -319,22 +331,24 @@ def _draw_crossings(ax: Axes, crossings: Sequence[xr.DataArray], end: float) -> 
             interval = three(crossing.sel(level=level))
             _mark(ax, interval, row + offset, shape, _style(row), end)
             if math.isnan(interval[1]):
-                _say_never(ax, end, row + offset, "never" if math.isnan(interval[0]) else "in some draws")
+                _write_never(ax, end, row + offset, "never" if math.isnan(interval[0]) else "in some draws")
         ax.axhline(row + 0.5, color=RULE, linewidth=0.8)
     ax.set_ylim(len(crossings) - 0.5, -0.5)
 
 
-def _say_never(ax: Axes, end: float, y: float, text: str) -> None:
+def _write_never(ax: Axes, end: float, y: float, text: str) -> None:
+    """Write a text beside the marker of a level that is never reached."""
     away: dict[str, Any] = dict(xytext=(7, 0), textcoords="offset points", annotation_clip=False)
     ax.annotate(text, (end, y), fontsize=7.5, color=FAINT, va="center", **away)
 
 
 def _row_label(name: str, label: str) -> str:
+    """Return a photograph's name and label, each on a line."""
     return f"{shortened(name, 24)}\n{shortened(label.split(',')[0], 24)}"
 
 
 def _label_rows(ax: Axes, texts: Sequence[str]) -> None:
-    """Names beside the rows, each with a sample of its line between it and the axes."""
+    """Write names beside the rows, each with a sample of its line between it and the axes."""
     ax.set_yticks(range(len(texts)), texts, fontsize=8)
     ax.tick_params(axis="y", length=0, pad=32)
     for number, tick in enumerate(ax.get_yticklabels()):
@@ -347,7 +361,7 @@ def _label_rows(ax: Axes, texts: Sequence[str]) -> None:
 def drawn(
     frames: xr.Dataset, results: Mapping[str, xr.Dataset], likelihood: xr.DataArray, timing: xr.Dataset, label: str
 ) -> Iterator[tuple[str, Figure]]:
-    """(file stem, figure) of all that the data of one picture allow, made one at a time as they are asked for.
+    """Yield (file stem, figure) of everything that the data of one picture allow, each made when it is asked for.
 
     "likelihood", each method's name with its grid, "zooms" and, where a method has measures of its maps, "stages".
     """

@@ -9,14 +9,14 @@ MOMENTS = {"0.05": "onset", "0.5": "half", "0.9": "ninety per cent"}
 
 
 def explained_steps(result: xr.Dataset) -> list[int]:
-    """The steps whose map has at least one finite value; an interrupted run leaves the others as NaN."""
+    """Return the steps whose map has at least one finite value; an interrupted run leaves the others as NaN."""
     saliency = result["saliency"]
     finished = saliency.notnull().any([dim for dim in saliency.dims if dim != "step"])
     return [int(step) for step in saliency["step"].values[finished.values]]
 
 
 def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
-    """(label, dataset over step, y, x) for each entry of one further dimension, such as `token`; else one, unlabelled.
+    """Return (label, dataset over step, y, x) for each entry of one further dimension, such as `token`, or for "".
 
     >>> import numpy as np
     >>> grid = np.zeros((1, 2, 4, 4))
@@ -32,22 +32,22 @@ def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
 
 
 def is_layered(result: xr.Dataset) -> bool:
-    """Whether there are maps of several entries of a further dimension, such as `token`; draws are none of these."""
+    """Return True if there are maps of several entries of a further dimension, such as `token`; draws do not count."""
     return any(size > 1 for dim, size in result["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
 
 
 def is_noised(pictures: xr.Dataset) -> bool:
-    """Whether these are frames of a noised photograph, and not the steps of a model that expects a picture."""
+    """Return True for frames of a noised photograph, and False for steps of a model, which expects a picture."""
     return "pred_original_sample" not in pictures
 
 
 def unit_of(pictures: xr.Dataset) -> str:
-    """What one place of the sequence is called."""
+    """Return the word for one place of the sequence."""
     return "frame" if is_noised(pictures) else "step"
 
 
 def clean_pictures(pictures: xr.Dataset) -> xr.DataArray:
-    """(step, row, column, channel): what the model expects at each step; the frames themselves where nothing is."""
+    """Return the clean predictions (step, row, column, channel), or the frames themselves of a noised photograph."""
     return pictures["sample" if is_noised(pictures) else "pred_original_sample"]
 
 
@@ -66,27 +66,32 @@ def captions_of(results: Iterable[xr.Dataset]) -> dict[str, dict[str, Any]]:
 
 
 def three(values: xr.DataArray) -> tuple[float, float, float]:
-    """Low, median and high of what has no other dim than `quantile`."""
+    """Return low, median and high of values whose only dim is `quantile`."""
     low, median, high = (float(values.sel(quantile=name)) for name in ("low", "median", "high"))
     return low, median, high
 
 
 class Explained(Protocol):
-    """What a page is made from, an `Explanation`: the run, its pictures over all steps, and the methods' results.
+    """The parts of an `Explanation` that pages and figures read.
 
-    Where a classifier looked on, `likelihood` (step, draw, label) and its moments over draws, `timing`; else None.
+    `likelihood` (step, draw, label) and its moments over draws, `timing`, are None if no classifier looked on.
     """
 
     @property
-    def run(self) -> dict[str, Any]: ...
+    def run(self) -> dict[str, Any]:
+        """The record of the run."""
 
     @property
-    def pictures(self) -> xr.Dataset: ...
+    def pictures(self) -> xr.Dataset:
+        """The pictures of all steps."""
 
     @property
-    def likelihood(self) -> xr.DataArray | None: ...
+    def likelihood(self) -> xr.DataArray | None:
+        """The likelihood of each label."""
 
     @property
-    def timing(self) -> xr.Dataset | None: ...
+    def timing(self) -> xr.Dataset | None:
+        """The moments of each label."""
 
-    def methods(self) -> dict[str, xr.Dataset]: ...
+    def methods(self) -> dict[str, xr.Dataset]:
+        """Return the results by method."""

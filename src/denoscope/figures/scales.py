@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap
 from .theme import DIVERGING, SEQUENTIAL
 
 OUTLIER_PERC = 5
-"""What a clipped colour scale leaves beyond its end, in per cent of the summed magnitude; see `outlier_scale`."""
+"""Per cent of the summed magnitude that lie beyond the end of a clipped colour scale; see `outlier_scale`."""
 
 
 class Limits(NamedTuple):
@@ -27,13 +27,13 @@ class Limits(NamedTuple):
     def flat(self) -> bool:
         return self.low == self.high
 
-    def cmap(self, given: str | Colormap | None = None) -> Colormap:
-        """The colour map asked for, or the one that suits the signs of the values."""
-        return matplotlib.colormaps.get_cmap(given or (DIVERGING if self.signed else SEQUENTIAL))
+    def cmap(self, chosen: str | Colormap | None = None) -> Colormap:
+        """Return the colour map chosen, or the one that suits the signs of the values."""
+        return matplotlib.colormaps.get_cmap(chosen or (DIVERGING if self.signed else SEQUENTIAL))
 
 
 def colour_limits(result: xr.Dataset, signed: bool | None = None) -> Limits:
-    """The limits one colour scale needs for all the maps given: choose the steps to choose what is shared.
+    """Return the limits of one colour scale for all maps of a result; the steps of the result share it.
 
     `colour_limits(method)` is shared by all steps, `colour_limits(method.sel(step=8))` is that step's own. A scale is
     signed when it is asked to be, else as the method's attribute `signed` says, else when a value is negative.
@@ -51,7 +51,10 @@ def colour_limits(result: xr.Dataset, signed: bool | None = None) -> Limits:
 
 
 def error_limits(result: xr.Dataset) -> Limits:
-    """From zero to half of the map's range or more: full colour is where two standard errors are all there is."""
+    """Return the limits of standard errors: from zero to half of the map's range, or to the largest error.
+
+    At full colour, two standard errors are as large as the map's range.
+    """
     errors, limits = result["standard_error"].values, colour_limits(result)
     largest = float(errors[np.isfinite(errors)].max(initial=0.0))
     reach = limits.high if limits.signed else limits.high - limits.low
@@ -59,8 +62,10 @@ def error_limits(result: xr.Dataset) -> Limits:
 
 
 def outlier_scale(saliency: np.ndarray, outlier_perc: float = OUTLIER_PERC) -> float:
-    """Where the scale of a map ends, any shape: the smallest magnitude above which at most so many per cent of the
-    sum of magnitudes lie, as Captum's heat maps have it; 0 for a map that is zero or NaN everywhere.
+    """Return the end of a map's scale without outliers, for a map of any shape; 0 for a map of zeros or NaN.
+
+    It is the smallest magnitude above which at most `outlier_perc` per cent of the sum of magnitudes lie, as in
+    Captum's heat maps.
 
     >>> outlier_scale(np.arange(1.0, 101.0), 5)  # 99 and 100 are 3.9 % of the sum
     98.0
@@ -82,6 +87,6 @@ def clipped_limits(result: xr.Dataset, outlier_perc: float = OUTLIER_PERC, signe
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Whether the finite values differ by no more than rounding does."""
+    """Return True if the finite values differ by no more than rounding does."""
     values = values[np.isfinite(values)]
     return not values.size or bool(np.ptp(values) <= 1e-6 * np.abs(values).max())

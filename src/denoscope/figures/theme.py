@@ -1,4 +1,4 @@
-"""Colours, and numbers as people write them."""
+"""Colours and looks of lines, and numbers and labels as people write them."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from typing import NamedTuple
 import xarray as xr
 from matplotlib.axes import Axes
 
-FIGURE_SIDE, FRAME_SIDE = 256, 512  # pixels of one picture in a figure and in the time line, at most
+FIGURE_SIDE, FRAME_SIDE = 256, 512
+"""Pixels of one picture in a figure and in the time line, at most."""
 
 
 def bare(ax: Axes) -> Axes:
-    """No ticks, and no frame around what is a picture."""
+    """Remove ticks and frame from axes that hold a picture."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
@@ -19,12 +20,14 @@ def bare(ax: Axes) -> Axes:
 
 
 def heading(pictures: xr.Dataset, step: int) -> str:
-    here = pictures.sel(step=step)
-    return f"step {step}\nt = {readable(float(here['timestep']), 4)}\nlog-SNR {readable(float(here['log_snr']))}"
+    """Return a step's index, time step and log-SNR on three lines."""
+    at_step = pictures.sel(step=step)
+    timestep, log_snr = readable(float(at_step["timestep"]), 4), readable(float(at_step["log_snr"]))
+    return f"step {step}\nt = {timestep}\nlog-SNR {log_snr}"
 
 
 def short_labels(labels: Sequence[str]) -> dict[str, str]:
-    """The first synonym of each label, or all of them where two labels share it.
+    """Return the first synonym of each label, or all synonyms if two labels share the first.
 
     >>> short_labels(["tiger, Panthera tigris", "crane, bird", "crane, machine"])
     {'tiger, Panthera tigris': 'tiger', 'crane, bird': 'crane, bird', 'crane, machine': 'crane, machine'}
@@ -55,7 +58,7 @@ def hue_and_dash(number: int, hues: Sequence[str] = HUES, dashes: Sequence[str] 
 
 
 def readable(number: float, digits: int = 3) -> str:
-    """A number as people print it, with a real minus sign.
+    """Return a number as people print it, with a real minus sign.
 
     >>> [readable(value) for value in (-0.012345, 1234567.0, float("inf"), float("nan"), 8)]
     ['−0.0123', '1.23e+06', '∞', 'n/a', '8']
@@ -67,7 +70,8 @@ def readable(number: float, digits: int = 3) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """
+    """Return the text cut to at most `most` characters.
+
     >>> shortened("tabby", 5), shortened("tabby cat", 5)
     ('tabby', 'tabb…')
     """
@@ -75,7 +79,7 @@ def shortened(text: str, most: int) -> str:
 
 
 class Key(NamedTuple):
-    """How the line of a label is drawn; the explained one in the colour of the text, without gaps."""
+    """The look of a label's line; the explained label's has the colour of the text and no gaps."""
 
     label: str
     hue: str

@@ -19,7 +19,7 @@ from .theme import DIVERGING, FAINT, INK, bare, readable, short_labels
 DPI = 100
 SHEET_WIDTH, ZOOM_SIDE = 1150, 224
 """Pixels across the tiles of a grid, and of the side of a zoomed tile."""
-GAP, EDGE, LEAST_WIDTH = 4, 12, 480
+TILE_GAP, EDGE, LEAST_WIDTH = 4, 12, 480
 """Pixels between two tiles, around all tiles, and of the whole sheet's width."""
 FOR, AGAINST = (np.array(matplotlib.colormaps[DIVERGING](end)[:3]) * 255 for end in (0.9, 0.1))
 OPACITY = 0.9
@@ -133,7 +133,9 @@ def _sheet(tiles: Tiles, title: str, left: int) -> Sheet:
     columns = max(column for _, column in tiles) + 1
     height, width = next(iter(tiles.values())).shape[:2]
     least_width = max(LEAST_WIDTH, 260 + 9 * len(title))
-    return Sheet(rows, columns, width, height, GAP, left=left, bottom=EDGE, right=EDGE, top=0, least_width=least_width)
+    return Sheet(
+        rows, columns, width, height, TILE_GAP, left=left, bottom=EDGE, right=EDGE, top=0, least_width=least_width
+    )
 
 
 def _mosaic(sheet: Sheet, tiles: Tiles) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The moving picture of a run."""
+"""The moving picture of a run: its clean prediction step by step, with maps."""
 
 import io
 import os
@@ -29,9 +29,9 @@ def timeline_gif(
     alpha: float = ALPHA,
     milliseconds: int = 320,
 ) -> Path:
-    """The clean prediction step by step, beside it the methods' maps, as a looping GIF at least 256 px high or wide.
+    """Write the clean prediction step by step, beside it the maps, as a looping GIF at least 256 px high or wide.
 
-    A method with a further dimension, such as `token`, has a small map for each entry below. A step that was not
+    A result with a further dimension, such as `token`, has a small map for each entry below. A step that was not
     explained shows the map of the nearest explained step, and the frame says so. The file appears whole or not at all.
     """
     path = Path(path)
@@ -44,12 +44,12 @@ def timeline_gif(
 
 
 def _compact(frame: Image.Image) -> Image.Image:
-    """At most 256 colours without dithering, whose noise a GIF would have to store."""
+    """Reduce to 256 colours without dithering, whose noise a GIF would have to store."""
     return frame.quantize(256, dither=Image.Dither.NONE)
 
 
 class _Panel(NamedTuple):
-    """A picture of a frame of the time line, with what stands above it."""
+    """A picture in a frame of the time line, with the title and note above it."""
 
     title: str
     note: str
@@ -59,6 +59,7 @@ class _Panel(NamedTuple):
 def _frames(
     pictures: xr.Dataset, results: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
 ) -> Iterator[Image.Image]:
+    """Yield a frame for every step: the large pictures first, and rows of small maps below."""
     steps = explained_steps(results[0]) if results else []
     for step in map(int, pictures["step"].values):
         picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
@@ -76,12 +77,12 @@ def _frames(
 def _panels(
     result: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
 ) -> Iterator[_Panel]:
-    """The method's maps of the nearest explained step; none where no step was finished."""
+    """Yield the maps of a result at the nearest explained step; none if no step was finished."""
     limits, small = colour_limits(result), is_layered(result)
     for label, layer in layers(result):
         if not (steps := explained_steps(layer)):
             continue
-        nearest = min(steps, key=lambda known: abs(known - step))
+        nearest = min(steps, key=lambda explained: abs(explained - step))
         note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
         if small:
             note = "" if nearest == step else f"of step {nearest}"
@@ -91,7 +92,7 @@ def _panels(
 
 
 def _frame(pictures: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
-    """One frame of the time line: titled pictures in rows, and below them where in the run this is."""
+    """Draw one frame of the time line: titled pictures in rows, and below them the place in the run."""
     margin, head, foot = 16, 46, 50
     columns = [max(row[0].picture.shape[1], 256 if row is rows[0] else SMALL_SIDE) for row in rows]
     heights = [head + row[0].picture.shape[0] for row in rows]
@@ -113,7 +114,7 @@ def _frame(pictures: xr.Dataset, step: int, marked: list[int], rows: Sequence[Se
 def _draw_progress(
     draw: ImageDraw.ImageDraw, pictures: xr.Dataset, step: int, marked: list[int], where: tuple[int, int, int]
 ) -> None:
-    """A line for the run, a tick for each explained step, a dot for this one."""
+    """Draw a line for the run, a tick for each explained step, and a dot for this step."""
     left, right, y = where
     first, last = int(pictures["step"].values[0]), int(pictures["step"].values[-1])
 
@@ -127,5 +128,5 @@ def _draw_progress(
 
 
 def _font(size: int) -> Any:
-    """DejaVu Sans comes with matplotlib, so that frames look alike on every machine."""
+    """Return DejaVu Sans, which comes with matplotlib, so that frames look alike on every machine."""
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

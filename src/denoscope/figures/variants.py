@@ -1,7 +1,7 @@
-"""The variants of a run as one still picture: a strip of clean predictions each, on one axis of noise, and their steps.
+"""The still picture of several variants: a strip of clean predictions each, on one axis of noise, and their steps.
 
-Columns are noise levels that all variants share, evenly spread in log-SNR, so that what is below one another has the
-same noise left; the last column is the finished picture.
+Columns are noise levels that all variants share, evenly spread in log-SNR: pictures below one another have the same
+noise left. The last column is the finished picture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,18 @@ from .theme import FAINT, FIGURE_SIDE, HUES, INK, RULE, bare, readable, shortene
 from .words import plot_totals
 
 LEVELS_DRAWN = 8
-CELL, LANE, BARS = 1.2, 0.32, 2.4  # inches: a picture, a row of steps, the bars of all words
+CELL, LANE, BARS = 1.2, 0.32, 2.4
+"""Inches of a picture, of a row of steps, and of the bars of all words."""
 
 
 def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any]) -> Figure:
-    """Strips of clean predictions, below them where each variant's steps are, and the words' totals where known.
+    """Draw strips of clean predictions, below them each variant's steps, and the totals of words if there are any.
 
-    `run` is what `variants.record` says; its titles name the rows.
+    `run` is the record of the comparison; its titles name the rows.
     """
     sequences = {str(run["variants"][name]["title"]): each.pictures for name, each in explanations.items()}
-    totals = {told["title"]: told["relevance"] for told in run["variants"].values() if told["relevance"]}
+    variants = run["variants"].values()
+    totals = {variant["title"]: variant["relevance"] for variant in variants if variant["relevance"]}
     axis = Axis.of(list(sequences.values()))
     heights = [CELL * len(sequences), LANE * len(sequences) + 0.3, BARS if totals else 0]
     rows = sum(height > 0 for height in heights)
@@ -46,7 +48,7 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
 
 
 def shared_levels(axis: Axis, number: int = LEVELS_DRAWN) -> list[int]:
-    """The places of so many of the axis' levels, the nearest to an even spread in log-SNR.
+    """Return the places of `number` levels of the axis, the nearest to an even spread in log-SNR.
 
     >>> levels = np.array([-6.0, -5.9, -5.8, 0.0, 6.0])
     >>> shared_levels(Axis(levels, levels), 3)
@@ -58,7 +60,7 @@ def shared_levels(axis: Axis, number: int = LEVELS_DRAWN) -> list[int]:
 
 
 def _draw_strips(part: Any, sequences: Mapping[str, xr.Dataset], axis: Axis) -> None:
-    """A row for each variant: its clean predictions at the shared levels, and the picture it ended with."""
+    """Draw a row for each variant: its clean predictions at the shared levels, and its finished picture."""
     chosen = shared_levels(axis)
     grid = part.subplots(len(sequences), LEVELS_DRAWN + 1, squeeze=False)
     for row, (title, pictures) in zip(grid, sequences.items(), strict=True):
@@ -73,7 +75,7 @@ def _draw_strips(part: Any, sequences: Mapping[str, xr.Dataset], axis: Axis) -> 
 
 
 def _draw_lanes(ax: Axes, sequences: Mapping[str, xr.Dataset], axis: Axis) -> None:
-    """A mark for every step of every variant, over the bands of SNR."""
+    """Draw a mark for every step of every variant, over the bands of SNR."""
     low, high = axis.ends
     for edge in (np.log(1e-2), 0.0):
         ax.axvline(edge, color=RULE, linewidth=1)
@@ -89,7 +91,7 @@ def _draw_lanes(ax: Axes, sequences: Mapping[str, xr.Dataset], axis: Axis) -> No
 
 
 def _draw_totals(ax: Axes, totals: Mapping[str, Sequence[tuple[str, float]]]) -> None:
-    """The words of the first variant, and for each a bar of every variant that has the same ones."""
+    """Draw for each word of the first variant a bar of every variant that has the same words."""
     words = [word for word, _ in next(iter(totals.values()))]
     bars = {
         shortened(title, 30): xr.DataArray([value for _, value in values], {"token": words}, ("token",))
@@ -100,7 +102,7 @@ def _draw_totals(ax: Axes, totals: Mapping[str, Sequence[tuple[str, float]]]) ->
 
 
 def _named(ax: Axes, names: Sequence[str]) -> None:
-    """Rows from the top with their names, and nothing else but an axis below."""
+    """Name the rows from the top, and leave nothing else but an axis below."""
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_yticks(range(len(names)), [shortened(name, 22) for name in names])
     ax.tick_params(labelsize=8, color=RULE, labelcolor=INK)

@@ -1,4 +1,4 @@
-"""Which words a step serves, drawn: the relevance of words along a run, and what it adds up to under each schedule."""
+"""Curves of the relevance of words along a run, and bars of its totals under each schedule."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from .theme import FAINT, HUES, INK, RULE, Key, readable
 
 WORD_DASHES = ("none", "7 3", "2 3")
-"""A pattern for each round of the hues, so that three times as many words are told apart as there are hues."""
+"""A pattern for each round of the hues: three times as many words as hues are told apart."""
 
 
 def has_words(result: xr.Dataset) -> bool:
-    """Whether a result says how much each word counted at each step."""
+    """Return True if a result has the relevance of each word at each step."""
     return "relevance_scaled" in result and set(result["relevance_scaled"].dims) == {"step", "token"}
 
 
 def word_keys(words: Sequence[str]) -> list[Key]:
-    """How the line of each word is drawn; the first words, and those beyond eighteen, in full lines."""
+    """Return the look of each word's line; the first six words, and words beyond eighteen, have full lines."""
     return [
         Key(word, HUES[i % len(HUES)], WORD_DASHES[i // len(HUES) % len(WORD_DASHES)], explained=False)
         for i, word in enumerate(words)
@@ -28,9 +28,9 @@ def word_keys(words: Sequence[str]) -> list[Key]:
 
 
 def plot_curves(result: xr.Dataset, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """`relevance_scaled` (step, token) against the step, a line for each word; above, the log-SNR of the steps.
+    """Draw `relevance_scaled` (step, token) against the step, a line for each word; above, the log-SNR of the steps.
 
-    On the axes given, or on new ones with their own figure (`ax.figure`).
+    It is drawn on the axes given, or on new axes with their own figure (`ax.figure`).
     """
     ax = ax or Figure(figsize=(8.2, 3.9), layout="constrained", facecolor="white", dpi=110).subplots()
     steps = result["step"].values
@@ -45,7 +45,7 @@ def plot_curves(result: xr.Dataset, *, ax: Axes | None = None, title: str | None
 
 
 def plot_totals(totals: Mapping[str, xr.DataArray], *, ax: Axes | None = None, title: str = "") -> Axes:
-    """Bars for every word, one for each schedule by its name: Σ_t ρ_k(t), (token), with the same words in each."""
+    """Draw a bar for every word and schedule: Σ_t ρ_k(t), (token), by the schedule's name; all have the same words."""
     ax = ax or Figure(figsize=(8.2, 2.9), layout="constrained", facecolor="white", dpi=110).subplots()
     words = [str(word) for word in next(iter(totals.values()))["token"].values]
     places, width = np.arange(len(words)), 0.8 / len(totals)
@@ -59,6 +59,7 @@ def plot_totals(totals: Mapping[str, xr.DataArray], *, ax: Axes | None = None, t
 
 
 def _plain(ax: Axes, title: str) -> None:
+    """Give axes a title, quiet rules and no box."""
     ax.set_title(title, fontsize=9, color=INK, loc="left")
     ax.tick_params(labelsize=7.5, color=FAINT, labelcolor=INK, length=2)
     ax.spines[["top", "right"]].set_visible(False)
@@ -70,16 +71,16 @@ def _plain(ax: Axes, title: str) -> None:
 
 
 def _snr_above(ax: Axes, result: xr.Dataset) -> None:
-    """At a few of the steps, how much picture the sample holds: what other schedules share, when steps are not."""
+    """Add an axis above with the log-SNR of a few steps: schedules share log-SNR, and not steps."""
     steps = result["step"].values
-    shown = steps[np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))]
+    marked = steps[np.unique(np.linspace(0, len(steps) - 1, min(6, len(steps))).round().astype(int))]
     above = ax.secondary_xaxis("top")
-    above.set_xticks(shown, [readable(float(result["log_snr"].sel(step=step)), 2) for step in shown])
+    above.set_xticks(marked, [readable(float(result["log_snr"].sel(step=step)), 2) for step in marked])
     above.tick_params(labelsize=7.5, color=FAINT, labelcolor=FAINT, length=2)
     above.set_xlabel("log-SNR", fontsize=8, color=FAINT)
     above.spines["top"].set_visible(False)
 
 
 def _style(key: Key) -> Any:
-    """A dash of a page as matplotlib has it."""
+    """Return the dash of a page as matplotlib has it."""
     return "-" if key.dash == "none" else (0, tuple(float(part) / 2 for part in key.dash.split()))

@@ -1,1 +1,1 @@
-"""Pages, from arrays alone."""
+"""Self-contained pages of results, written from labelled arrays: no tensor, no model."""

@@ -1,4 +1,4 @@
-"""The likelihood of each label as a page shows it: lines and bands over draws, crossings, the table of the moments."""
+"""The likelihood of each label on a page: lines and bands over draws, crossings, the table of the moments."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from ..figures.results import Explained, three
 from ..figures.theme import DASHES, Key, hue_and_dash, readable
 from .page import column_middles, line, path, rounded
 
-# Labels have hues of their own, dark and light enough for both grounds, so that no line is taken for a method's.
 LABEL_HUES = ("#b8498a", "#b07d00", "#2f8fc4", "#7b6be0", "#4b8f4f")
+"""The hues of labels, for light and dark ground; no method has one of them."""
 LABEL_DASHES = DASHES[1:]
 """The dashes of the labels that are not explained."""
 INTERVAL = {"low": (0.05, "lower"), "median": (0.5, "linear"), "high": (0.95, "higher")}
@@ -20,10 +20,10 @@ INTERVAL = {"low": (0.05, "lower"), "median": (0.5, "linear"), "high": (0.95, "h
 
 
 def explained_label(explanation: Explained) -> str | None:
-    """The label whose maps these are: the run says it, and it is the first one where it does not."""
-    likelihood, said = explanation.likelihood, explanation.run.get("label")
-    labels = [] if likelihood is None else [str(label) for label in likelihood["label"].values]
-    return str(said) if said in labels else next(iter(labels), None)
+    """Return the label that the maps explain: the run's, or the first if the run names none; None without labels."""
+    likelihood, label = explanation.likelihood, explanation.run.get("label")
+    labels = [] if likelihood is None else [str(name) for name in likelihood["label"].values]
+    return str(label) if label in labels else next(iter(labels), None)
 
 
 def keys(labels: Sequence[str], explained: str | None) -> list[Key]:
@@ -36,7 +36,7 @@ def keys(labels: Sequence[str], explained: str | None) -> list[Key]:
 
 
 def interval(likelihood: xr.DataArray) -> xr.DataArray:
-    """(quantile, step, label): low, median and high over draws."""
+    """Return low, median and high over draws, (quantile, step, label)."""
     parts: list[xr.DataArray] = [
         likelihood.quantile(q, "draw", method=kind, skipna=False).drop_vars("quantile")  # type: ignore[arg-type]
         for q, kind in INTERVAL.values()
@@ -45,7 +45,7 @@ def interval(likelihood: xr.DataArray) -> xr.DataArray:
 
 
 def likelihoods(explanation: Explained) -> dict[int, list[dict[str, Any]]]:
-    """Of every step the classifier has looked at, each label's numbers."""
+    """Return the numbers of each label at every step that the classifier looked at."""
     if explanation.likelihood is None:
         return {}
     over = interval(explanation.likelihood)
@@ -53,7 +53,7 @@ def likelihoods(explanation: Explained) -> dict[int, list[dict[str, Any]]]:
 
 
 def numbers(low: float, median: float, high: float) -> dict[str, Any]:
-    """The three as what they look like and as what they are, of one label at one step."""
+    """Return low, median and high of a label at a step, as numbers for a bar and as texts."""
     edges = {"low": low, "median": median, "high": high}
     ends = dict.fromkeys([likely(low), likely(high)])  # once, where both look the same
     return {
@@ -64,7 +64,7 @@ def numbers(low: float, median: float, high: float) -> dict[str, Any]:
 
 
 def likely(value: float) -> str:
-    """A likelihood to three decimals; what would look like 0 or 1 and is not says so.
+    """Return a likelihood with three decimals; a value near 0 or 1 does not look like 0 or 1.
 
     >>> [likely(value) for value in (0.12345, 1e-5, 0.99999, 1.0, float("nan"))]
     ['0.123', '< 0.001', '> 0.999', '1', 'n/a']
@@ -77,7 +77,7 @@ def likely(value: float) -> str:
 
 
 def recognition(explanation: Explained) -> dict[str, Any] | None:
-    """The chart of the likelihoods, the table of their moments, and what the template says about them."""
+    """Return the chart of the likelihoods, the table of their moments, and their facts; None without a likelihood."""
     likelihood, label = explanation.likelihood, explained_label(explanation)
     if likelihood is None or label is None:
         return None
@@ -92,6 +92,7 @@ def recognition(explanation: Explained) -> dict[str, Any] | None:
 
 
 def _likelihood_chart(explanation: Explained, label: str, lines: Sequence[Key]) -> dict[str, Any]:
+    """Return the chart of the likelihoods: ticks, lines, marks of the explained label, its critical window."""
     steps, timing = explanation.pictures["step"].values, explanation.timing
     over = interval(explanation.likelihood) if explanation.likelihood is not None else xr.DataArray()
     return {
@@ -103,7 +104,7 @@ def _likelihood_chart(explanation: Explained, label: str, lines: Sequence[Key]) 
 
 
 def curve(over: xr.DataArray, steps: np.ndarray) -> dict[str, str]:
-    """The line of a median (quantile, step) and the band between low and high, as paths in per cent of the box."""
+    """Return the line of a median (quantile, step) and the band from low to high, as paths in per cent of the box."""
     rows = {name: line(over.sel(quantile=name), column_middles(steps), 0, 1)["points"] for name in INTERVAL}
     if len(rows["median"]) == 1:  # a single point would be nothing to see: as wide as its column
         half = 50 / len(steps)
@@ -113,13 +114,13 @@ def curve(over: xr.DataArray, steps: np.ndarray) -> dict[str, str]:
 
 
 def level_ticks(timing: xr.Dataset | None) -> list[tuple[float, str]]:
-    """Rules at 0 and 1, and at the levels whose crossings are marked."""
+    """Return (place, text) of the rules at 0 and 1, and at the levels whose crossings are marked."""
     levels = [0.5] if timing is None else [float(level) for level in timing["level"].values]
     return [(100 * (1 - level), readable(level)) for level in sorted({0.0, *levels, 1.0})]
 
 
 def crossings(timing: xr.Dataset | None, label: str, number: int) -> list[dict[str, Any]]:
-    """A mark for every level that a label crosses: where (per cent), in what interval, at which frame in words."""
+    """Return a mark for every level that a label crosses: its place and interval in per cent, its frame in words."""
     if timing is None:
         return []
     marks = []
@@ -132,11 +133,11 @@ def crossings(timing: xr.Dataset | None, label: str, number: int) -> list[dict[s
 
 
 def window(timing: xr.Dataset | None, label: str, number: int) -> dict[str, Any] | None:
-    """The critical window, from the lowest level's median crossing to the highest's; None where one is missing."""
+    """Return the critical window, from the lowest level's median crossing to the highest's; None if one is missing."""
     if timing is None:
         return None
-    found = timing["crossing"].sel(label=label, quantile="median")
-    first, last = (float(found.isel(level=i)) for i in (0, -1))
+    medians = timing["crossing"].sel(label=label, quantile="median")
+    first, last = (float(medians.isel(level=i)) for i in (0, -1))
     if not math.isfinite(first) or not math.isfinite(last):
         return None
     left, right = (100 * (x + 0.5) / number for x in (first, last))
@@ -144,7 +145,7 @@ def window(timing: xr.Dataset | None, label: str, number: int) -> dict[str, Any]
 
 
 def spread(values: Sequence[float], form: Callable[[float], str] = readable, never: str = "never") -> str:
-    """Low, median and high in words; NaN is a moment that never came.
+    """Return low, median and high in words; NaN is a moment that never came.
 
     >>> nan = float("nan")
     >>> spread([53.21, 55.94, nan]), spread([55.94] * 3), spread([nan] * 3)
@@ -155,7 +156,7 @@ def spread(values: Sequence[float], form: Callable[[float], str] = readable, nev
 
 
 def _moments(timing: xr.Dataset | None, lines: Sequence[Key]) -> dict[str, Any] | None:
-    """The table of the moments: a row for every label, its cells in words."""
+    """Return the table of the moments: a row for every label, its cells in words."""
     if timing is None:
         return None
     rows = [{"key": key, "cells": moment_cells(timing.sel(label=key.label))} for key in lines]
@@ -163,10 +164,11 @@ def _moments(timing: xr.Dataset | None, lines: Sequence[Key]) -> dict[str, Any] 
 
 
 def moment_head(timing: xr.Dataset) -> list[str]:
+    """Return the heads of the table of moments: the levels, and two more."""
     return [*(readable(float(level)) for level in timing["level"].values), "steepest", "final likelihood"]
 
 
-def moment_cells(own: xr.Dataset) -> list[str]:
-    """The moments of one label, in the order of `moment_head`."""
-    found = [spread(three(own["crossing"].sel(level=level))) for level in own["level"].values]
-    return [*found, spread(three(own["steepest"])), spread(three(own["final"]), likely, "n/a")]
+def moment_cells(timing: xr.Dataset) -> list[str]:
+    """Return the moments of one label in words, in the order of `moment_head`."""
+    crossed = [spread(three(timing["crossing"].sel(level=level))) for level in timing["level"].values]
+    return [*crossed, spread(three(timing["steepest"])), spread(three(timing["final"]), likely, "n/a")]

@@ -1,4 +1,4 @@
-"""What every page is made of: a template, pictures as data URIs, numbers in words, facts, lines and ticks, colours."""
+"""The parts of every page: templates, pictures as data URIs, numbers in words, tables, lines and ticks, colours."""
 
 import base64
 import io
@@ -22,13 +22,14 @@ from ..figures.scales import OUTLIER_PERC
 from ..figures.theme import DIVERGING, SEQUENTIAL, readable
 
 EXACT_SIDE, LARGEST_SIDE = 128, 512
+"""Pixels up to which a picture is carried exactly, and of the longer side of the largest picture."""
 NOISE_QUALITY = 60
-"""Of a noised frame as WebP: noise is all detail, and a lower quality keeps its look."""
+"""The quality of a noised frame as WebP: noise is all detail, and keeps its look at a lower quality."""
 NOISED_WORDS = {"draws": "draws of the noise: {}", "kind": "noising: {}"}
 
 
 def template(name: str) -> jinja2.Template:
-    """Everything that comes from a run is escaped: a prompt may contain markup."""
+    """Load a template; everything that comes from a run is escaped, as a prompt may contain markup."""
     folder = Path(__file__).parent / "templates"
     loader = jinja2.FileSystemLoader(folder)
     return jinja2.Environment(
@@ -37,7 +38,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def as_json(content: Any) -> str:
-    """JSON that can stand inside a script element of a page."""
+    """Return JSON that can stand inside a script element of a page."""
     return htmlsafe_json_dumps(content, separators=(",", ":"), allow_nan=False)
 
 
@@ -45,7 +46,7 @@ def as_json(content: Any) -> str:
 
 
 def picture_uri(picture: np.ndarray, side: int = LARGEST_SIDE, quality: int | None = None) -> str:
-    """(row, column, channel) uint8 as a data URI: exact (PNG) up to 128 px; above that at most `side` px, as WebP.
+    """Return (row, column, channel) uint8 as a data URI: exact (PNG) up to 128 px; above, at most `side` px, as WebP.
 
     With a `quality` it is WebP at any size.
     """
@@ -63,7 +64,7 @@ def picture_uri(picture: np.ndarray, side: int = LARGEST_SIDE, quality: int | No
 
 
 def rounded(values: Any) -> list[float | None]:
-    """Four significant digits of each.
+    """Return four significant digits of each value; None for values that are not finite.
 
     >>> rounded([0.123456, float("nan")])
     [0.1235, None]
@@ -72,7 +73,8 @@ def rounded(values: Any) -> list[float | None]:
 
 
 def counted(number: int, noun: str) -> str:
-    """
+    """Return a number with its noun.
+
     >>> counted(1, "frame"), counted(100, "frame")
     ('1 frame', '100 frames')
     """
@@ -80,7 +82,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def place_numbers(here: xr.Dataset) -> dict[str, Any]:
-    """Where a step is: its index, time step and log-SNR, in words."""
+    """Return a step's index, time step and log-SNR, in words."""
     return {
         "index": int(here["step"]),
         "timestep": readable(float(here["timestep"]), 4),
@@ -89,16 +91,17 @@ def place_numbers(here: xr.Dataset) -> dict[str, Any]:
 
 
 def clipped_share() -> str:
-    """The share beyond the ends of a clipped scale, in words."""
+    """Return the share beyond the ends of a clipped scale, in words."""
     return f"{OUTLIER_PERC:g}\N{NO-BREAK SPACE}%"
 
 
 def table_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Labels and texts for a table; lists and nested options on one line."""
+    """Return (label, text) for each row of a table; lists and nested options stand on one line."""
     return [(in_words(name), _text(value)) for name, value in values.items()]
 
 
 def _text(value: Any) -> str:
+    """Return a value in words."""
     if isinstance(value, Mapping):
         return ", ".join(f"{in_words(name)} {_text(entry)}" for name, entry in value.items())
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -111,11 +114,12 @@ def _text(value: Any) -> str:
 
 
 def in_words(name: str) -> str:
+    """Return an option's name in words."""
     return str(name).replace("_", " ").replace("num ", "number of ")
 
 
 def command_line(command: Any) -> str:
-    """A line for a shell, whether the run kept it as one or as a list of words."""
+    """Return the command as a line for a shell; a run records it as a line or a list of words."""
     return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else str(command or "")
 
 
@@ -123,18 +127,21 @@ def command_line(command: Any) -> str:
 
 
 def column_middles(steps: Sequence[int] | np.ndarray) -> dict[int, float]:
-    """Where each step is in a chart, in per cent: the middle of its column."""
+    """Return the middle of each step's column in a chart, in per cent."""
     return {int(step): 100 * (i + 0.5) / len(steps) for i, step in enumerate(steps)}
 
 
 def step_ticks(steps: np.ndarray) -> list[tuple[float, int]]:
-    """A few round steps and where they are."""
+    """Return (place in per cent, step) of a few round steps."""
     chosen = _ticks([int(step) for step in steps], integer=True)
     return [(x, step) for step, x in column_middles(steps).items() if step in chosen]
 
 
 def line(series: xr.DataArray, places: Mapping[int, float], low: float, high: float) -> dict[str, Any]:
-    """A path and its points from (step) values; those outside the range lie on its border, missing ones nowhere."""
+    """Return the path, points and ticks of (step) values in a chart from `low` to `high`.
+
+    Values outside the range lie on its border; missing values have no point.
+    """
     pairs = zip(series["step"].values.tolist(), series.values.tolist(), strict=True)
     points = [(places[step], 100 * (high - min(max(value, low), high)) / (high - low)) for step, value in pairs
               if math.isfinite(value)]  # fmt: skip
@@ -147,11 +154,12 @@ def line(series: xr.DataArray, places: Mapping[int, float], low: float, high: fl
 
 
 def path(points: Sequence[tuple[float, float]]) -> str:
+    """Return the points as an SVG path."""
     return "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points) if points else ""
 
 
 def span(values: np.ndarray) -> tuple[float, float]:
-    """Round numbers around the finite values, with a little room for a single one."""
+    """Return round numbers around the finite values, with a little room for a single value."""
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     ticks = MaxNLocator(4).tick_values(low - 1e-6, high + 1e-6)
@@ -164,6 +172,7 @@ def _ticks(values: Sequence[float], integer: bool = False) -> list[float]:
 
 
 def is_series(result: xr.Dataset, name: str) -> bool:
+    """Return True if a result has a number of this name for each step."""
     return name in result and result[name].dims == ("step",)
 
 
@@ -171,7 +180,7 @@ def is_series(result: xr.Dataset, name: str) -> bool:
 
 
 def palettes() -> dict[str, list[str]]:
-    """The colours of every colour map that a page may need, from the lowest value to the highest."""
+    """Return the colours of every colour map that a page may need, from the lowest value to the highest."""
     return {name: _colours(name) for name in (SEQUENTIAL, DIVERGING)}
 
 
@@ -180,4 +189,5 @@ def _colours(name: str, number: int = 256) -> list[str]:
 
 
 def gradient(name: str) -> str:
+    """Return a colour map as a CSS gradient."""
     return f"linear-gradient(to right, {', '.join(_colours(name, 17))})"

@@ -10,7 +10,7 @@ from .page import column_middles, line
 
 
 def word_charts(pictures: xr.Dataset, results: Mapping[str, xr.Dataset]) -> list[dict[str, Any]]:
-    """For a page: of each method that has words, its title and a line for every word, in per cent of the chart."""
+    """Return a chart for each result that has words: its title and a line for every word, in per cent of the chart."""
     places = column_middles(pictures["step"].values)
     charts = []
     for name, result in results.items():

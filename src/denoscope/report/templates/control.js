@@ -5,8 +5,8 @@ function stepControl(draw, pause, pressed = () => false) {
   const slider = one("#step"), button = one("#play"), last = data.steps.length - 1;
   let at = 0, timer = null;
 
-  function show(asked) {
-    at = clamp(asked, 0, last);
+  function show(place) {
+    at = clamp(place, 0, last);
     const step = data.steps[at];
     slider.value = at;
     slider.setAttribute("aria-valuetext", `${data.unit} ${step.index}, time step ${step.timestep}, log-SNR ${step.log_snr}`);
@@ -18,8 +18,8 @@ function stepControl(draw, pause, pressed = () => false) {
 
   // A step by its index, which need not be its place.
   function showIndex(index) {
-    const found = data.steps.findIndex(step => step.index === index);
-    show(found < 0 ? last : found);
+    const place = data.steps.findIndex(step => step.index === index);
+    show(place < 0 ? last : place);
   }
 
   function showHash() {

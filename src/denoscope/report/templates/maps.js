@@ -1,5 +1,5 @@
 "use strict";
-// What every page needs: its data and elements, numbers in words, carried values, colours, a canvas, a likelihood.
+// The parts of every page: its data and elements, numbers in words, carried values, colours, a canvas, a likelihood.
 const maps = (() => {
   const data = JSON.parse(document.getElementById("payload").textContent);
   const one = (selector, root = document) => root.querySelector(selector);
@@ -26,7 +26,7 @@ const maps = (() => {
 
   const palettes = Object.fromEntries(Object.entries(data.colours).map(([name, all]) => [name, all.map(hex => bytes(hex))]));
 
-  // Of what is carried for some steps, the one nearest to a step; undefined where there is none.
+  // The step nearest to `here` among the steps of a map; undefined if there is none.
   function nearest(carried, here) {
     return Object.keys(carried).map(Number).sort((a, b) => Math.abs(a - here) - Math.abs(b - here))[0];
   }
@@ -66,7 +66,7 @@ const maps = (() => {
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
-  // The map of a card of a page that compares: that of the nearest explained step, and the words below it.
+  // The map of a card: the map of the nearest explained step, and the words below it.
   function drawMap(card, { title, maps: carried, shape, limits, colours }, here, unit) {
     const explained = nearest(carried, here), flat = explained === undefined || limits[0] === limits[1];
     one(".map", card).hidden = flat;

@@ -26,10 +26,10 @@
     const method = methodOf(article), apart = view.apart && method.layers.length > 1;
     if (view.shared && !apart) return method.limits;
     const entries = apart ? [method.layers[entry]] : method.layers, here = control.step.index;
-    const found = entries.flatMap(maps => view.shared ? Object.values(maps) : maps[here] ?? []);
-    if (!found.length) return method.limits;
-    if (found.length === 1 && found[0].limits) return found[0].limits;
-    return scaleOf(found.flatMap(map => values(map.values)), method.signed);
+    const carried = entries.flatMap(maps => view.shared ? Object.values(maps) : maps[here] ?? []);
+    if (!carried.length) return method.limits;
+    if (carried.length === 1 && carried[0].limits) return carried[0].limits;
+    return scaleOf(carried.flatMap(map => values(map.values)), method.signed);
   }
 
   // One hue that the page chooses for its light or dark ground, from nothing to full strength.
@@ -131,7 +131,7 @@
     readout.textContent = `Row ${row}, column ${column}${block}: ${text}`;
   }
 
-  // What an entry has at the cell that is pointed at, so that entries compare.
+  // An entry's value at the cell that is pointed at, so that entries can be compared.
   function valueAt(article, entry) {
     const map = view.place && mapOf(article, entry);
     if (!map) return "";
