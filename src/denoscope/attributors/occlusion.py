@@ -22,7 +22,7 @@ from .gradients import (
 )
 
 WINDOWS_A_SIDE = 15
-"""How many windows fit beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
+"""The number of windows beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
 NEAR = 16
 """Covered samples at once through a score that computes only what a window changes."""
 EVALUATED = 32
@@ -32,7 +32,7 @@ EVALUATED = 32
 @register("occlusion")
 @dataclass(frozen=True)
 class Occlusion(PictureAttributor):
-    """How much a score falls when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
+    """The fall of a score when a window of the sample is covered (Zeiler and Fergus 2014), by Captum.
 
     >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)
 

@@ -317,20 +317,20 @@ class Relevance(Attributor):
 class _RelevanceOfRun(Attributor):
     """`Relevance` for the steps of a run whose text side is read."""
 
-    asked: Relevance
+    settings: Relevance
     text: TextSide
     title: str
     reading: str
 
     def options(self) -> dict[str, Any]:
-        return self.asked.options()
+        return self.settings.options()
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
         predict, size = step.half(self.text.half), step.grid
         attentions = weighed(self.text.denoiser, lambda: predict(step.sample))
         _refuse_joint(attentions, self.text)
-        if self.asked.by_block:
+        if self.settings.by_block:
             attentions.sort(key=_published_place)
         R_iq = propagated(attentions, self.text.excess, size)
         if not torch.isfinite(R_iq).all():
@@ -356,7 +356,7 @@ class _RelevanceOfRun(Attributor):
     def _counted(self, words: Sequence[Word]) -> list[Word]:
         """Return, for each word, the word whose relevance it gets."""
         last = {word.text: word for word in words}
-        return [last[word.text] if self.asked.last_repetition else word for word in words]
+        return [last[word.text] if self.settings.last_repetition else word for word in words]
 
 
 def scaled(values: np.ndarray) -> np.ndarray:

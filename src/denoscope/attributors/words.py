@@ -125,7 +125,7 @@ class Words(Attributor):
 class _WordsOfRun(Attributor):
     """Word maps of a run whose words are read; `maps_at` returns the maps of all their tokens, (tokens, h, w)."""
 
-    asked: Words
+    settings: Words
     words: Sequence[Word]
     maps_at: Callable[[Step], torch.Tensor]
     picture_size: tuple[int, int]
@@ -134,7 +134,7 @@ class _WordsOfRun(Attributor):
     reading = Words.reading
 
     def options(self) -> dict[str, Any]:
-        return {**self.asked.options(), "picture_size": self.picture_size}
+        return {**self.settings.options(), "picture_size": self.picture_size}
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         maps, positions = self.maps_at(trace_step(step)).cpu().numpy(), _positions(self.words)
@@ -153,7 +153,7 @@ class _WordsOfRun(Attributor):
 class RecordedWords:
     """The word maps of a recording: each step's maps of every token, (pictures, tokens, h, w)."""
 
-    asked: Words
+    settings: Words
     maps_by_step: list[torch.Tensor] = field(default_factory=list)
     last_sample: torch.Tensor | None = None
     _now: "LayerMean | None" = None
@@ -171,7 +171,7 @@ class RecordedWords:
                 "for each half of guidance, or the scheduler was swapped meanwhile. Record the trace without listening "
                 "and replay it: Words()(trace)."
             )
-        self._now = LayerMean(grid_of_samples(sample), self.asked.heads)
+        self._now = LayerMean(grid_of_samples(sample), self.settings.heads)
 
     def hear(self, call: AttentionCall) -> None:
         """Add the attention of a cross-attention layer."""
@@ -181,7 +181,9 @@ class RecordedWords:
         """Finish a step: the scheduler has made it. Only the wanted half is stored."""
         maps, self._now, self.last_sample = self._current().mean(), None, sample
         copies = len(maps) // len(sample)
-        self.maps_by_step.append(half_of(self.asked.half, maps.reshape(copies, len(sample), *maps.shape[1:]))[0].cpu())
+        self.maps_by_step.append(
+            half_of(self.settings.half, maps.reshape(copies, len(sample), *maps.shape[1:]))[0].cpu()
+        )
 
     def _current(self) -> "LayerMean":
         if self._now is None:
@@ -198,13 +200,13 @@ class RecordedWords:
         """
         picture = int(_prompted(trace).call.get("picture", 0))
         self._check(trace, picture)
-        words = self.asked.words_of(trace, self.maps_by_step[0].shape[1])
+        words = self.settings.words_of(trace, self.maps_by_step[0].shape[1])
         positions = _positions(words)
 
         def maps_at(step: Step) -> torch.Tensor:
             return self.maps_by_step[step.index][picture, positions]
 
-        return _WordsOfRun(self.asked, words, maps_at, picture_size(trace))(trace, steps)
+        return _WordsOfRun(self.settings, words, maps_at, picture_size(trace))(trace, steps)
 
     def _check(self, trace: Trace, picture: int) -> None:
         """Raise `InputError` for another trace than the recorded one."""
@@ -218,10 +220,10 @@ class RecordedWords:
 
 
 @torch.no_grad()
-def replayed(step: Step, asked: Words, layers: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
+def replayed(step: Step, settings: Words, layers: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
     """Return the maps of some positions of the text, (tokens, h, w), by replaying a step of one picture."""
-    (row,) = half_of(asked.half, torch.arange(step.replay.copies)).tolist()
-    mean = LayerMean(grid_of_samples(step.sample), asked.heads, slice(row, row + 1), positions)
+    (row,) = half_of(settings.half, torch.arange(step.replay.copies)).tolist()
+    mean = LayerMean(grid_of_samples(step.sample), settings.heads, slice(row, row + 1), positions)
 
     def hear(call: AttentionCall) -> None:
         mean.hear(call.layer, call.probabilities)
