@@ -24,16 +24,7 @@ from scenes import drawn, scene_of
 from work import benchmark_parser, in_turn, over_scenes, table_path
 
 from denoscope.attributors.masks import GridMasks
-from denoscope.evaluation import (
-    Attack,
-    MaximumBall,
-    attacks,
-    auroc,
-    bootstrap,
-    contrast_map,
-    gradient_map,
-    on_grid,
-)
+from denoscope.evaluation import Attack, MaximumBall, attacks, auroc, bootstrap, contrast_map, gradient_map, on_grid
 from denoscope.report.leaderboard import cell_text
 from denoscope.targets import Closeness
 

@@ -26,13 +26,7 @@ from work import benchmark_parser, over_scenes, table_path
 import denoscope
 from denoscope import DFRise
 from denoscope.errors import InputError
-from denoscope.evaluation import (
-    ConstantTime,
-    ShuffledTime,
-    bootstrap,
-    record_with_other_times,
-    time_agreement,
-)
+from denoscope.evaluation import ConstantTime, ShuffledTime, bootstrap, record_with_other_times, time_agreement
 from denoscope.evaluation.frequencies import band_agreement, band_powers, coarse_to_fine, emergence
 from denoscope.report.leaderboard import cell_text
 from denoscope.worlds.shapes.judge import judge

@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 
 from denoscope.commands.subjects import FIRST_SEED
-from denoscope.commands.workers import in_order
+from denoscope.commands.workers import results_in_order
 from denoscope.results.resumable import ResumableFolder
 
 Score = Callable[[int], Any]
@@ -57,7 +57,7 @@ def over_scenes(
     """
     work = ScoreInFolder(score, ResumableFolder.opened(options.out, settings, options.overwrite))
     scores, skipped = [], 0
-    results = in_order(work, seeds, _has_values, scenes, options.workers)
+    results = results_in_order(work, seeds, _has_values, scenes, options.workers)
     for values in track(results, description="scenes", total=scenes):
         if _has_values(values):
             scores.append(values)

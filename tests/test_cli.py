@@ -159,7 +159,7 @@ def test_usage(run, words):
 
 
 def test_the_help_names_every_method():
-    assert sorted(f"{cli.METHODS}, {cli.OF_LABEL}".split(", ")) == sorted(evaluated_methods())
+    assert sorted(f"{cli.RUN_METHODS}, {cli.OF_LABEL}".split(", ")) == sorted(evaluated_methods())
 
 
 def test_nothing_asked_is_help(run):

@@ -25,11 +25,11 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Click's; Click stands alone or inside Typer, by Typer's version
-Prompt = Annotated[str | None, Argument(help="What the picture should show; none for models without text.")]
+PromptWords = Annotated[str | None, Argument(help="What the picture should show; none for models without text.")]
 Out = Annotated[Path, Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier run in that folder.")]
-Masks = Annotated[int, Option("--masks", help="Masks per step for DF-RISE.")]
-METHODS = ", ".join(methods_for_runs())
+MaskCount = Annotated[int, Option("--masks", help="Masks per step for DF-RISE.")]
+RUN_METHODS = ", ".join(methods_for_runs())
 OF_LABEL = ", ".join(methods_for_labels())
 Scheduler = Annotated[str | None, Option(help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")]
 Guidance = Annotated[float | None, Option(help="Guidance scale w, off at 1 and below; the pipeline's own if left out.")]
@@ -38,8 +38,8 @@ Height = Annotated[int | None, Option(help="Height of the picture in pixels.")]
 Width = Annotated[int | None, Option(help="Width of the picture in pixels.")]
 Device = Annotated[str | None, Option("--device", help="Device, such as cpu, cuda or mps.")]
 Dtype = Annotated[str | None, Option("--dtype", help="float32, float16 or bfloat16.")]
-CHECKS = "localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
-Checks = Annotated[str | None, Option(help=CHECKS)]
+CHECKS_HELP = "localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
+Checks = Annotated[str | None, Option(help=CHECKS_HELP)]
 ModelName = Annotated[str, Option("--model", help="Bundled name, hub id or folder.")]
 Folder = Path("denoscope-out")
 
@@ -100,7 +100,7 @@ def options(
 
 
 @app.command()
-def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: Masks = 256) -> None:
+def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: MaskCount = 256) -> None:
     """Explain a picture of the bundled model with DF-RISE: generate, record, explain, write a report."""
     from .commands.requests import Request
 
@@ -110,7 +110,7 @@ def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks:
 
 @app.command()
 def explain(
-    prompt: Prompt = None,
+    prompt: PromptWords = None,
     model: ModelName = "shapes",
     seed: Annotated[int, Option(help="Seed of the picture.")] = 0,
     steps: Annotated[int, Option(help="Denoising steps.")] = 30,
@@ -122,8 +122,8 @@ def explain(
     height: Height = None,
     width: Width = None,
     at: At_ = None,
-    methods: Annotated[str, Option(help=f"Of {METHODS}.")] = "df-rise-contrast,df-rise",
-    masks: Masks = 500,
+    methods: Annotated[str, Option(help=f"Of {RUN_METHODS}.")] = "df-rise-contrast,df-rise",
+    masks: MaskCount = 500,
     until: Annotated[float | None, Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -158,7 +158,7 @@ def explain(
 
 @app.command()
 def compare(
-    prompt: Prompt = None,
+    prompt: PromptWords = None,
     schedules: Annotated[str | None, Option(help="As in uniform,early,late; the usual comparison.")] = None,
     shifts: Annotated[str | None, Option(help="Shifts of --schedule early or late, as in 10,30,60,120.")] = None,
     seeds: Annotated[str | None, Option(help="Seeds, as in 0,1,2.")] = None,
@@ -176,8 +176,8 @@ def compare(
     height: Height = None,
     width: Width = None,
     at: At_ = None,
-    methods: Annotated[str | None, Option(help=f"Of {METHODS}; relevance if left out.")] = None,
-    masks: Masks = 500,
+    methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}; relevance if left out.")] = None,
+    masks: MaskCount = 500,
     label: Annotated[list[str] | None, Option(help="A text to rate every picture by; give at least two.")] = None,
     classifier: Annotated[str, Option(help="For --label: shapes (bundled), a hub id or folder.")] = "shapes",
     encoder: Annotated[str | None, Option(help="Vision model that measures how far apart pictures are.")] = None,
@@ -313,7 +313,7 @@ def evaluate(
     scenes: Annotated[int | None, Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
     prompts: Annotated[str | None, Option(help="File: a PROMPT a line, or NAME, PROMPT, PHRASE by tabs.")] = None,
     masks: Annotated[str | None, Option(help="Folder of masks, named after the lines of --prompts.")] = None,
-    methods: Annotated[str | None, Option(help=f"Of {METHODS}, {OF_LABEL}; all if left out.")] = None,
+    methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}, {OF_LABEL}; all if left out.")] = None,
     checks: Checks = None,
     at: Annotated[str | None, Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
     steps: Annotated[int, Option(help="Denoising steps.")] = 30,

@@ -14,7 +14,7 @@ from PIL import Image
 from small import refusal
 
 from denoscope import cli
-from denoscope.commands import subjects, trial
+from denoscope.commands import methods, subjects, trial
 from denoscope.commands.checks.registry import usual_checks
 from denoscope.commands.evaluate import Evaluation, SkippedWarning
 from denoscope.commands.scores import gather
@@ -188,7 +188,7 @@ def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(own_
 
 @pytest.mark.usefixtures("things_as_prompted")
 def test_a_method_that_fails_on_one_picture_is_recorded_and_tried_again(monkeypatch, tmp_path):
-    right, explained = trial.attributor_for, []
+    right, explained = methods.attributor_for, []
 
     def sometimes(name, settings, subject):
         if name == "words" and subject.scene == 2:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from denoscope import DFCam
-from denoscope.commands import trial as trial_module
+from denoscope.commands import pictures
 from denoscope.commands.checks import attacks as attacks_module
 from denoscope.commands.checks.registry import measure_facts
 from denoscope.commands.evaluate import Evaluation
@@ -102,7 +102,7 @@ def test_a_picture_that_cannot_be_made_is_a_failure(monkeypatch):
     def record(settings, subject):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(trial_module.RecordedPicture, "record", record)
+    monkeypatch.setattr(pictures.RecordedPicture, "record", record)
     trial, maps = measured(methods=("df-cam",), checks=("localisation",))
     assert trial.failures == {"the picture": "RuntimeError: out of memory"} and maps == {}
     assert trial.skipped == "RuntimeError: out of memory"

@@ -16,7 +16,7 @@ from small import refusal
 
 from denoscope.commands import workers
 from denoscope.commands.evaluate import Evaluation
-from denoscope.commands.workers import SerialExecutor, in_order
+from denoscope.commands.workers import SerialExecutor, results_in_order
 from denoscope.errors import Interrupted
 
 
@@ -31,28 +31,28 @@ def test_work_stops_when_enough_results_count():
         begun.append(number)
         return number
 
-    assert list(in_order(work, range(9), is_even, count=3)) == [0, 1, 2, 3, 4]
+    assert list(results_in_order(work, range(9), is_even, count=3)) == [0, 1, 2, 3, 4]
     assert begun == [0, 1, 2, 3, 4]
 
 
 def test_nothing_is_begun_before_it_is_asked_for():
     begun = []
-    results = in_order(begun.append, range(9), lambda _: True, count=9)
+    results = results_in_order(begun.append, range(9), lambda _: True, count=9)
     next(results)
     assert begun == [0]
 
 
 def test_the_items_may_end_before_enough_results_count():
-    assert list(in_order(int, range(3), is_even, count=5)) == [0, 1, 2]
+    assert list(results_in_order(int, range(3), is_even, count=5)) == [0, 1, 2]
 
 
 def test_the_error_of_the_work_is_raised():
     with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda number: 1 // number, [1, 0], is_even, count=2))
+        list(results_in_order(lambda number: 1 // number, [1, 0], is_even, count=2))
 
 
 def test_too_few_workers_are_refused():
-    assert refusal(list, in_order(int, [1], is_even, 1, workers=0)) == (
+    assert refusal(list, results_in_order(int, [1], is_even, 1, workers=0)) == (
         "workers is 0. Give at least 1; the default is one per CPU."
     )
 
@@ -67,7 +67,10 @@ def test_only_the_processes_that_were_started_here_end_with_the_work():
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     before = set(multiprocessing.active_children())
     try:
-        with pytest.raises(KeyboardInterrupt), closing(in_order(time.sleep, [0, 600, 600], bool, 3, 2)) as results:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            closing(results_in_order(time.sleep, [0, 600, 600], bool, 3, 2)) as results,
+        ):
             for _ in results:
                 started = set(multiprocessing.active_children()) - before
                 raise KeyboardInterrupt

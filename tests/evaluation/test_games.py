@@ -13,13 +13,7 @@ from small import PIPELINES, refusal
 import denoscope
 from denoscope import DFRise
 from denoscope.errors import NumericsError
-from denoscope.evaluation import (
-    BASELINES,
-    Baseline,
-    centre_prior,
-    games,
-    random_ranking,
-)
+from denoscope.evaluation import BASELINES, Baseline, centre_prior, games, random_ranking
 from denoscope.evaluation.baselines import centre_ranking, sample_magnitude
 from denoscope.evaluation.games import area, brought_to, feature_distance, ranks, rescaled
 from denoscope.recording.noise import NoiseLevel

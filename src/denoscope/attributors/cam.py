@@ -119,7 +119,7 @@ class DFCam(Attributor):
         step = trace_step(step)
         responses = responses_of(step, self.layers or PUBLISHED_LAYERS)
         combined = [self.combine(response).relu() for response in responses.values()]
-        maps = np.stack([on_grid(map_, step.grid) for map_ in combined])
+        maps = np.stack([map_on_grid(map_, step.grid) for map_ in combined])
         layers = xr.DataArray(maps, {"layer": list(responses)}, ("layer", "y", "x"))
         advance(1)
         return {"saliency": sum_of_normalised(maps), "layer_saliency": layers}
@@ -177,7 +177,7 @@ def _reduced(height: int, width: int) -> list[tuple[int, int]]:
     return [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
 
 
-def on_grid(map_: torch.Tensor, grid: Sequence[int]) -> np.ndarray:
+def map_on_grid(map_: torch.Tensor, grid: Sequence[int]) -> np.ndarray:
     """Return a map (h, w), bilinearly resized to a grid."""
     size = (grid[0], grid[1])
     resized = torch.nn.functional.interpolate(map_[None, None], size, mode="bilinear")

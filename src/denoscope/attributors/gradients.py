@@ -27,7 +27,7 @@ TOGETHER = 4
 """Pictures that are attributed in one go; so many frames share the calls of the score."""
 
 
-Result = TypeVar("Result")
+Chunk = TypeVar("Chunk")
 
 
 def threads_for(step: Step | Frame) -> int:
@@ -41,8 +41,8 @@ def threads_for(step: Step | Frame) -> int:
 
 
 def side_by_side(
-    work: Callable[[torch.Tensor], Result], samples: torch.Tensor, size: int, threads: int, advance: Advance
-) -> Iterator[Result]:
+    work: Callable[[torch.Tensor], Chunk], samples: torch.Tensor, size: int, threads: int, advance: Advance
+) -> Iterator[Chunk]:
     """Yield work(chunk) of every chunk of `size` samples, in order, `threads` at once with one torch thread each."""
     chunks = torch.split(samples, size)
     if threads == 1 or len(chunks) == 1:

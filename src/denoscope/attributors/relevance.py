@@ -240,12 +240,12 @@ EMBEDDING_TOLERANCE = 1e-2
 
 # The method.
 
-PAPER_READING = (
+_PAPER_READING = (
     "High where the prediction of this step draws on the word. The map is the share of each place in the "
     "word's relevance; compare places, and words at the same step. Magnitudes of different steps are those of "
     "different gradients: the curves are scaled at every step."
 )
-REFERENCE_READING = (
+_REFERENCE_READING = (
     "The published code's arithmetic, which reads the empty prompt instead of the prompt: what it says of "
     "a word is what is said of its place in the prompt. It is here to compare with published figures."
 )
@@ -284,7 +284,7 @@ class Relevance(Attributor):
     by_block: bool = False
     last_repetition: bool = False
     title: str = "Relevance of words"
-    reading: str = field(default=PAPER_READING, repr=False)
+    reading: str = field(default=_PAPER_READING, repr=False)
 
     @classmethod
     def paper(cls) -> "Relevance":
@@ -300,7 +300,7 @@ class Relevance(Attributor):
             by_block=True,
             last_repetition=True,
             title="Relevance of words, reference",
-            reading=REFERENCE_READING,
+            reading=_REFERENCE_READING,
         )
 
     def options(self) -> dict[str, Any]:

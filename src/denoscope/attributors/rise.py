@@ -38,12 +38,12 @@ CONTRAST_READING = (
     "this step depends on. Zero means that the region makes no difference, negative that masking it helps. "
     "Values are differences of mean structural similarity; the standard error says which of them are noise."
 )
-PAPER_READING = (
+_PAPER_READING = (
     "High where the noise prediction keeps its structure although half of the sample is masked: where the denoiser "
     "does not depend on detail. On flat scenes that is the background, so the object is where the map is LOW. "
     "Values are mean structural similarities, about -1 to 1; compare positions, not steps."
 )
-REFERENCE_READING = (
+_REFERENCE_READING = (
     "The published code's map: a plain sum of the similarity between the masked prediction and the next sample. "
     "It mostly shows how often a position happened to be kept, so at 500 masks it is largely noise. "
     "It is here to compare with published figures; read the contrast map for what the denoiser depends on."
@@ -119,7 +119,7 @@ class DFRise(Attributor):
             seed=seed,
             batch_size=batch_size,
             title="DF-RISE, paper",
-            reading=PAPER_READING,
+            reading=_PAPER_READING,
             signed=False,
         )
 
@@ -138,7 +138,7 @@ class DFRise(Attributor):
             seed=seed,
             batch_size=batch_size,
             title="DF-RISE, reference",
-            reading=REFERENCE_READING,
+            reading=_REFERENCE_READING,
             signed=False,
         )
 

@@ -33,7 +33,7 @@ AXES = {
     "lora": "lora",
 }
 """The fields of a request that may vary, and the names of their several values on the command line."""
-SCHEDULES = ("uniform", "early", "late")
+USUAL_SCHEDULES = ("uniform", "early", "late")
 """The values that are compared when none are given."""
 
 
@@ -53,7 +53,7 @@ class Comparison:
 
     request: Request
     along: str = "schedule"
-    values: tuple[Any, ...] = SCHEDULES
+    values: tuple[Any, ...] = USUAL_SCHEDULES
     shift: float | None = None
     methods: tuple[str, ...] | None = None
     labels: tuple[str, ...] = ()
@@ -177,7 +177,7 @@ class Several:
                 f"--{along} out, or let something else vary: {options}."
             )
         text = getattr(self, AXES[along])
-        return along, SCHEDULES if text is None else _values(along, text)
+        return along, USUAL_SCHEDULES if text is None else _values(along, text)
 
 
 NUMBERS: dict[str, Callable[[str], float]] = {"shift": float, "seed": int, "guidance": float}

@@ -157,7 +157,7 @@ class Evaluation:
     @property
     def skipped_checks(self) -> dict[str, str]:
         """The checks for which something is not given, with the reason."""
-        from .checks.registry import CHECKS, MISSING
+        from .checks.registry import CHECKS, REASONS_TO_SKIP
 
         if self.bundled:
             return {}
@@ -165,7 +165,7 @@ class Evaluation:
         skipped = {}
         for check in CHECKS.values():
             if check.needs is not None and missing[check.needs]:
-                skipped[check.name] = MISSING[check.needs]
+                skipped[check.name] = REASONS_TO_SKIP[check.needs]
         return skipped
 
     @property
@@ -222,7 +222,7 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that all results of one table share: all but the number of pictures and the device."""
-        from .job import version_of
+        from ..results.records import version_of
 
         shared = {name: value for name, value in asdict(self).items() if name not in ("scenes", "device")}
         return {
@@ -297,7 +297,7 @@ class Evaluation:
     ) -> "tuple[list[Trial], bool]":
         """Run trials in order until enough pictures are measured; return them, and True if Ctrl-C stopped the work."""
         from .pictures import release_networks
-        from .workers import default_workers, in_order
+        from .workers import default_workers, results_in_order
 
         if workers is None:
             workers = default_workers(self.device)
@@ -307,7 +307,7 @@ class Evaluation:
         advance = watch("Pictures", count) if watch else None
         trials: list[Trial] = []
         try:
-            with closing(in_order(work, subjects, _is_measured, count, workers)) as results:
+            with closing(results_in_order(work, subjects, _is_measured, count, workers)) as results:
                 for trial in results:
                     trials.append(trial)
                     if advance and _is_measured(trial):

@@ -12,9 +12,9 @@ import xarray as xr
 
 from ..report.leaderboard import render_leaderboard, short_rows
 from ..results.folders import whole_folder, write_whole
+from ..results.records import PACKAGES, version_of
 from ..results.resumable import ResumableFolder
 from ..results.tables import Table
-from .job import PACKAGES, version_of
 from .trial import Maps, Trial
 
 

@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
+from ..attributors import Needs
 from ..attributors.base import Attributor
 from ..recording.models import Model, load
 from ..recording.traces import Trace
@@ -17,7 +18,7 @@ from .subjects import TrialSubject
 
 Value = TypeVar("Value")
 
-Needs = Literal["label", "words"] | None
+
 """What a method must know of a picture: the label of its class, the words of its prompt, or nothing."""
 
 
@@ -51,7 +52,7 @@ class MethodMaps:
     """The maps of a method, (step, y, x), with the attributor that made them; `needs` as in `methods.needs_of`."""
 
     method: str
-    needs: Needs
+    needs: Needs | None
     attributor: Attributor
     saliency: xr.DataArray
 

@@ -14,7 +14,7 @@ from .checks.sanity import verdicts
 from .pictures import TrialSettings
 from .trial import Maps, Trial
 
-DIMS = ("measure", "scene", "attributor", "step")
+SCORE_DIMS = ("measure", "scene", "attributor", "step")
 
 
 def gather(settings: TrialSettings, trials: Sequence[Trial], maps: Mapping[str, Maps]) -> xr.Dataset:
@@ -45,7 +45,7 @@ def _scores(settings: TrialSettings, trials: Sequence[Trial], methods: Sequence[
         "step": list(settings.steps_shown),
     }
     values = np.full([len(labels) for labels in coords.values()], np.nan)
-    scores = xr.DataArray(values, coords, DIMS)
+    scores = xr.DataArray(values, coords, SCORE_DIMS)
     for trial in trials:
         for method, by_measure in trial.scores.items():
             for measure, by_step in by_measure.items():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..attributors.base import Attributor
     from ..vision.classifiers import Classifier
 
-METHODS = ("integrated-gradients", "gradient-shap", "occlusion")
+STUDY_METHODS = ("integrated-gradients", "gradient-shap", "occlusion")
 NOISINGS = ("blend", "ddpm")
 
 
@@ -29,8 +29,8 @@ class Preset:
     n_steps: int
 
 
-USUAL = Preset(frames=100, noising="blend", at=None, methods=METHODS, n_steps=50)
-PRESETS = {"study": Preset(frames=100, noising="blend", at="all", methods=METHODS, n_steps=20)}
+USUAL = Preset(frames=100, noising="blend", at=None, methods=STUDY_METHODS, n_steps=50)
+PRESETS = {"study": Preset(frames=100, noising="blend", at="all", methods=STUDY_METHODS, n_steps=20)}
 """The settings of the study (KCC 2024 Explainable AI workshop) beside those that are defaults here anyway: Gradient
 SHAP with n_samples=50 and stdevs=1e-4, Occlusion with windows of 15 × 15 of 224 pixels every 8."""
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from .job import Result, Table, Watch
+    from ..results.tables import Table
+    from .job import Result, Watch
 
 PYTHON_NAMES = {
     "num_masks": "masks",

@@ -17,17 +17,17 @@ from typing import Any, ParamSpec, TypeVar
 from ..errors import InputError, Interrupted
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Done = TypeVar("Done")
 Parameters = ParamSpec("Parameters")
 
 
-def in_order(
-    work: Callable[[Item], Result],
+def results_in_order(
+    work: Callable[[Item], Done],
     items: Iterable[Item],
-    counts: Callable[[Result], bool],
+    counts: Callable[[Done], bool],
     count: int,
     workers: int = 1,
-) -> Generator[Result, None, None]:
+) -> Generator[Done, None, None]:
     """Yield the results of `work` in the order of the items, until `count` of them count.
 
     No item is begun that may not be needed. Raises `InputError` for fewer than one worker, and `Interrupted` if a
@@ -36,7 +36,7 @@ def in_order(
     if workers < 1:
         raise InputError(f"workers is {workers}. Give at least 1; the default is one per CPU.")
     ahead = 1 if workers == 1 else 2 * workers
-    remaining, futures, counted = iter(items), deque[Future[Result]](), 0
+    remaining, futures, counted = iter(items), deque[Future[Done]](), 0
     with _executor(workers) as executor:
         while True:
             room = max(min(count - counted, ahead) - len(futures), 0)
@@ -54,10 +54,10 @@ class SerialExecutor(Executor):
     """Runs each call at once, in this process."""
 
     def submit(
-        self, fn: Callable[Parameters, Result], /, *args: Parameters.args, **kwargs: Parameters.kwargs
-    ) -> Future[Result]:
+        self, fn: Callable[Parameters, Done], /, *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Future[Done]:
         """Return a future that is done already."""
-        future: Future[Result] = Future()
+        future: Future[Done] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:

@@ -22,15 +22,15 @@ from .stages import edge_map
 
 MapOf = Callable[[Step], np.ndarray]
 
-Function = TypeVar("Function", bound=MapOf)
+Ranking = TypeVar("Ranking", bound=MapOf)
 
 BASELINES: dict[str, MapOf] = {}
 
 
-def baseline(name: str) -> Callable[[Function], Function]:
+def baseline(name: str) -> Callable[[Ranking], Ranking]:
     """Return a decorator that enters a function from a step to a map into `BASELINES`, under its name in tables."""
 
-    def enter(map_of: Function) -> Function:
+    def enter(map_of: Ranking) -> Ranking:
         BASELINES[name] = map_of
         return map_of
 

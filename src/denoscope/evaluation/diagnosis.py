@@ -17,14 +17,14 @@ from ..worlds.facts import named_thing
 from ..worlds.shapes.judge import find, is_readable, object_masks
 from .localisation import auroc_of_shifts, on_grid
 
-FLAT = 1e-6
+ROUNDING = 1e-6
 """The smallest difference that is not rounding, as a share of the largest magnitude."""
 BATCH = 2**20
 """Cells that are shuffled at once."""
 MOST_NAMES = 4
 """Maps named in a text; the tables of numbers have all."""
 
-Table = dict[str, dict[str, float | None]]
+NumbersByRow = dict[str, dict[str, float | None]]
 """Numbers by row and column, None where there is none."""
 
 
@@ -38,7 +38,7 @@ class Signature:
     name: str
     present: bool | None
     text: str
-    numbers: dict[str, Table]
+    numbers: dict[str, NumbersByRow]
 
     def plain(self) -> dict[str, Any]:
         """Return the fields as plain values, for run.json."""
@@ -73,7 +73,7 @@ def morans_i(saliency: np.ndarray) -> np.ndarray:
     """
     z, finite = _centred(saliency)
     n, pairs = finite.sum(axis=(-2, -1)), _of_neighbours(finite.astype(np.float64))
-    defined = (np.abs(z).max(axis=(-2, -1), initial=0) > FLAT) & (pairs > 0)
+    defined = (np.abs(z).max(axis=(-2, -1), initial=0) > ROUNDING) & (pairs > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(defined, n * _of_neighbours(z) / (pairs * (z**2).sum(axis=(-2, -1))), np.nan)
 
@@ -121,8 +121,8 @@ def no_pattern(methods: Mapping[str, xr.Dataset]) -> Signature:
     enlarged from a coarser grid or made of large smooth masks (word maps of small layers, relevance, DF-RISE) agrees
     from cell to cell whatever it holds, noise too. Absent means a pattern in the map, not in the model.
     """
-    neighbours: Table = {}
-    shuffled: Table = {}
+    neighbours: NumbersByRow = {}
+    shuffled: NumbersByRow = {}
     without, flat = [], []
     for each in _maps(methods):
         agreement, level = float(morans_i(each.values)), shuffled_level(each.values)
@@ -158,7 +158,7 @@ def no_pattern(methods: Mapping[str, xr.Dataset]) -> Signature:
 
 def not_reproducible(methods: Mapping[str, xr.Dataset], reliable: float) -> Signature:
     """Return the sign that some map's `reliability` is too low: the rank correlation of two halves of the masks."""
-    reliability: Table = {}
+    reliability: NumbersByRow = {}
     low, count = [], 0
     for each in _maps(methods, "reliability"):
         value = float(each.values)
@@ -204,7 +204,7 @@ def words_elsewhere(
     medians = {row: np.median(every, axis=0).ravel() for row, every in shifted.items()}
     levels = {row: float(np.quantile(every[1:], BY_CHANCE)) for row, every in medians.items()}
     unshifted = {row: float(every[0]) for row, every in medians.items()}
-    off = [row for row in unshifted if unshifted[row] <= levels[row] + FLAT]
+    off = [row for row in unshifted if unshifted[row] <= levels[row] + ROUNDING]
     text = (
         "Colour and shape words whose maps do not point at what they name in the final picture: "
         f"{len(off) or 'none'} of {len(unshifted)}, by the median AUROC over the steps (1 is exactly there) against "
@@ -215,17 +215,17 @@ def words_elsewhere(
     else:
         lowest = min(unshifted, key=lambda row: unshifted[row])
         text += f"The lowest is {lowest} ({unshifted[lowest]:.2f}, by chance {levels[lowest]:.2f})."
-    by_chance: Table = {row: {"by chance": level} for row, level in levels.items()}
+    by_chance: NumbersByRow = {row: {"by chance": level} for row, level in levels.items()}
     return Signature(name, bool(off), text, {"auroc": scores, "shifted": by_chance})
 
 
 def _scores_of_words(
     methods: Mapping[str, xr.Dataset], prompt: str, picture: np.ndarray
-) -> tuple[Table, dict[str, list[np.ndarray]]]:
+) -> tuple[NumbersByRow, dict[str, list[np.ndarray]]]:
     """Return the AUROC of each map of a word that names one thing, and by row the AUROC of all its shifts, (h, w)."""
     words = {str(word) for result in methods.values() for word in result["token"].values}
     masks = _masks(prompt, picture, words)
-    scores: Table = {}
+    scores: NumbersByRow = {}
     shifted: dict[str, list[np.ndarray]] = {}
     for each in _maps(methods):
         mask = masks.get(each.token or "")
@@ -265,7 +265,7 @@ def indistinguishable(
     same. `totals` are each variant's words with their relevance summed over the steps; different words are not
     compared. The similarity is a mean over the picture: a small thing that is missing in a large one hardly counts.
     """
-    apart: Table = {}
+    apart: NumbersByRow = {}
     same = []
     for pair in pairs:
         ssim, words = _number(pair.get("ssim")), _words_apart(totals.get(pair["a"], ()), totals.get(pair["b"], ()))

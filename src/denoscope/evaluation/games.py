@@ -20,11 +20,11 @@ from ..vision.encoders import Features
 from ..vision.similarity import blurred
 from .localisation import on_grid
 
-WINDOW, SIGMA = 11, 5.0
+BLUR_WINDOW, BLUR_SIGMA = 11, 5.0
 """The Gaussian that blurs the sample from which insertion starts: window and standard deviation, in positions."""
-FLAT = 1e-10
+FLAT_CURVE = 1e-10
 """The smallest span of a curve with an area, as a share of the features' squared length. Less is rounding."""
-ON_CPU, ELSEWHERE, MOST = 2**12, 2**14, 16
+GAME_POSITIONS_ON_CPU, GAME_POSITIONS_ELSEWHERE, MOST_GAME_SAMPLES = 2**12, 2**14, 16
 """Limits of `samples_at_once`: decoded pictures are large."""
 
 
@@ -42,7 +42,7 @@ def _untouched(sample: torch.Tensor) -> torch.Tensor:
 
 
 def _blurred(sample: torch.Tensor) -> torch.Tensor:
-    return blurred(sample, WINDOW, SIGMA)
+    return blurred(sample, BLUR_WINDOW, BLUR_SIGMA)
 
 
 GAMES = {
@@ -118,7 +118,7 @@ class _Player:
         """Return the raw and the normalised curve of every game, (games, 2, points)."""
         order = torch.from_numpy(ranks(brought_to(saliency, *step.grid))).to(step.sample.device)
         reference = self._features(step, step.sample)
-        smallest = FLAT * float(reference.square().sum())
+        smallest = FLAT_CURVE * float(reference.square().sum())
         raw = [self._distances(step, game, order, reference) for game in GAMES.values()]
         return np.array([(curve, rescaled(curve, smallest)) for curve in raw])
 
@@ -213,7 +213,9 @@ def brought_to(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def batch_for(step: Step) -> int:
     """Return how many samples of a step to decode at once."""
-    return samples_at_once(step.sample, on_cpu=ON_CPU, elsewhere=ELSEWHERE, most=MOST)
+    return samples_at_once(
+        step.sample, on_cpu=GAME_POSITIONS_ON_CPU, elsewhere=GAME_POSITIONS_ELSEWHERE, most=MOST_GAME_SAMPLES
+    )
 
 
 # The arguments.

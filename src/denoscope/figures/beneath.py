@@ -40,10 +40,10 @@ def picture_beneath(source: Any, step: int, beneath: Beneath | None = None) -> n
     if _is_frames(source):
         return _frame(source, step, chosen)
     if hasattr(source, "image") and hasattr(source, "clean_decoded"):
-        return eight_bit(source.clean_decoded()[step] if chosen == "step" else source.image)
+        return rounded_to_eight_bits(source.clean_decoded()[step] if chosen == "step" else source.image)
     if beneath == "step":
         raise InputError("A plain picture is the same at every step. Give the trace, or leave beneath out.")
-    return eight_bit(source)
+    return rounded_to_eight_bits(source)
 
 
 def _is_explanation(source: Any) -> bool:
@@ -64,7 +64,7 @@ def _frame(frames: Any, step: int, chosen: Beneath) -> np.ndarray:
     clean = _channels_last(frames.clean)
     pixels = _channels_last(frames[step].images[0]) if chosen == "step" else clean
     low, high = (float(clean.min()), float(clean.max())) if frames.space == "input" else (0.0, 1.0)
-    return eight_bit(np.clip((pixels - low) / ((high - low) or 1.0), 0.0, 1.0))
+    return rounded_to_eight_bits(np.clip((pixels - low) / ((high - low) or 1.0), 0.0, 1.0))
 
 
 def _channels_last(tensor: Any) -> np.ndarray:
@@ -72,7 +72,7 @@ def _channels_last(tensor: Any) -> np.ndarray:
     return np.moveaxis(np.asarray(tensor.detach().float().cpu()), 0, -1)
 
 
-def eight_bit(picture: Any) -> np.ndarray:
+def rounded_to_eight_bits(picture: Any) -> np.ndarray:
     """Return a PIL image or an array, uint8 or from 0 to 1, as (row, column, 3) uint8."""
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))

@@ -30,7 +30,7 @@ INWARD: tuple[Literal["bottom", "center", "top"], ...] = ("bottom", "center", "t
 
 
 @dataclass(frozen=True)
-class Look:
+class RowStyle:
     """The options of a figure of maps: one colour scale for all steps or not, colour map, opacity."""
 
     shared_scale: bool
@@ -59,11 +59,11 @@ def plot_method(
 
     A result with a further dimension, such as `token`, has a row per explained step and a column for each entry.
     """
-    look = Look(shared_scale, cmap, alpha)
+    look = RowStyle(shared_scale, cmap, alpha)
     return _plot_layers(pictures, result, look) if is_layered(result) else _plot_steps(pictures, result, look)
 
 
-def _plot_steps(pictures: xr.Dataset, result: xr.Dataset, look: Look) -> Figure:
+def _plot_steps(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Figure:
     """Draw the figure whose columns are steps."""
     steps = explained_steps(result)
     rows = list(_rows(pictures, result, look))
@@ -78,7 +78,7 @@ def _plot_steps(pictures: xr.Dataset, result: xr.Dataset, look: Look) -> Figure:
     return figure
 
 
-def _plot_layers(pictures: xr.Dataset, result: xr.Dataset, look: Look) -> Figure:
+def _plot_layers(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Figure:
     """Draw a row per explained step; columns: clean prediction, then the map of each entry of the further dimension."""
     steps, names = explained_steps(result), ["clean prediction", *(label for label, _ in layers(result))]
     side = 1.5 if len(names) <= 8 else 1.1
@@ -116,7 +116,7 @@ def _sheet(rows: int, columns: int, width: float, height: float, left: float, to
     )
 
 
-def _layers_row(pictures: xr.Dataset, result: xr.Dataset, step: int, look: Look) -> Row:
+def _layers_row(pictures: xr.Dataset, result: xr.Dataset, step: int, look: RowStyle) -> Row:
     """Return one step: the clean prediction, and over it each entry's map, all on one scale."""
     clean, limits = shrunk(clean_pictures(pictures).sel(step=step).values, FIGURE_SIDE), colour_limits(result)
     if not look.shared_scale:
@@ -126,7 +126,7 @@ def _layers_row(pictures: xr.Dataset, result: xr.Dataset, step: int, look: Look)
     return Row(heading(pictures, step), dict(enumerate([clean, *heat])), limits, limits.cmap(look.cmap))
 
 
-def _rows(pictures: xr.Dataset, result: xr.Dataset, look: Look) -> Iterator[Row]:
+def _rows(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Iterator[Row]:
     """Yield the rows of the figure whose columns are steps."""
     steps, limits = explained_steps(result), colour_limits(result)
     clean = _thumbnails(clean_pictures(pictures), steps)

@@ -3,13 +3,19 @@
 import numpy as np
 import torch
 
-ON_CPU, ELSEWHERE = 2**14, 2**17
+POSITIONS_ON_CPU, POSITIONS_ELSEWHERE = 2**14, 2**17
 """Positions of all samples together: 16,384 on a CPU and 131,072 on other devices."""
-MOST = 64
+MOST_SAMPLES = 64
 """Samples, however small they are."""
 
 
-def samples_at_once(sample: torch.Tensor, *, on_cpu: int = ON_CPU, elsewhere: int = ELSEWHERE, most: int = MOST) -> int:
+def samples_at_once(
+    sample: torch.Tensor,
+    *,
+    on_cpu: int = POSITIONS_ON_CPU,
+    elsewhere: int = POSITIONS_ELSEWHERE,
+    most: int = MOST_SAMPLES,
+) -> int:
     """Return how many samples like this one, (n, ..., h, w), to compute at once on its device: 1 to `most`.
 
     `on_cpu` and `elsewhere` are the positions h · w that may be in memory together.

@@ -15,16 +15,7 @@ from ..errors import InputError
 from ..figures.results import Explained, unit_of
 from ..figures.theme import ALPHA, HUES, Key, hue_and_dash
 from .caveats import AGAIN, Caveat, warnings
-from .likelihood import (
-    crossings,
-    curve,
-    explained_label,
-    interval,
-    level_ticks,
-    moment_cells,
-    moment_head,
-    numbers,
-)
+from .likelihood import crossings, curve, explained_label, interval, level_ticks, moment_cells, moment_head, numbers
 from .maps import CARD_CELLS, CARD_MAPS, PageResult, averaged, fewer_cells, nearest_maps
 from .page import (
     NOISE_QUALITY,

@@ -19,7 +19,7 @@ import xarray as xr
 
 from ..errors import InputError
 from .folders import check_output, listed, whole_folder
-from .records import as_json, plain
+from .records import json_of_record, plain
 from .tables import Table
 
 SEQUENCES = ("trace", "frames")
@@ -151,7 +151,7 @@ class Explanation:
 
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
-        (folder / "run.json").write_text(as_json(self.run), encoding="utf-8")
+        (folder / "run.json").write_text(json_of_record(self.run), encoding="utf-8")
         Image.fromarray(rgb(self.pictures["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")

@@ -213,7 +213,7 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def as_json(run: Mapping[str, Any]) -> str:
+def json_of_record(run: Mapping[str, Any]) -> str:
     """Return a record as the text of run.json."""
     return json.dumps(plain(run), indent=2, ensure_ascii=False)
 

@@ -17,7 +17,7 @@ import xarray as xr
 
 from .explanations import Explanation
 from .folders import check_output, whole_folder
-from .records import ComparisonRecord, RecognitionRecord, as_json
+from .records import ComparisonRecord, RecognitionRecord, json_of_record
 from .tables import Table
 
 Rendered = tuple[Any, str]
@@ -153,7 +153,7 @@ def save_together(
         figure, page = render(explanations, record)
         figure.savefig(temporary / "comparison.png")
         (temporary / "report.html").write_text(page, encoding="utf-8")
-        (temporary / "run.json").write_text(as_json(record), encoding="utf-8")
+        (temporary / "run.json").write_text(json_of_record(record), encoding="utf-8")
         check_output(folder, overwrite)  # another program may have taken the place in the meantime
     return place
 

@@ -13,7 +13,7 @@ from ..errors import InputError, one_line, shown_value
 
 LISTED = 12
 """The largest number of labels that a message lists in full."""
-LETTERS = 80
+LONGEST_LABEL = 80
 """The largest number of letters of a label that a message repeats."""
 
 
@@ -93,7 +93,7 @@ def _suggestions(text: str, names: Iterable[str]) -> list[str]:
 
 def quoted(text: str) -> str:
     """Return a label in quotation marks, shortened to one line."""
-    return f'"{one_line(text, LETTERS)}"'
+    return f'"{one_line(text, LONGEST_LABEL)}"'
 
 
 def distinct_labels(labels: Sequence[str]) -> tuple[str, ...]:

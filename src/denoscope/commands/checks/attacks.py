@@ -12,7 +12,7 @@ from ...targets import Closeness
 from ..pictures import MethodMaps, RecordedPicture
 from .registry import Measured, check
 
-SOURCE = "Ghorbani, Abid, Zou 2019, with the denoiser in the classifier's place"
+_SOURCE = "Ghorbani, Abid, Zou 2019, with the denoiser in the classifier's place"
 MOST_MASKS = 32
 """The gradient goes through a prediction for every mask."""
 
@@ -29,7 +29,7 @@ MOST_MASKS = 32
             low=-1,
             high=1,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             text="Rank agreement with itself after a searched-for change of x_t by 5 % that keeps the final picture.",
         ),
         Metric(
@@ -39,7 +39,7 @@ MOST_MASKS = 32
             low=-1,
             high=1,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             text="The same after a change as large, not searched for.",
         ),
         Metric(
@@ -49,7 +49,7 @@ MOST_MASKS = 32
             low=0,
             high=1,
             higher_is_better=False,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="Root mean square change of the final picture, in units of its spread, that a search finds while the "
             "map stays. LOWER is better: a change that the map does not show should not change the picture.",

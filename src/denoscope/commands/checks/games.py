@@ -7,7 +7,7 @@ from ...evaluation.metrics import Metric
 from ..pictures import MethodMaps, RecordedPicture, shared_encoder
 from .registry import Measured, check
 
-SOURCE = "Petsiuk, Das, Saenko 2018; Park, Ju, Lee 2024 measure distances instead of scores"
+_SOURCE = "Petsiuk, Das, Saenko 2018; Park, Ju, Lee 2024 measure distances instead of scores"
 
 
 def gains_over_random(scores: xr.DataArray) -> Measured:
@@ -33,7 +33,7 @@ def gains_over_random(scores: xr.DataArray) -> Measured:
             low=-0.5,
             high=0.5,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="How much more the next step changes when the map’s highest places are taken away first, than at "
             "random.",
@@ -45,12 +45,12 @@ def gains_over_random(scores: xr.DataArray) -> Measured:
             low=-0.5,
             high=0.5,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="How much faster the next step comes back when these places are given back first, than at random.",
         ),
-        Metric("deletion", "deletion, area", "games", 0, 1, True, SOURCE, text="Of distances: higher is better."),
-        Metric("insertion", "insertion, area", "games", 0, 1, False, SOURCE, text="Of distances: LOWER is better."),
+        Metric("deletion", "deletion, area", "games", 0, 1, True, _SOURCE, text="Of distances: higher is better."),
+        Metric("insertion", "insertion, area", "games", 0, 1, False, _SOURCE, text="Of distances: LOWER is better."),
     ],
 )
 def check_games(picture: RecordedPicture, maps: MethodMaps, steps: list[int]) -> Measured:

@@ -17,7 +17,7 @@ from ..pictures import MethodMaps, RecordedPicture
 
 Need = Literal["masks", "encoder"]
 
-MISSING: dict[Need, str] = {
+REASONS_TO_SKIP: dict[Need, str] = {
     "masks": "the places of the objects are not known without --masks FOLDER",
     "encoder": "the distances of pictures are measured by a vision model, --encoder",
 }

@@ -5,7 +5,7 @@ from ...evaluation.resampling import Distance, Resampling, WithinMask, resamplin
 from ..pictures import MethodMaps, RecordedPicture
 from .registry import Measured, check
 
-SOURCE = "an intervention of Denoscope's own"
+_SOURCE = "an intervention of Denoscope's own"
 
 
 @check(
@@ -19,7 +19,7 @@ SOURCE = "an intervention of Denoscope's own"
             low=-1,
             high=1,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="Does the picture change more when the map’s highest places get other noise than when others do?",
         ),
@@ -30,7 +30,7 @@ SOURCE = "an intervention of Denoscope's own"
             low=-1,
             high=1,
             higher_is_better=True,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="The same, inside the mask.",
         ),

@@ -10,10 +10,10 @@ from ...recording.traces import Trace
 from ..pictures import MethodMaps, RecordedPicture, trace_of
 from .registry import Measured, check
 
-SOURCE = "Adebayo et al. 2018"
+_SOURCE = "Adebayo et al. 2018"
 
 
-def above_chance(scores: xr.DataArray) -> Measured:
+def agreement_above_chance(scores: xr.DataArray) -> Measured:
     """Return the agreement, of either sign, above the random level when all weights are random."""
     remaining = abs(scores.sel(measure="weights, all", drop=True)) - scores.sel(measure="chance", drop=True)
     return {"weights, above chance": remaining}
@@ -45,7 +45,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
 @check(
     "sanity",
     at="middle",
-    derive=above_chance,
+    derive=agreement_above_chance,
     short=["weights, above chance"],
     measures=[
         Metric(
@@ -55,7 +55,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=-0.5,
             high=1,
             higher_is_better=False,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="Rank agreement with the map’s own, of either sign, above the random level: LOWER is better. The "
             "check is passed where the whole interval is below 0.1, and failed where it is above 0 and reaches beyond "
@@ -68,7 +68,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=-1,
             high=1,
             higher_is_better=None,
-            source=SOURCE,
+            source=_SOURCE,
             text="Rank agreement with the map’s own.",
         ),
         Metric(
@@ -78,7 +78,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=-1,
             high=1,
             higher_is_better=None,
-            source=SOURCE,
+            source=_SOURCE,
         ),
         Metric(
             "weights, all",
@@ -87,7 +87,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=-1,
             high=1,
             higher_is_better=None,
-            source=SOURCE,
+            source=_SOURCE,
             chance=0.0,
             text="Should fall to the random level.",
         ),
@@ -98,7 +98,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=0,
             high=1,
             higher_is_better=None,
-            source=SOURCE,
+            source=_SOURCE,
             text="Agreement of the two maps by chance, of either sign: the mean over all shifts of one of them.",
         ),
         Metric(
@@ -108,7 +108,7 @@ def other_trace(picture: RecordedPicture) -> Trace:
             low=-1,
             high=1,
             higher_is_better=None,
-            source=SOURCE,
+            source=_SOURCE,
             text="Rank agreement under another prompt.",
         ),
     ],
