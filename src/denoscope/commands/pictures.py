@@ -19,9 +19,6 @@ from .subjects import TrialSubject
 Value = TypeVar("Value")
 
 
-"""What a method must know of a picture: the label of its class, the words of its prompt, or nothing."""
-
-
 @dataclass(frozen=True)
 class TrialSettings:
     """Settings that all pictures of an evaluation share; every choice is made.
