@@ -331,8 +331,10 @@ def evaluate(
 ) -> None:
     """Measure which explanation is true: every method on many pictures whose truth is known, as a leaderboard."""
     from .commands.evaluate import Evaluation
+    from .commands.job import check_workers
     from .results.claims import claimed
 
+    check_workers(workers)
     chosen = _steps(at)
     evaluation = Evaluation(
         model=model,

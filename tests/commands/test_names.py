@@ -42,6 +42,9 @@ REFUSED = {
     "preset": ["recognise", "cat.png", "--preset", "studdy"],
     "trace steps": ["recognise", "--trace", "a red circle", "--steps", "0"],
     "words": ["words", "--model", "shape"],
+    "evaluate": ["evaluate", "--steps", "0"],
+    "scenes": ["evaluate", "--scenes", "1"],
+    "workers": ["evaluate", "--workers", "0"],
 }
 
 

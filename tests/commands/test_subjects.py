@@ -51,3 +51,10 @@ def test_a_mask_of_another_size_or_without_an_object_is_refused(own_model):
     assert "is empty" in refusal(read_mask, mask, (32, 32))
     Image.fromarray(np.full((32, 32), 255, np.uint8)).save(mask)
     assert "bright everywhere" in refusal(read_mask, mask, (32, 32))
+
+
+def test_a_mask_of_zeros_and_ones_is_read_by_value(tmp_path):
+    values = np.zeros((8, 8), np.uint8)
+    values[2:5, 2:5] = 1
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (8, 8)), values == 1)

@@ -16,6 +16,7 @@ from small import refusal
 
 from denoscope.commands import workers
 from denoscope.commands.evaluate import Evaluation
+from denoscope.commands.job import check_workers
 from denoscope.commands.workers import SerialExecutor, results_in_order
 from denoscope.errors import Interrupted
 
@@ -52,9 +53,7 @@ def test_the_error_of_the_work_is_raised():
 
 
 def test_too_few_workers_are_refused():
-    assert refusal(list, results_in_order(int, [1], is_even, 1, workers=0)) == (
-        "workers is 0. Give at least 1; the default is one per CPU."
-    )
+    assert refusal(check_workers, 0) == "workers is 0. Give at least 1; the default is one per CPU."
 
 
 def test_the_serial_executor_is_an_executor():

@@ -214,10 +214,10 @@ def test_the_time_line_survives_a_map_that_shows_nothing(value: float, tmp_path:
 
 
 def test_a_time_line_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError("no")
 
-    monkeypatch.setattr("os.replace", fails)
+    monkeypatch.setattr(Image.Image, "save", fails)
     with pytest.raises(OSError, match="no"):
         timeline.timeline_gif(tmp_path / "t.gif", disc_trace())
     assert list(tmp_path.iterdir()) == []

@@ -263,6 +263,9 @@ class Evaluation:
         measured. Raises `Interrupted` on Ctrl-C if the finished pictures are in a folder; without a folder it returns
         them if they are enough, with `interrupted` True.
         """
+        from .job import check_workers
+
+        check_workers(workers)
         from .evaluation_result import EvaluationResult
         from .scores import gather, summarise
         from .trial import TrialInFolder, check_settings

@@ -28,6 +28,7 @@ __all__ = [
     "check_once",
     "check_seed",
     "check_steps",
+    "check_workers",
     "fitting",
     "flags",
     "shown_steps",
@@ -100,6 +101,12 @@ def check_seed(seed: int) -> None:
     """Raise `InputError` for a seed that no generator takes."""
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"seed is {seed}. Give a whole number from 0 to {LARGEST_SEED}.")
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise `InputError` for fewer than one worker; None is one worker per CPU."""
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}. Give at least 1; the default is one per CPU.")
 
 
 def check_steps(at: At) -> None:

@@ -32,7 +32,9 @@ def read_mask_file(file: str | Path) -> np.ndarray:
 
     Raises `InputError` for a file that is no picture.
     """
-    load_photograph(file)  # its messages say why a file is no picture
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mask may be dark, and has no colours
+        load_photograph(file)  # its messages say why a file is no picture
     with Image.open(Path(file).expanduser()) as opened:
         image = ImageOps.exif_transpose(opened)
         image.load()

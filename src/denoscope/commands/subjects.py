@@ -10,9 +10,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..recording.prompts import WORD, numbered
-from ..vision.photographs import load_photograph
 from ..worlds.shapes.judge import masks_of_things
 from ..worlds.shapes.scenes import COLOURS, Scene, caption
+from .masks import read_mask_file
 
 FIRST_SEED = 7_000_000
 """Seed of the first scene; the bundled model was trained on none from here on."""
@@ -190,7 +190,7 @@ def _mask_of(name: str, masks: str | Path | None) -> str | None:
 
 
 def read_mask(file: str | Path, size: tuple[int, int]) -> np.ndarray:
-    """Read a mask file as boolean (h, w), bright where the object is.
+    """Read a mask file as boolean (h, w), True where the object is, by the rule of `masks.read_mask_file`.
 
     Raises `InputError` if it has another size than the picture, (h, w), or is empty, or covers everything.
     """
@@ -204,7 +204,7 @@ def read_mask(file: str | Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _bright(file: str | Path) -> np.ndarray:
-    mask: np.ndarray = np.asarray(load_photograph(file).convert("L")) > 127
+    mask = read_mask_file(file)
     if not mask.any() or mask.all():
         look = "bright everywhere" if mask.any() else "empty"
         raise InputError(

@@ -73,8 +73,7 @@ def print_table(table: "Table") -> None:
     if table.head:
         tall = any("\n" in cell for row in table.rows for cell in row)
         grid = Grid(*table.head, title=table.title, box=box.SIMPLE_HEAD, show_lines=tall)
-        for column in grid.columns[1:]:
-            column.no_wrap = True
+        grid.columns[0].no_wrap = True
         for row in table.rows:
             grid.add_row(*row)
         Console().print(grid)

@@ -14,7 +14,7 @@ from itertools import islice
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
-from ..errors import InputError, Interrupted
+from ..errors import Interrupted
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -30,11 +30,8 @@ def results_in_order(
 ) -> Generator[Done, None, None]:
     """Yield the results of `work` in the order of the items, until `count` of them count.
 
-    No item is begun that may not be needed. Raises `InputError` for fewer than one worker, and `Interrupted` if a
-    worker process is ended from outside.
+    No item is begun that may not be needed. Raises `Interrupted` if a worker process is ended from outside.
     """
-    if workers < 1:
-        raise InputError(f"workers is {workers}. Give at least 1; the default is one per CPU.")
     ahead = 1 if workers == 1 else 2 * workers
     remaining, futures, counted = iter(items), deque[Future[Done]](), 0
     with _executor(workers) as executor:
