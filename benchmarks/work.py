@@ -11,6 +11,7 @@ from rich.progress import track
 
 from denoscope.commands.subjects import FIRST_SEED
 from denoscope.commands.workers import results_in_order
+from denoscope.results.claims import claimed
 from denoscope.results.resumable import ResumableFolder
 
 Score = Callable[[int], Any]
@@ -55,14 +56,15 @@ def over_scenes(
 
     Raises `InputError` if the folder `options.out` holds scenes of other settings.
     """
-    work = ScoreInFolder(score, ResumableFolder.opened(options.out, settings, options.overwrite))
     scores, skipped = [], 0
-    results = results_in_order(work, seeds, _has_values, scenes, options.workers)
-    for values in track(results, description="scenes", total=scenes):
-        if _has_values(values):
-            scores.append(values)
-        else:
-            skipped += 1
+    with claimed(options.out) as place:
+        work = ScoreInFolder(score, ResumableFolder.opened(place, settings, options.overwrite))
+        results = results_in_order(work, seeds, _has_values, scenes, options.workers)
+        for values in track(results, description="scenes", total=scenes):
+            if _has_values(values):
+                scores.append(values)
+            else:
+                skipped += 1
     return scores, skipped
 
 

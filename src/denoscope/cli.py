@@ -352,9 +352,15 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    with claimed(out), quiet(), progress_bars() as watch:
-        result = evaluation.run(watch, folder=out, workers=workers, overwrite=overwrite)
-    print_result(result, result.save(out))
+    try:
+        with claimed(out), quiet():
+            with progress_bars() as watch:
+                result = evaluation.run(watch, folder=out, workers=workers, overwrite=overwrite)
+            typer.echo(f"Writing {out}", err=True)
+            folder = result.save(out)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted: the pictures finished are kept in {out}. The same command goes on.") from None
+    print_result(result, folder)
 
 
 def _names(methods: str) -> tuple[str, ...]:

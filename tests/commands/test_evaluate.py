@@ -76,9 +76,9 @@ def status_of(monkeypatch, words) -> int:
         ({"at": (3, 3)}, "each once"),
         ({"at": ()}, "(none)"),
         ({"steps": 0}, "--steps is 0. Give at least 1"),
-        ({"num_masks": 0}, "--num-masks is 0. Give at least 1"),
+        ({"num_masks": 0}, "--num-masks is 0. Give at least 4"),
         ({"seed": 1}, "seeds of their own"),
-        ({"seed": -1}, "--seed is -1"),
+        ({"seed": -1}, "seed is -1"),
         ({"model": "m", "prompts": "p.txt", "checks": ("games",)}, "--encoder"),
         ({"model": "m", "prompts": "p.txt", "checks": ("localisation",)}, "--masks FOLDER"),
         ({"model": "m", "prompts": "p.txt", "methods": ("occlusion", "df-cam")}, "explains a class"),
@@ -110,7 +110,7 @@ def test_the_steps_are_early_middle_and_late():
 
 def test_how_many_scenes_is_no_setting_of_the_results():
     assert Evaluation(scenes=3).settings() == Evaluation(scenes=50).settings()
-    assert Evaluation(num_masks=3).settings() != Evaluation().settings()
+    assert Evaluation(num_masks=8).settings() != Evaluation().settings()
 
 
 def test_the_command_asks_for_the_same_again():

@@ -14,6 +14,7 @@ from small import BETAS, PIPELINES, SCHEDULERS, conditional_unet, refusal
 import denoscope
 from denoscope.errors import InputError, ModelError, NumericsError, RecordingError, ReplayError, ScheduleError
 from denoscope.recording import schedules
+from denoscope.recording.hooks.layers import randomised
 
 
 def call_of(name, **kwargs):
@@ -457,3 +458,24 @@ def test_a_schedule_beside_the_pipelines_own_time_steps_is_refused(stable_diffus
     model = denoscope.load(stable_diffusion)
     asked = {"schedule": "early", "num_inference_steps": 3, name: values}
     assert f"own {name} were given" in refusal(model.trace, "a red circle", seed=0, **asked)
+
+
+def test_a_replay_that_failed_under_other_weights_is_right_again_afterwards(stable_diffusion):
+    """A refusal is not remembered: the network may be changed for a while, as the sanity checks do."""
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=3)
+    layer = next(name for name, _ in trace.model.denoiser.named_modules() if name == "conv_out")
+    with randomised(trace.model.denoiser, [layer]):
+        assert "cannot be replayed" in refusal(trace[1].predict, trace[1].sample, kind=ReplayError)
+    assert torch.allclose(trace[1].predict(trace[1].sample), trace[1].model_output, atol=1e-4)
+
+
+def test_a_repeated_step_is_checked_already(stable_diffusion):
+    trace = denoscope.load(stable_diffusion).trace("a red circle", seed=1, num_inference_steps=3)
+    calls: list[int] = []
+    with torch.no_grad():
+        trace[1].repeat()
+    handle = trace.model.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        trace[1].predict(trace[1].sample)
+    handle.remove()
+    assert len(calls) == 1

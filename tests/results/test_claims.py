@@ -84,3 +84,17 @@ def test_a_place_that_may_not_be_written_to(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(OutputError, match="may write to"), claimed(tmp_path / "locked" / "out"):
         pass
+
+
+def test_earlier_results_that_a_killed_run_had_moved_aside_come_back(tmp_path):
+    (tmp_path / ".out-0123abcd.old").mkdir()
+    (tmp_path / ".out-0123abcd.old" / "run.json").write_text("{}")
+    (tmp_path / ".out-0123abcd.partial").mkdir()
+    with claimed(tmp_path / "out"):
+        assert (tmp_path / "out" / "run.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_root_is_refused():
+    with pytest.raises(InputError, match="root of a file system"), claimed("/"):
+        pass

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small import refusal
 
-from denoscope.errors import InputError
+from denoscope.errors import InputError, OutputError
 from denoscope.results.folders import write_whole
 from denoscope.results.resumable import ResumableFolder
 
@@ -34,7 +34,7 @@ def test_a_file_that_was_cut_off_is_not_finished(tmp_path):
 def test_other_settings_are_refused_by_name(tmp_path):
     ResumableFolder.opened(tmp_path / "work", {"steps": 4, "methods": ("words",)}).write("first", {}, {})
     message = refusal(ResumableFolder.opened, tmp_path / "work", {"steps": 8, "methods": ("words",)})
-    assert "steps was 4 and is now 8" in message and "methods" not in message and "--overwrite" in message
+    assert "steps was 4 and is now 8" in message and "methods" not in message and "overwrite=True" in message
 
 
 def test_tuples_equal_the_lists_in_json(tmp_path):
@@ -74,6 +74,24 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_whole(path, b"old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError):
+    with pytest.raises(OutputError, match="full"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_write_that_was_killed_is_no_finished_trial(tmp_path):
+    work = ResumableFolder.opened(tmp_path / "work", {"a": 1})
+    (work.folder / "trials" / ".0123abcd-first.json").write_text("{")
+    assert not work.begun
+    ResumableFolder.opened(tmp_path / "work", {"a": 2})
+    assert list((work.folder / "trials").iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    work = ResumableFolder.opened(tmp_path / "work", {"a": 1})
+
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fails)
+    assert "No space left on device" in refusal(work.write, "first", {"b": 1}, kind=OutputError)

@@ -194,7 +194,7 @@ class TextSide:
             embedding: torch.Tensor = trace.model.embedding(text, context.shape[1], trace.call.get("clip_skip"))
             return embedding
 
-        half, propagated_text = _own_half(context, embed(text)), text
+        half, propagated_text = trace.prompt_half(), text
         if negative and len(context) == 2:
             half, propagated_text = 1 - half, prompt_of(trace.call, "negative_prompt") or ""
         excess = []
@@ -214,28 +214,6 @@ def _context(trace: Trace) -> torch.Tensor:
             "cross-attention. Use df-rise, or a text-to-image model such as Stable Diffusion."
         )
     return replay.context
-
-
-@torch.no_grad()
-def _own_half(context: torch.Tensor, embedding: torch.Tensor) -> int:
-    """Return the half that has the prompt's embedding; raises `ModelError` when none has it."""
-    scale = embedding.abs().max().clamp(min=1e-12)
-    distances = []
-    for half in context.chunk(len(context)):
-        alike = half.shape == embedding.shape
-        distances.append(float((half - embedding).abs().max() / scale) if alike else math.inf)
-    nearest = distances.index(min(distances))
-    if not distances[nearest] <= EMBEDDING_TOLERANCE:
-        raise ModelError(
-            "The text that the denoiser read is not what the pipeline's text encoder makes of the prompt now: they are "
-            f"{distances[nearest]:.2g} (relative) apart. Was it changed, by prompt_embeds, a second prompt, weights "
-            "that were loaded since? Relevance needs a denoiser that reads the encoded prompt and nothing else."
-        )
-    return nearest
-
-
-EMBEDDING_TOLERANCE = 1e-2
-"""The relative error of half precision; another text is about one away."""
 
 
 # The method.

@@ -16,7 +16,7 @@ from ..recording.schedules import takes_shift
 from ..results.folders import folder_names
 from ..results.together import Variants
 from .job import Watch, check_once, flags, shown_steps, worker
-from .names import check_methods, check_model, explains_every_step, methods_for_runs
+from .names import check_methods, check_model, methods_for_runs
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -115,7 +115,10 @@ class Comparison:
 
     def steps(self, total: int, groups: Sequence[str]) -> dict[str, Sequence[int]]:
         """Return the steps that each method explains in a run of `total` steps, by the name of its group."""
-        every_step = {name.replace("-", "_") for name in BUILT_IN if explains_every_step(name)}
+        from ..attributors.base import explains_every_step
+
+        names = self.methods or (*BUILT_IN,)
+        every_step = {name.replace("-", "_") for name in names if explains_every_step(name)}
         few, whole = self.request.steps_to_explain(total), shown_steps(self.request.at, total, range(total))
         return {group: whole if group in every_step else few for group in groups}
 

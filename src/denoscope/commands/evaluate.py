@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, Interrupted, did_you_mean, sentence
+from ..results.claims import claimed
 from ..results.resumable import ResumableFolder
+from .job import FEWEST_MASKS, check_seed, check_workers, flags
 from .subjects import TrialSubject, bundled_subject, read_subjects, unused_masks
 
 if TYPE_CHECKING:
@@ -73,10 +75,9 @@ class Evaluation:
             raise InputError(f"--scenes is {self.scenes}. An interval over scenes needs at least 2; 50 are usual.")
         if self.steps < 1:
             raise InputError(f"--steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
-        if self.seed < 0:
-            raise InputError(f"--seed is {self.seed}. Give a whole number from 0.")
-        if self.num_masks < 1:
-            raise InputError(f"--num-masks is {self.num_masks}. Give at least 1; 256 is the default.")
+        check_seed(self.seed)
+        if self.num_masks < FEWEST_MASKS:
+            raise InputError(f"--num-masks is {self.num_masks}. Give at least {FEWEST_MASKS}; 256 is the default.")
         steps = self.steps_shown
         outside = [step for step in steps if not 0 <= step < self.steps]
         if not steps or outside or len(set(steps)) < len(steps):
@@ -236,8 +237,6 @@ class Evaluation:
 
     def command(self) -> str:
         """Return the command line of the same evaluation."""
-        from .job import flags
-
         defaults = {name: option.default for name, option in self.__dataclass_fields__.items()}
         changed = {name: value for name, value in vars(self).items() if value != defaults[name]}
         return shlex.join(["denoscope", "evaluate", *flags(changed)])
@@ -263,8 +262,6 @@ class Evaluation:
         measured. Raises `Interrupted` on Ctrl-C if the finished pictures are in a folder; without a folder it returns
         them if they are enough, with `interrupted` True.
         """
-        from .job import check_workers
-
         check_workers(workers)
         from .evaluation_result import EvaluationResult
         from .scores import gather, summarise
@@ -369,9 +366,10 @@ def _refuse_too_few(measured: "Sequence[Trial]", trials: "Sequence[Trial]", tota
 
 @contextmanager
 def _place(folder: str | Path | None) -> Iterator[Path]:
-    """Yield the folder, or a temporary one."""
+    """Yield the folder, claimed, or a temporary one."""
     if folder is not None:
-        yield Path(folder)
+        with claimed(folder) as place:
+            yield place
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary) / "evaluation"

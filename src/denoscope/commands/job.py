@@ -3,7 +3,7 @@
     Request      -> Explanation      denoscope.explain
     Study        -> Recognition      denoscope.recognise
     Comparison   -> Variants         denoscope.compare
-    Evaluation   -> Leaderboard      denoscope.evaluate
+    Evaluation   -> EvaluationResult      denoscope.evaluate
 
 Settings are frozen dataclasses in modules that load no torch. The work is a function in a module that does."""
 
@@ -15,26 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import InputError
-from ..results.records import PACKAGES, version_of
 from ..results.tables import Table
-
-__all__ = [
-    "PACKAGES",
-    "At",
-    "Job",
-    "Result",
-    "Table",
-    "Watch",
-    "check_once",
-    "check_seed",
-    "check_steps",
-    "check_workers",
-    "fitting",
-    "flags",
-    "shown_steps",
-    "version_of",
-    "worker",
-]
 
 Watch = Callable[[str, int], Callable[[int], None]]
 """Takes a title and an amount of work (0 if unknown), and returns a function that takes the amount just done."""
@@ -43,6 +24,7 @@ At = tuple[int, ...] | Literal["all"] | None
 """The steps to explain: these, all, or None for the method's own choice."""
 
 LARGEST_SEED = 2**64 - 1
+FEWEST_MASKS = 4
 
 
 class Result(Protocol):

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from ..attributors.base import Advance, Attributor, StepResult, list_methods, method, needs_of
 from ..errors import InputError
 from ..evaluation.baselines import BASELINES, Baseline, random_map
@@ -65,6 +67,12 @@ class PhraseMean(Attributor):
 
     def options(self) -> dict[str, Any]:
         return self.inner.options()
+
+    def networks(self) -> Sequence[torch.nn.Module]:
+        return self.inner.networks()
+
+    def work(self, step: Step | Frame) -> int:
+        return self.inner.work(step)
 
     def prepared(self, sequence: Trace | Frames) -> Attributor:
         return replace(self, inner=self.inner.prepared(sequence))

@@ -22,11 +22,6 @@ def methods_for_labels() -> tuple[str, ...]:
     return tuple(name for name, facts in BUILT_IN.items() if facts.needs == "label")
 
 
-def explains_every_step(method: str) -> bool:
-    """Return True if a method explains every step unless steps are named."""
-    return method in BUILT_IN and BUILT_IN[method].every_step
-
-
 def _registered_by_user() -> list[str]:
     """Return the registered names that are not built in: none can be there before the registry is loaded."""
     registry = sys.modules.get("denoscope.attributors.base")

@@ -51,6 +51,7 @@ def recognise(
     labels = _labels(study, classifier, looks)
     explanations: dict[str, Explanation] = {}
     failures: dict[str, str] = {}
+    interrupted = False
     for look in looks:
         try:
             explanations[look.name] = _explained(study, classifier, look, labels, watch)
@@ -59,10 +60,13 @@ def recognise(
                 raise
             failures[look.name] = str(error)
             if isinstance(error, Interrupted):
+                interrupted = True
                 break
         if look.name in explanations and explanations[look.name].interrupted:
             break
-    return Recognition(explanations, _record(study, explanations, failures), several=len(study.photographs) > 1)
+    return Recognition(
+        explanations, _record(study, explanations, failures, interrupted), several=len(study.photographs) > 1
+    )
 
 
 def _classifier(study: Study) -> Classifier:
@@ -152,7 +156,9 @@ def _with_stages(result: xr.Dataset, look: Look) -> xr.Dataset:
     return result.merge(stages(maps, picture, look.mask))
 
 
-def _record(study: Study, explanations: Mapping[str, Explanation], failures: Mapping[str, str]) -> RecognitionRecord:
+def _record(
+    study: Study, explanations: Mapping[str, Explanation], failures: Mapping[str, str], interrupted: bool
+) -> RecognitionRecord:
     """Return the record of all pictures together, with the table of the moments."""
     curves = {name: each.likelihood for name, each in explanations.items() if each.likelihood is not None}
     levels = [f"{level:g}" for level in likelihood.LIKELIHOOD_LEVELS]
@@ -164,7 +170,7 @@ def _record(study: Study, explanations: Mapping[str, Explanation], failures: Map
         columns=["picture", "label", *levels, "steepest", "final"],
         table=[_cells(row, levels) for row in rows],
         failures=failures,
-        interrupted=any(each.interrupted for each in explanations.values()),
+        interrupted=interrupted or any(each.interrupted for each in explanations.values()),
     )
 
 

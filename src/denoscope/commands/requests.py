@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import InputError
 from ..recording import schedules
 from ..results.explanations import Explanation
-from .job import At, Watch, check_seed, check_steps, fitting, flags, shown_steps, worker
+from .job import FEWEST_MASKS, At, Watch, check_seed, check_steps, fitting, flags, shown_steps, worker
 from .names import check_methods, check_model, methods_for_runs
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = ("df-rise-contrast", "df-rise")
 SHOWN_PLACES = (0.07, 0.27, 0.53, 0.93)
 """The places in a run, from 0 to 1, of the steps that are explained if none are named."""
-FEWEST_MASKS = 4
 """The fewest masks from which DF-RISE makes a map with a reliability."""
 
 

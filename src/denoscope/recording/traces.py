@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -17,6 +16,8 @@ from .prompts import prompt_of
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between a replayed and a recorded prediction."""
 
+CONFIRMED = "_confirmed"
+"""Where a step remembers that its replay was right."""
 SAME_TEXT = 1e-2
 """Largest relative difference of two encodings of one text, that of half precision; another text is about 1 away."""
 READ_SCALE = ("guidance", "timestep_cond")
@@ -168,18 +169,21 @@ class Step:
         Differentiable. Raises `ReplayError` if it is not the prediction that the scheduler received.
         """
         again = self.replay(self.sample)
-        self._compare(self._difference(again.detach()))
+        self._confirm(self._difference(again.detach()))
         return self._finite(again)
 
-    @cached_property
-    def _replay_difference(self) -> float:
-        """The difference of the replayed prediction from the recorded one, measured at the first question."""
-        with torch.no_grad():
-            return self._difference(self.replay(self.sample))
-
     def _check(self) -> None:
-        if not self.checked:
-            self._compare(self._replay_difference)
+        """Replay the step's own sample, unless that was right before."""
+        if self.checked or self.__dict__.get(CONFIRMED):
+            return
+        with torch.no_grad():
+            difference = self._difference(self.replay(self.sample))
+        self._confirm(difference)
+
+    def _confirm(self, difference: float) -> None:
+        """Remember that the replay is right; a refusal is not remembered, as the network may be changed for a while."""
+        self._compare(difference)
+        self.__dict__[CONFIRMED] = True
 
     def _difference(self, again: torch.Tensor) -> float:
         """Return the largest difference from the recorded prediction, relative to the largest value."""

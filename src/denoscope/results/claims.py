@@ -12,6 +12,8 @@ from ..errors import InputError, OutputError
 
 PARTIAL = ".partial"
 """The suffix of a folder that is being written."""
+ASIDE = ".old"
+"""The suffix of earlier results while new ones take their place."""
 
 _claims: dict[Path, int] = {}
 _claims_lock = threading.Lock()
@@ -27,6 +29,10 @@ def claimed(folder: str | os.PathLike[str]) -> Iterator[Path]:
     be made beside the folder.
     """
     place = Path(folder).expanduser().resolve()
+    if not place.name:
+        raise InputError(
+            f'The results cannot be written to "{folder}", the root of a file system. Give a folder in it.'
+        )
     with _claims_lock:
         holder = _claims.get(place)
         if holder is None:
@@ -69,6 +75,9 @@ def _locked(place: Path, folder: object) -> Iterator[bool]:
     try:
         file = _open_locked(path, folder)
     except OSError as error:
+        if place.is_dir() and os.access(place, os.W_OK):  # a folder that was handed over, in another one's
+            yield False
+            return
         raise _unwritable(place, error) from error
     try:
         yield file is not None
@@ -127,11 +136,20 @@ def _lock_on_windows(file: IO[bytes]) -> None:
 
 
 def _remove_leftovers(place: Path) -> None:
-    """Remove the partly written folders of a place; whoever wrote them is gone, as the claim is ours."""
+    """Remove what a killed run left beside a place; whoever wrote it is gone, as the claim is ours.
+
+    Earlier results that were moved aside for new ones are moved back if the place is empty.
+    """
     start = f".{place.name}-"
+    leftovers = []
     for path in place.parent.iterdir():
-        token = path.name.removeprefix(start).removesuffix(PARTIAL)
-        if path.name == f"{start}{token}{PARTIAL}" and _is_token(token):
+        token = path.name.removeprefix(start).removesuffix(path.suffix)
+        if path.suffix in (PARTIAL, ASIDE) and path.name == f"{start}{token}{path.suffix}" and _is_token(token):
+            leftovers.append(path)
+    for path in leftovers:
+        if path.suffix == ASIDE and not place.exists():
+            os.rename(path, place)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 

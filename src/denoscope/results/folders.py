@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError, OutputError
-from .claims import PARTIAL, claimed
+from .claims import ASIDE, PARTIAL, claimed
 
 WRITTEN = {"report.html", "image.png", "timeline.gif", "figures", "explanation.zarr", "run.json"}
 WRITTEN_TOGETHER = {"report.html", "comparison.png", "run.json"}
@@ -121,7 +121,7 @@ def _take_place(temporary: Path, place: Path) -> None:
     if not place.exists():
         os.rename(temporary, place)
         return
-    aside = temporary.with_suffix(".old")
+    aside = temporary.with_suffix(ASIDE)
     os.rename(place, aside)
     try:
         os.rename(temporary, place)
@@ -161,12 +161,17 @@ def listed(names: Iterable[object], most: int = 5) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`, and rename it to `path` at the end; remove it on any exception.
 
-    The suffix is that of `path`, as some libraries choose a format by it.
+    The suffix is that of `path`, as some libraries choose a format by it. Raises `OutputError` if it cannot be written.
     """
     beside = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     try:
         yield beside
         os.replace(beside, path)
+    except OSError as error:
+        raise OutputError(
+            f'The file "{path}" could not be written: {error.strerror or error}. {_free_space(path.parent)}Nothing was '
+            "left half-written. Free some space or give another folder."
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 

@@ -50,6 +50,8 @@ class ResumableFolder:
             if earlier is not None and (overwrite or not work.begun):
                 shutil.rmtree(work.folder)
             (work.folder / TRIALS).mkdir(parents=True, exist_ok=True)
+            for leftover in (work.folder / TRIALS).glob(".*"):  # of a run that was killed while it wrote
+                leftover.unlink()
             if work.settings is None:
                 write_whole(work.folder / SETTINGS, json.dumps(plain, indent=2).encode())
         except OSError as error:
@@ -66,7 +68,8 @@ class ResumableFolder:
     @property
     def begun(self) -> bool:
         """True if a trial is finished."""
-        return any((self.folder / TRIALS).glob("*.json"))
+        names = [path.name for path in (self.folder / TRIALS).glob("*.json")]
+        return not all(name.startswith(".") for name in names)
 
     def write(self, name: str, values: Any, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Write a finished trial: its values, which JSON must hold, and its arrays, if it has any."""
@@ -113,5 +116,5 @@ def _differences(folder: object, earlier: Mapping[str, Any], settings: Mapping[s
     changes = [f"{name} was {earlier.get(name)!r} and is now {settings.get(name)!r}" for name in names]
     return (
         f'"{folder}" holds work with other settings: {"; ".join(changes)}. Results of both cannot stand in one table. '
-        "Give the same settings to go on with it, give another folder, or replace it (--overwrite)."
+        "Give the same settings to go on with it, give another folder, or replace it with overwrite=True."
     )
