@@ -1,6 +1,7 @@
 """Integrated Gradients, Gradient SHAP and Occlusion: closed forms, identities, and Captum called directly."""
 
 import threading
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from captum import attr
 from small import refusal
 
 import denoscope
-from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself
+from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself, seeded
 from denoscope.attributors.occlusion import Occlusion
 from denoscope.errors import InputError
 from denoscope.targets import ClassScore, Target
@@ -296,3 +297,25 @@ def test_inference_mode_of_the_caller_changes_nothing(curved, sequence):
         with torch.inference_mode():
             inside = attributor(sequence, [2])
         np.testing.assert_array_equal(inside.saliency, attributor(sequence, [2]).saliency)
+
+
+def test_random_draws_in_several_threads_are_those_of_one():
+    """The random streams are the whole process's: a thread that draws must not disturb another, nor the user."""
+    with seeded(3):
+        expected = torch.rand(4)
+    before = torch.get_rng_state()
+    draws: list[torch.Tensor] = []
+
+    def draw() -> None:
+        for _ in range(50):
+            with seeded(3):
+                time.sleep(0)
+                draws.append(torch.rand(4))
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(draws) == 200 and all(torch.equal(each, expected) for each in draws)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -42,6 +42,8 @@ DRAWN = {
     "white with soft edges": Image.fromarray(40 + 180 * GREYS + np.arange(30, dtype=np.uint8)),
     "16 bits": Image.fromarray((65535 * INSIDE).astype(np.uint16)),
     "0 and 1 in 16 bits": Image.fromarray(INSIDE.astype(np.uint16)),
+    "class numbers up to 150": Image.fromarray(GREYS * np.where(np.arange(30) < 12, 20, 150).astype(np.uint8)),
+    "white with one grey edge": Image.fromarray(np.where(BORDER, 100, 255 * INSIDE).astype(np.uint8)),
     "cut out": transparent(),
 }
 

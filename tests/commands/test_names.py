@@ -45,6 +45,9 @@ REFUSED = {
     "evaluate": ["evaluate", "--steps", "0"],
     "scenes": ["evaluate", "--scenes", "1"],
     "workers": ["evaluate", "--workers", "0"],
+    "guidance": ["evaluate", "--guidance", "nan"],
+    "few masks": ["evaluate", "--num-masks", "2"],
+    "large seed of evaluate": ["evaluate", "--seed", str(2**64)],
 }
 
 

@@ -225,3 +225,33 @@ def test_draws_are_averaged_and_colours_may_be_chosen():
     expected = overlay(GREY, mean.sel(step=30).values, Limits(-reach, reach, signed=True), "viridis", 1.0)
     np.testing.assert_array_equal(image_of(ax), expected)
     assert ax.figure.axes[-1].collections[0].cmap == matplotlib.colormaps["viridis"]
+
+
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        ({"step": 3.5}, "The step to draw is 3.5"),
+        ({"step": "3"}, "The step to draw is '3'"),
+        ({"step": True}, "The step to draw is True"),
+        ({"step": slice(0, 4)}, "whole numbers, among 3"),
+        ({"cmap": "nope"}, 'no colour map "nope"'),
+        ({"outlier_perc": float("nan")}, "outlier_perc is nan"),
+        ({"ax": np.zeros(2)}, "Give matplotlib axes"),
+    ],
+)
+def test_a_choice_of_another_kind_is_refused(choice: dict, message: str):
+    with pytest.raises(InputError) as refused:
+        denoscope.plot(GREY, bright_corner(), **choice)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("token, message", [([], "No token is chosen"), (3, "no map of the token 3")])
+def test_words_of_another_kind_are_refused(token: object, message: str):
+    with pytest.raises(InputError, match=message):
+        denoscope.plot(GREY, words(), token=token)
+
+
+def test_maps_of_a_picture_of_another_shape_are_refused():
+    maps = bright_corner(y=np.arange(8) * 8 + 4.0, x=np.arange(12) * 4 + 2.0)
+    with pytest.raises(InputError, match="48 × 64 pixels, and the picture given has 48 × 32"):
+        denoscope.plot(GREY, maps)

@@ -1,5 +1,6 @@
 """Gradients of a score: Captum's Integrated Gradients and Gradient SHAP, in bounded memory."""
 
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -294,11 +295,17 @@ class GradientShap(_Gradients):
         return attributions
 
 
+_STREAMS = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Start the global random streams that Captum draws from at a seed; afterwards they go on as before."""
-    state = np.random.get_state()
-    with torch.random.fork_rng():
+    """Start the global random streams that Captum draws from at a seed; afterwards they go on as before.
+
+    The streams belong to the whole process, so one thread at a time may be inside.
+    """
+    with _STREAMS, torch.random.fork_rng():
+        state = np.random.get_state()
         torch.manual_seed(seed)
         np.random.seed(seed)
         try:

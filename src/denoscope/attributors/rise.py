@@ -90,7 +90,8 @@ class DFRise(Attributor):
             raise InputError(f'Masked positions cannot be filled with "{self.fill}". {did_you_mean(self.fill, FILLS)}')
         if not isinstance(self.num_masks, int) or self.num_masks < 4:
             raise InputError(
-                f"num_masks is {self.num_masks!r}. A map and its reliability need at least 4 masks; 500 are usual."
+                f"num_masks is {self.num_masks!r}. A map needs at least 4 masks, and its reliability more, 64 in the "
+                "contrast form; 500 are usual."
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"batch_size is {self.batch_size}. It must be at least 1; leave it out to have it chosen.")

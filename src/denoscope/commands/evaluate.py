@@ -5,6 +5,7 @@ other model are made of the user's prompts, and compared with masks that the use
 so that wrong settings are refused at once.
 """
 
+import math
 import shlex
 import tempfile
 import warnings
@@ -76,6 +77,8 @@ class Evaluation:
         if self.steps < 1:
             raise InputError(f"--steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
         check_seed(self.seed)
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise InputError(f"--guidance is {self.guidance}. Give a finite number; 1 is none, 7.5 is usual.")
         if self.num_masks < FEWEST_MASKS:
             raise InputError(f"--num-masks is {self.num_masks}. Give at least {FEWEST_MASKS}; 256 is the default.")
         steps = self.steps_shown
@@ -143,7 +146,7 @@ class Evaluation:
             return tuple(range(self.steps))
         if self.at is not None:
             return tuple(sorted(self.at))
-        return tuple(sorted({round(place * self.steps) for place in PLACES}))
+        return tuple(sorted({min(round(place * self.steps), self.steps - 1) for place in PLACES}))
 
     @property
     def methods_used(self) -> tuple[str, ...]:

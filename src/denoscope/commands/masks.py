@@ -3,10 +3,11 @@
 A file of labels is read by value, and any other file by brightness:
 
 - coloured palette (PNG, GIF): index 0 is outside, every other index inside;
-- few values, all below 128 (0 and 1, or class numbers): 0 is outside, every other value inside;
+- few values with 0 among them (0 and 1, or class numbers): 0 is outside, every other value inside;
 - few colours: black is outside, every other colour inside;
 - anything else, such as black and white with soft edges: inside where brighter than half;
-- 255 beside such labels is a void border: it counts as outside, and a warning says so;
+- 255 beside class numbers below 64 is a void border: it counts as outside, and a warning says so; beside larger
+  numbers the file is read by brightness;
 - transparent is outside."""
 
 import warnings
@@ -21,6 +22,8 @@ FEW = 32
 """The most different values or colours that a file of labels has."""
 HALF = 128
 VOID = 255
+LARGEST_BESIDE_VOID = 64
+"""From this class number on, 255 in the same file is brightness and not a void border."""
 
 
 class VoidBorderWarning(UserWarning):
@@ -50,7 +53,9 @@ def read_mask_file(file: str | Path) -> np.ndarray:
 def _of_greys(values: np.ndarray, file: str | Path) -> np.ndarray:
     """Return True inside, for values from 0 to 255."""
     labels = [value for value in np.unique(values) if value != VOID]
-    if len(labels) <= FEW and max(labels, default=0) < HALF:
+    has_void = bool((values == VOID).any())
+    are_few = len(labels) == 1 or (len(labels) <= FEW and min(labels, default=0) == 0)
+    if are_few and not (has_void and max(labels, default=0) >= LARGEST_BESIDE_VOID):
         return _of_labels(values, file)
     return np.asarray(values >= HALF)
 

@@ -77,7 +77,7 @@ class Study:
 
     def __post_init__(self) -> None:
         if bool(self.photographs) == (self.trace is not None):
-            raise InputError("Give at least one photograph, or a prompt to generate from (trace), and not both.")
+            raise InputError("Give at least one photograph, or a prompt to generate from (--trace), and not both.")
         if self.noising not in NOISINGS:
             raise InputError(f'There is no noising "{self.noising}". {did_you_mean(self.noising, NOISINGS)}')
         self._check_numbers()

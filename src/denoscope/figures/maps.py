@@ -1,11 +1,13 @@
 """Maps over the picture that they explain, the right way up: `denoscope.plot`."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
@@ -66,7 +68,14 @@ def plot(
     """
     if scale not in SCALES:
         raise InputError(f"The scale of the colours is {shown_value(scale)}. {did_you_mean(str(scale), SCALES)}")
+    if ax is not None and not isinstance(ax, Axes):
+        raise InputError(f"ax is {shown_value(ax)}. Give matplotlib axes, such as pyplot.gca(), or leave it out.")
+    if isinstance(cmap, str) and cmap not in colormaps:
+        raise InputError(f'There is no colour map "{cmap}". Give one of matplotlib\'s, such as "viridis" or "RdBu_r".')
+    if not 0 <= outlier_perc < 100:
+        raise InputError(f"outlier_perc is {outlier_perc}. Give the per cent of outliers, from 0 to below 100.")
     name, result = _result(picture if maps is None else maps, method)
+    _refuse_other_shape(picture_beneath(picture, int(result["step"].values.flat[0]), beneath), result["saliency"])
     panels = list(_panels(result, step, {"token": token, "layer": layer}, scale, outlier_perc))
     title = str(result.attrs.get("title", name or "Saliency"))
     drawing = _Drawing(picture, beneath, unit_word(picture), cmap, alpha)
@@ -125,6 +134,18 @@ def _panels(
             yield Panel(at, entry, values.transpose("y", "x").values, limits)
 
 
+def _refuse_other_shape(pixels: np.ndarray, maps: xr.DataArray) -> None:
+    """Raise `InputError` for maps whose coordinates are of a picture with other proportions."""
+    if not {"y", "x"} <= set(maps.coords):
+        return
+    height, width = (float(maps[dim].min() + maps[dim].max()) for dim in ("y", "x"))
+    if abs(height / width - pixels.shape[0] / pixels.shape[1]) > 0.02 * height / width:
+        raise InputError(
+            f"The maps are of a picture of {width:.0f} × {height:.0f} pixels, and the picture given has "
+            f"{pixels.shape[1]} × {pixels.shape[0]}. Give the trace, the frames or the picture that was explained."
+        )
+
+
 def _sorted(maps: xr.DataArray) -> xr.DataArray:
     """Return the maps with rows from the top and columns from the left, as their coordinates say, if they have any."""
     if not {"step", "y", "x"} <= set(maps.dims):
@@ -145,11 +166,20 @@ def _steps(maps: xr.DataArray, step: int | Sequence[int] | None) -> list[int]:
     allowed = [int(each) for each in maps["step"].values]
     if step is None:
         return explained_steps(maps.to_dataset(name="saliency")) or allowed
-    steps = [int(each) for each in np.atleast_1d(step)]
-    absent = [each for each in steps if each not in allowed]
-    if absent or not steps:
+    try:
+        numbers = [step] if isinstance(step, (int, np.integer)) else list(step)
+        steps = [operator.index(number) for number in numbers if not isinstance(number, bool)]
+    except TypeError:
+        steps = []
+    if len(steps) == 0 or isinstance(step, bool):
         raise InputError(
-            f"There is no map of step {', '.join(map(str, absent)) or 'none'}. Explained are the steps "
+            f"The step to draw is {shown_value(step)}. Give a step or several, as whole numbers, among "
+            f"{', '.join(map(str, allowed))}."
+        )
+    absent = [each for each in steps if each not in allowed]
+    if absent:
+        raise InputError(
+            f"There is no map of step {', '.join(map(str, absent))}. Explained are the steps "
             f"{', '.join(map(str, allowed))}. Choose among these, or explain that step too."
         )
     return steps
@@ -160,7 +190,9 @@ def _with_entries(maps: xr.DataArray, dim: str, names: str | Sequence[str]) -> x
     if dim not in maps.dims:
         raise InputError(f"These maps have no {dim}, so {dim}={shown_value(names)} cannot be chosen. Leave it out.")
     allowed = [str(entry) for entry in maps[dim].values]
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str) or not isinstance(names, Sequence) else list(names)
+    if not wanted:
+        raise InputError(f"No {dim} is chosen. Name at least one, or leave {dim} out for all.")
     for name in wanted:
         if name not in allowed:
             raise InputError(f"There is no map of the {dim} {shown_value(name)}. {did_you_mean(str(name), allowed)}")

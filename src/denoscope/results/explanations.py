@@ -192,7 +192,7 @@ def _steps_of(result: xr.Dataset) -> str:
     steps = [f"step {int(step)} (t {float(time):g})" for step, time in zip(result.step, result.timestep, strict=True)]
     if "reliability" not in result:
         return ", ".join(steps)
-    values = [f"{float(value):.2f}" for value in result.reliability]
+    values = [f"{float(value):.2f}" if value == value else "n/a (too few masks)" for value in result.reliability]
     return "reliability at " + ", ".join(f"{step} {value}" for step, value in zip(steps, values, strict=True))
 
 
