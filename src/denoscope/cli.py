@@ -287,6 +287,7 @@ def recognise(
         device=device,
         dtype=dtype,
     )
+    study.check_files()
     _do(study, f"Loading {classifier}{f' and {model}' if generation else ''}", out, overwrite)
 
 

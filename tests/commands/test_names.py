@@ -8,8 +8,10 @@ import pytest
 from denoscope.attributors import BUILT_IN
 from denoscope.attributors.base import METHODS, explains_every_step, list_methods, needs_of
 from denoscope.commands.job import LARGEST_SEED
-from denoscope.commands.names import BUNDLED_MODELS
+from denoscope.commands.names import BUNDLED_MODELS, DTYPES
+from denoscope.commands.studies import BETA_SCHEDULES
 from denoscope.recording import loading, models
+from denoscope.vision import noising
 
 
 def test_the_built_in_names_are_those_of_the_registry():
@@ -18,6 +20,7 @@ def test_the_built_in_names_are_those_of_the_registry():
         assert (facts.needs, facts.every_step) == (needs_of(name), explains_every_step(name)), name
         factory = METHODS[name]
         assert getattr(factory, "__module__", "").rpartition(".")[2] == facts.module, name
+    assert (DTYPES, BETA_SCHEDULES) == (loading.PRECISIONS, noising.BETA_SCHEDULES)
     assert BUNDLED_MODELS == loading.BUNDLED and LARGEST_SEED == models.LARGEST_SEED
 
 
@@ -45,6 +48,11 @@ REFUSED = {
     "evaluate": ["evaluate", "--steps", "0"],
     "scenes": ["evaluate", "--scenes", "1"],
     "workers": ["evaluate", "--workers", "0"],
+    "dtype": ["explain", "a red circle", "--dtype", "float8"],
+    "scheduler": ["explain", "a red circle", "--scheduler", "eulr"],
+    "second scheduler": ["compare", "a red circle", "--schedulers", "euler,DDIM"],
+    "beta schedule": ["recognise", "cat.png", "--noising", "ddpm", "--beta-schedule", "cosine"],
+    "no such photograph": ["recognise", "cat.png"],
     "guidance": ["evaluate", "--guidance", "nan"],
     "few masks": ["evaluate", "--num-masks", "2"],
     "large seed of evaluate": ["evaluate", "--seed", str(2**64)],

@@ -19,6 +19,7 @@ from ..errors import InputError, Interrupted, did_you_mean, sentence
 from ..results.claims import claimed
 from ..results.resumable import ResumableFolder
 from .job import FEWEST_MASKS, check_seed, check_workers, flags
+from .names import check_dtype
 from .subjects import TrialSubject, bundled_subject, read_subjects, unused_masks
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Evaluation:
         if self.steps < 1:
             raise InputError(f"--steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
         check_seed(self.seed)
+        check_dtype(self.dtype)
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise InputError(f"--guidance is {self.guidance}. Give a finite number; 1 is none, 7.5 is usual.")
         if self.num_masks < FEWEST_MASKS:

@@ -9,6 +9,7 @@ from ..attributors import BUILT_IN
 from ..errors import InputError, ModelError, did_you_mean
 
 BUNDLED_MODELS = ("shapes",)
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def methods_for_runs() -> tuple[str, ...]:
@@ -46,3 +47,9 @@ def check_model(model: str) -> None:
             f'There is no model and no folder "{model}". {did_you_mean(model, BUNDLED_MODELS)} Besides: a folder saved '
             "by save_pretrained, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5."
         )
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise `ModelError` for the name of a dtype that weights cannot have; None is the model's own."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f'A model cannot have the dtype "{dtype}". {did_you_mean(dtype, DTYPES)}')

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..recording import schedules
 from ..results.explanations import Explanation
 from .job import FEWEST_MASKS, At, Watch, check_seed, check_steps, fitting, flags, shown_steps, worker
-from .names import check_methods, check_model, methods_for_runs
+from .names import check_dtype, check_methods, check_model, methods_for_runs
 
 if TYPE_CHECKING:
     from ..attributors.base import Attributor
@@ -66,6 +66,8 @@ class Request:
         check_seed(self.seed)
         check_methods(self.methods, methods_for_runs())
         schedules.resolve(self.schedule, self.steps or 1, self.shift)
+        schedules.check_scheduler(self.scheduler)
+        check_dtype(self.dtype)
         check_steps(self.at)
 
     def run(self, watch: Watch | None = None) -> Explanation:

@@ -2,12 +2,13 @@
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, did_you_mean
 from ..results.together import Recognition
 from .job import At, Watch, check_seed, check_steps, flags, shown_steps, worker
-from .names import check_methods, check_model, methods_for_labels
+from .names import check_dtype, check_methods, check_model, methods_for_labels
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 STUDY_METHODS = ("integrated-gradients", "gradient-shap", "occlusion")
 NOISINGS = ("blend", "ddpm")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Study:
             raise InputError("Give at least one photograph, or a prompt to generate from (--trace), and not both.")
         if self.noising not in NOISINGS:
             raise InputError(f'There is no noising "{self.noising}". {did_you_mean(self.noising, NOISINGS)}')
+        if self.noising == "ddpm" and self.beta_schedule not in BETA_SCHEDULES:
+            raise InputError(
+                f"beta_schedule is {self.beta_schedule}. {did_you_mean(self.beta_schedule, BETA_SCHEDULES)}"
+            )
+        check_dtype(self.dtype)
         self._check_numbers()
         pictures = max(1, len(self.photographs))
         if self.masks and len(self.masks) != pictures:
@@ -103,6 +110,12 @@ class Study:
             raise InputError(f"draws is {self.draws}. Give at least 1; 5 are usual.")
         if not 1 <= self.map_draws <= self.draws:
             raise InputError(f"map_draws is {self.map_draws}, of {self.draws} draws. Give 1 to {self.draws}.")
+
+    def check_files(self) -> None:
+        """Raise `InputError` for a photograph or a mask that is not there."""
+        for file in (*self.photographs, *self.masks):
+            if not Path(file).expanduser().exists():
+                raise InputError(f'The file "{file}" does not exist. Give the path of a picture.')
 
     def run(self, watch: Watch | None = None) -> Recognition:
         """Load the classifier and the pictures, follow the labels and attribute them; see `denoscope.recognise`."""

@@ -16,7 +16,7 @@ from ..errors import InputError, ModelError, ScheduleError
 from . import schedules
 from .arguments import Call, default_of, training_steps
 from .components import TEXT_ENCODERS, autoencoder_of, denoiser_of, parts_of, refuse_unusable
-from .hooks.schedulers import SCHEDULERS, made_scheduler, refuse_fixed_grid, swapped_scheduler
+from .hooks.schedulers import made_scheduler, refuse_fixed_grid, swapped_scheduler
 from .loading import BUNDLED, UNSAFE, _from_pretrained, _source, device_of, precision_of, quiet_libraries
 from .patterns import layers_of
 from .prompts import Prompt, TextReader
@@ -228,7 +228,7 @@ class Model:
 
     def scheduler_name(self, scheduler: str | None = None) -> str:
         """Return the class of a run's scheduler: the pipeline's own, or the one that it is swapped for."""
-        return type(self.pipeline.scheduler).__name__ if scheduler is None else SCHEDULERS[scheduler]
+        return type(self.pipeline.scheduler).__name__ if scheduler is None else schedules.SCHEDULERS[scheduler]
 
     def default(self, name: str) -> Any:
         """Return the pipeline's own value for an argument that is left out; None if it has none."""

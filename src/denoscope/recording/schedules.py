@@ -157,3 +157,29 @@ def _band_of(log_snr: float) -> str:
     if snr < BANDS["coarse"]:
         return "coarse"
     return "content" if snr <= BANDS["content"] else "clean-up"
+
+
+# Schedulers.
+
+SCHEDULERS = {
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "dpm-solver++-single": "DPMSolverSinglestepScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+}
+"""Schedulers that a run may be swapped to, by the names of their papers."""
+
+
+def check_scheduler(name: str | None) -> None:
+    """Raise `ScheduleError` for a name that no scheduler has; None is the pipeline's own."""
+    if name is not None and name not in SCHEDULERS:
+        raise ScheduleError(f'There is no scheduler "{name}". {did_you_mean(name, SCHEDULERS)}')

@@ -8,26 +8,11 @@ from typing import Any
 
 import torch
 
-from ...errors import ModelError, ScheduleError, did_you_mean, one_line, sentence
+from ...errors import ModelError, ScheduleError, one_line, sentence
+from ..schedules import SCHEDULERS, check_scheduler
 from .calls import replaced_method
 
 FREE_GRID_SCHEDULERS = "DPMSolverMultistepScheduler, DDPMScheduler or EulerDiscreteScheduler"
-SCHEDULERS = {
-    "dpm-solver++": "DPMSolverMultistepScheduler",
-    "dpm-solver++-single": "DPMSolverSinglestepScheduler",
-    "ddpm": "DDPMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lcm": "LCMScheduler",
-    "tcd": "TCDScheduler",
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "deis": "DEISMultistepScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "euler-ancestral": "EulerAncestralDiscreteScheduler",
-}
-"""Schedulers that a run may be swapped to, by the names of their papers."""
 AS_PIPELINES_SET = {"clip_sample": False, "set_alpha_to_one": False, "skip_prk_steps": True}
 """Settings of latent pipelines, for schedulers whose defaults are for pixels, if the replaced scheduler has none."""
 
@@ -97,8 +82,7 @@ def made_scheduler(original: Any, name: str | None) -> Any:
 
     if name is None:
         return type(original).from_config(original.config)
-    if name not in SCHEDULERS:
-        raise ScheduleError(f'There is no scheduler "{name}". {did_you_mean(name, SCHEDULERS)}')
+    check_scheduler(name)
     kind = getattr(diffusers, SCHEDULERS[name])
     parameters = inspect.signature(kind.__init__).parameters
     absent = [key for key in AS_PIPELINES_SET if key in parameters and key not in original.config]
