@@ -152,7 +152,6 @@ def explain(
         device=device,
         dtype=dtype,
     )
-    check_model(model)
     _do(request, f"Loading {model}", out, overwrite)
 
 
@@ -228,7 +227,6 @@ def compare(
         classifier=classifier,
         encoder=encoder,
     )
-    comparison.check_models()
     _do(comparison, f"Comparing {', '.join(comparison.titles())}", out, overwrite)
 
 
@@ -267,7 +265,6 @@ def recognise(
         generation = Request(
             prompt=trace, model=model, seed=seed, steps=steps, guidance=guidance, device=device, dtype=dtype
         )
-        check_model(model)
     study = Study(
         photographs=tuple(photos or ()),
         trace=generation,
@@ -287,7 +284,6 @@ def recognise(
         device=device,
         dtype=dtype,
     )
-    study.check_files()
     _do(study, f"Loading {classifier}{f' and {model}' if generation else ''}", out, overwrite)
 
 
@@ -384,6 +380,7 @@ def _do(job: "Job", beginning: str, out: Path, overwrite: bool) -> None:
     from .results.claims import claimed
     from .results.folders import check_output
 
+    job.check()
     check_output(out, overwrite)
     with claimed(out):
         try:

@@ -48,7 +48,7 @@ def compare(
     `failures`, and the other variants go on. On Ctrl-C the finished part is in the result; if there is none,
     `KeyboardInterrupt` goes on.
     """
-    comparison.check_models(models)
+    comparison.check(models)
     variants = comparison.variants()
     classifier = load_classifier(comparison.classifier, list(comparison.labels)) if comparison.labels else None
     if encoder is None and comparison.encoder:

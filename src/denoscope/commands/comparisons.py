@@ -95,7 +95,7 @@ class Comparison:
         fits = takes_shift(value) or not any(map(takes_shift, self.values))
         return {"schedule": value, "shift": self.shift if fits else None}
 
-    def check_models(self, loaded: Mapping[str, object] | None = None) -> None:
+    def check(self, loaded: Mapping[str, object] | None = None) -> None:
         """Raise `ModelError` for the name of a variant's model that can be none, unless it is loaded already."""
         for request in self.variants().values():
             if request.model not in (loaded or {}):
@@ -103,7 +103,7 @@ class Comparison:
 
     def run(self, watch: Watch | None = None) -> Variants:
         """Record every variant, explain it and compare the pictures; see `denoscope.compare`."""
-        self.check_models()
+        self.check()
         return cast(Variants, worker("compare")(self, watch=watch))
 
     def attributors(self, model: "Model") -> "dict[str, Attributor]":

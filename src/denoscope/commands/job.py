@@ -52,6 +52,9 @@ class Result(Protocol):
 class Job(Protocol):
     """The settings of a job."""
 
+    def check(self) -> None:
+        """Raise `InputError` for a model or a file that is not there; loads nothing."""
+
     def run(self, watch: Watch | None = None) -> Result:
         """Do the work; `watch` is told of each part of it."""
 

@@ -70,9 +70,13 @@ class Request:
         check_dtype(self.dtype)
         check_steps(self.at)
 
+    def check(self) -> None:
+        """Raise `ModelError` for the name of a model that can be none."""
+        check_model(self.model)
+
     def run(self, watch: Watch | None = None) -> Explanation:
         """Load the model, record the run and explain it; see `denoscope.explain`."""
-        check_model(self.model)
+        self.check()
         return cast(Explanation, worker("explain")(self, watch=watch))
 
     def steps_to_explain(self, total: int) -> Sequence[int]:

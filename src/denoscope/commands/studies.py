@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..errors import InputError, did_you_mean
 from ..results.together import Recognition
 from .job import At, Watch, check_seed, check_steps, flags, shown_steps, worker
-from .names import check_dtype, check_methods, check_model, methods_for_labels
+from .names import check_dtype, check_methods, methods_for_labels
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -111,16 +111,17 @@ class Study:
         if not 1 <= self.map_draws <= self.draws:
             raise InputError(f"map_draws is {self.map_draws}, of {self.draws} draws. Give 1 to {self.draws}.")
 
-    def check_files(self) -> None:
-        """Raise `InputError` for a photograph or a mask that is not there."""
+    def check(self) -> None:
+        """Raise `InputError` for a photograph or a mask that is not there, and for a model that can be none."""
+        if self.trace is not None:
+            self.trace.check()
         for file in (*self.photographs, *self.masks):
             if not Path(file).expanduser().exists():
                 raise InputError(f'The file "{file}" does not exist. Give the path of a picture.')
 
     def run(self, watch: Watch | None = None) -> Recognition:
         """Load the classifier and the pictures, follow the labels and attribute them; see `denoscope.recognise`."""
-        if self.trace is not None:
-            check_model(self.trace.model)
+        self.check()
         return cast(Recognition, worker("recognise")(self, watch=watch))
 
     def attributors(self, classifier: "Classifier", label: str | int) -> "dict[str, Attributor]":
