@@ -94,7 +94,7 @@ def job_of(words, monkeypatch) -> Comparison:
     """The comparison that a command line makes, without running it."""
     jobs = []
     monkeypatch.setattr(cli, "_do", lambda job, *_: jobs.append(job))
-    monkeypatch.setattr(Comparison, "check_models", lambda *_: None)
+    monkeypatch.setattr(Comparison, "check", lambda *_: None)
     cli.app(["compare", *words], standalone_mode=False)
     (job,) = jobs
     return job
