@@ -14,7 +14,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from ..errors import InputError, did_you_mean, shown_value
-from .beneath import Beneath, picture_beneath, unit_word
+from .beneath import Beneath, frames_beneath, picture_beneath, unit_word
+from .clips import ChosenFrame, checked_frame, chosen_frame, frames_of, is_clip, still_maps
 from .overlays import overlay
 from .results import explained_steps
 from .scales import Limits, clipped_limits, is_flat
@@ -24,17 +25,23 @@ Scale = Literal["shared", "each"]
 SCALES: tuple[Scale, ...] = ("shared", "each")
 PANELS_IN_ROW, PANEL_SIDE = 5, 2.6
 """Panels in a row, and inches of a panel's longer side."""
-MAP_DIMS = {"step", "y", "x", "draw"}
+Chosen = Mapping[str, str | Sequence[str] | None]
+"""Names of words and layers to draw, by their dimension; None for all."""
+MAP_DIMS = {"step", "frame", "y", "x", "draw"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One map (y, x) as it is drawn: its step, its word or layer if there are several, its values and colour scale."""
+    """One map (y, x) as it is drawn: its step, its word or layer if there are several, its values and colour scale.
+
+    `frame` is the frame of the clip beneath it; None for a picture.
+    """
 
     step: int
     entry: str
     values: np.ndarray
     limits: Limits
+    frame: int | None = None
 
 
 def plot(
@@ -46,6 +53,7 @@ def plot(
     ax: Axes | None = None,
     *,
     layer: str | Sequence[str] | None = None,
+    frame: int | Sequence[int] | None = None,
     scale: Scale = "shared",
     beneath: Beneath | None = None,
     outlier_perc: float = 0.0,
@@ -55,16 +63,18 @@ def plot(
     """Draw maps over their picture: one map on axes, several as the panels of a figure.
 
     `picture` is a trace, frames, an explanation, its pictures, or a plain picture: (row, column[, channel]) uint8 or
-    from 0 to 1, or a PIL image. `maps` is the result of a method, a mapping of results by method, or an explanation;
-    it may be left out where `picture` is an explanation. Means over noise draws are drawn.
+    from 0 to 1, or a PIL image. A clip is a list of plain pictures, or (frame, row, column, channel). `maps` is the
+    result of a method, a mapping of results by method, or an explanation; it may be left out where `picture` is an
+    explanation. Means over noise draws are drawn.
 
-    `step`, `token`, `layer` and `method` choose; without them every explained step and every word is drawn. Colours
+    `step`, `token`, `layer` and `method` choose; without them every explained step and every word is drawn. `frame`
+    counts the frames of a clip; without it the frame with the largest map mass is drawn, and the title says so. Colours
     have one scale over all steps and words ("shared"), or a scale for each map ("each"); beyond the ends of a signed
     scale lie at most `outlier_perc` per cent of the summed magnitudes. Beneath lies the finished
     picture ("final"), or the clean prediction or frame of the step ("step"), which is the default for frames. On the
     axes given, y counts pixels of the picture from the top.
 
-    Raises `InputError` for a step, word, layer or method that is not there, and for several maps on one `ax`.
+    Raises `InputError` for a step, word, layer, frame or method that is not there, and for several maps on one `ax`.
     """
     if scale not in SCALES:
         raise InputError(f"The scale of the colours is {shown_value(scale)}. {did_you_mean(str(scale), SCALES)}")
@@ -76,9 +86,13 @@ def plot(
         raise InputError(f"outlier_perc is {outlier_perc}. Give the per cent of outliers, from 0 to below 100.")
     name, result = _result(picture if maps is None else maps, method)
     _refuse_other_shape(picture_beneath(picture, int(result["step"].values.flat[0]), beneath), result["saliency"])
-    panels = list(_panels(result, step, {"token": token, "layer": layer}, scale, outlier_perc))
+    chosen = {"token": token, "layer": layer}
+    clip = _clip(picture, result, step, frame, chosen)
+    panels = list(_panels(result, step, chosen, scale, outlier_perc, clip))
     title = str(result.attrs.get("title", name or "Saliency"))
-    drawing = _Drawing(picture, beneath, unit_word(picture), cmap, alpha)
+    if clip and clip.chosen:
+        title = f"{title}, {clip.chosen}"
+    drawing = _Drawing(picture, beneath, unit_word(picture), cmap, alpha, bool(clip and not clip.chosen))
     if ax is None:
         return _new(drawing, panels, title)
     if len(panels) > 1:
@@ -90,6 +104,31 @@ def plot(
 
 
 # The maps to draw
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """The frames of a clip to draw, of how many; `chosen` if one stands for all."""
+
+    shown: Sequence[int]
+    frames: int
+    chosen: ChosenFrame | None
+
+
+def _clip(
+    picture: Any, result: xr.Dataset, step: int | Sequence[int] | None, frame: Any, chosen: Chosen
+) -> _Clip | None:
+    """Return the frames to draw; None for maps of a picture over a picture."""
+    frames = frames_beneath(picture) or (frames_of(result) if is_clip(result) else None)
+    if frames is None:
+        if frame is not None:
+            raise InputError(f"These maps are of a picture, so frame={shown_value(frame)} cannot be chosen.")
+        return None
+    if isinstance(frame, Sequence) and not isinstance(frame, str) and len(frame):
+        return _Clip([checked_frame(each, frames) for each in frame], frames, None)
+    maps = _with_chosen(result["saliency"].sel(step=_steps(result["saliency"], step)), chosen)
+    stands_for_all = chosen_frame(frames, [maps.to_dataset(name="saliency")], frame)
+    return _Clip([stands_for_all.index], frames, stands_for_all)
 
 
 def _result(maps: Any, method: str | None) -> tuple[str, xr.Dataset]:
@@ -117,21 +156,30 @@ def _result(maps: Any, method: str | None) -> tuple[str, xr.Dataset]:
 def _panels(
     result: xr.Dataset,
     step: int | Sequence[int] | None,
-    chosen: Mapping[str, str | Sequence[str] | None],
+    chosen: Chosen,
     scale: Scale,
     outlier_perc: float,
+    clip: _Clip | None,
 ) -> Iterator[Panel]:
-    """Yield the chosen maps, steps outside and words inside, with their colour scales."""
+    """Yield the chosen maps, steps outside, then frames, and words inside, with their colour scales."""
     maps = _sorted(result["saliency"].mean("draw", keep_attrs=True) if "draw" in result.dims else result["saliency"])
     whole = _limits(maps, outlier_perc, result.attrs.get("signed"))
     further = [str(dim) for dim in maps.dims if dim not in MAP_DIMS]
-    for dim, names in chosen.items():
-        if names is not None:
-            maps = _with_entries(maps, dim, names)
+    maps = _with_chosen(maps, chosen)
     for at in _steps(maps, step):
-        for entry, values in _entries(maps.sel(step=at), further):
-            limits = whole if scale == "shared" else _limits(values, outlier_perc, whole.signed)
-            yield Panel(at, entry, values.transpose("y", "x").values, limits)
+        for frame, of_frame in _of_frames(maps.sel(step=at), clip):
+            for entry, values in _entries(of_frame, further):
+                limits = whole if scale == "shared" else _limits(values, outlier_perc, whole.signed)
+                yield Panel(at, entry, values.transpose("y", "x").values, limits, frame)
+
+
+def _of_frames(maps: xr.DataArray, clip: _Clip | None) -> Iterator[tuple[int | None, xr.DataArray]]:
+    """Yield the maps of each frame to draw."""
+    if clip is None:
+        yield None, maps
+        return
+    for frame in clip.shown:
+        yield frame, still_maps(maps.to_dataset(name="saliency"), frame, clip.frames)["saliency"]
 
 
 def _refuse_other_shape(pixels: np.ndarray, maps: xr.DataArray) -> None:
@@ -185,6 +233,14 @@ def _steps(maps: xr.DataArray, step: int | Sequence[int] | None) -> list[int]:
     return steps
 
 
+def _with_chosen(maps: xr.DataArray, chosen: Chosen) -> xr.DataArray:
+    """Return the maps of the entries that are chosen of each further dimension; None stands for all of them."""
+    for dim, names in chosen.items():
+        if names is not None:
+            maps = _with_entries(maps, dim, names)
+    return maps
+
+
 def _with_entries(maps: xr.DataArray, dim: str, names: str | Sequence[str]) -> xr.DataArray:
     """Return the maps of the words or layers named; each name may stand for several entries that are equal."""
     if dim not in maps.dims:
@@ -212,8 +268,9 @@ def _entries(maps: xr.DataArray, further: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def _name_of(panel: Panel) -> str:
-    """Return a panel's step and entry."""
-    return " ".join(filter(None, [f"step {panel.step}", panel.entry]))
+    """Return a panel's step, frame and entry."""
+    frame = "" if panel.frame is None else f"frame {panel.frame}"
+    return " ".join(filter(None, [f"step {panel.step}", frame, panel.entry]))
 
 
 # Drawing them
@@ -228,16 +285,18 @@ class _Drawing:
     unit: str
     cmap: str | Colormap | None
     alpha: float
+    several_frames: bool
 
     def place(self, panel: Panel) -> str:
-        """Return a panel's step and entry in words, and the reason why no map is seen."""
+        """Return a panel's step, frame and entry in words, and the reason why no map is seen."""
         finite = bool(np.isfinite(panel.values).any())
         reason = "flat" if finite and is_flat(panel.values) else "" if finite else "no value"
-        return ", ".join(filter(None, [f"{self.unit} {panel.step}", shortened(panel.entry, 30), reason]))
+        frame = f"frame {panel.frame}" if self.several_frames else ""
+        return ", ".join(filter(None, [f"{self.unit} {panel.step}", frame, shortened(panel.entry, 30), reason]))
 
     def draw(self, ax: Axes, panel: Panel, title: str, bar: bool) -> Axes:
         """Draw a panel on axes, and a colour bar beside it."""
-        pixels = picture_beneath(self.picture, panel.step, self.beneath)
+        pixels = picture_beneath(self.picture, panel.step, self.beneath, panel.frame)
         height, width = pixels.shape[:2]
         drawn = overlay(pixels, panel.values, panel.limits, self.cmap, self.alpha)
         bare(ax).imshow(drawn, interpolation="nearest", extent=(0, width, height, 0))
@@ -262,7 +321,7 @@ def _new(drawing: _Drawing, panels: Sequence[Panel], title: str) -> Axes | Figur
     from matplotlib import pyplot
 
     rows, columns = _rows_and_columns(panels)
-    height, width = picture_beneath(drawing.picture, panels[0].step, drawing.beneath).shape[:2]
+    height, width = picture_beneath(drawing.picture, panels[0].step, drawing.beneath, panels[0].frame).shape[:2]
     across, up = PANEL_SIDE * width / max(height, width), PANEL_SIDE * height / max(height, width)
     size = (columns * across + 1.0, rows * (up + 0.3) + 0.4)
     figure = pyplot.figure(figsize=size, layout="constrained", facecolor="white")

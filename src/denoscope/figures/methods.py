@@ -4,7 +4,7 @@ A heat map lies over the picture in grey. Every colour therefore belongs to the 
 bar. Values stay raw: only the limits of the colour scale are chosen here, and they are printed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from .clips import ChosenFrame, chosen_frame, frames_of, is_clip, still, still_maps, strip_frames
 from .layout import Sheet
 from .overlays import overlay, shrunk
 from .results import clean_pictures, explained_steps, is_layered, layers
@@ -52,44 +53,51 @@ def plot_method(
     result: xr.Dataset,
     *,
     shared_scale: bool = True,
+    frame: int | None = None,
     cmap: str | Colormap | None = None,
     alpha: float = ALPHA,
 ) -> Figure:
     """Draw a column per explained step; rows: sample, clean prediction, heat map over it, standard error if any.
 
-    A result with a further dimension, such as `token`, has a row per explained step and a column for each entry.
+    A result with a further dimension, such as `token`, has a row per explained step and a column for each entry. Of a
+    clip one frame is drawn: `frame`, or the frame with the largest map mass. The heat maps of at most five frames stand
+    below one another where there is no further dimension.
     """
     look = RowStyle(shared_scale, cmap, alpha)
-    return _plot_layers(pictures, result, look) if is_layered(result) else _plot_steps(pictures, result, look)
+    clip = chosen_frame(frames_of(pictures), [result], frame) if is_clip(pictures) else None
+    if is_layered(result):
+        return _plot_layers(pictures, result, look, clip)
+    return _plot_steps(pictures, result, look, clip)
 
 
-def _plot_steps(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Figure:
+def _plot_steps(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle, clip: ChosenFrame | None) -> Figure:
     """Draw the figure whose columns are steps."""
     steps = explained_steps(result)
-    rows = list(_rows(pictures, result, look))
-    width, height = _cell_size(pictures, 1.5)
-    sheet = _sheet(len(rows), max(1, len(steps)), width, height, left=0.35, top=1.05)
+    rows = list(_rows(pictures, result, look, clip))
+    width, height = _cell_size(still(pictures), 1.5)
+    left, top = (0.5, 1.2) if clip else (0.35, 1.05)
+    sheet = _sheet(len(rows), max(1, len(steps)), width, height, left=left, top=top)
     figure = Figure(figsize=sheet.size, facecolor="white", dpi=130)
     for number, row in enumerate(rows):
         _draw_row(figure, sheet, number, steps, row)
     for column, step in enumerate(steps):
         _draw_head(figure, sheet, column, heading(pictures, step), above=0.01)
-    _draw_caption(figure, sheet, _caption(result, steps, look.shared_scale))
+    _draw_caption(figure, sheet, _caption(result, steps, look.shared_scale, clip))
     return figure
 
 
-def _plot_layers(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Figure:
+def _plot_layers(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle, clip: ChosenFrame | None) -> Figure:
     """Draw a row per explained step; columns: clean prediction, then the map of each entry of the further dimension."""
     steps, names = explained_steps(result), ["clean prediction", *(label for label, _ in layers(result))]
     side = 1.5 if len(names) <= 8 else 1.1
-    width, height = _cell_size(pictures, side)
-    sheet = _sheet(max(1, len(steps)), len(names), width, height, left=0.65, top=0.8)
+    width, height = _cell_size(still(pictures), side)
+    sheet = _sheet(max(1, len(steps)), len(names), width, height, left=0.65, top=0.95 if clip else 0.8)
     figure = Figure(figsize=sheet.size, facecolor="white", dpi=130)
     for number, step in enumerate(steps):
-        _draw_row(figure, sheet, number, range(len(names)), _layers_row(pictures, result, step, look))
+        _draw_row(figure, sheet, number, range(len(names)), _layers_row(pictures, result, step, look, clip))
     for column, name in enumerate(names):
         _draw_head(figure, sheet, column, shortened(name, int(15 * side)), above=0.06 / sheet.size[1])
-    _draw_caption(figure, sheet, _caption(result, steps, look.shared_scale))
+    _draw_caption(figure, sheet, _caption(result, steps, look.shared_scale, clip))
     return figure
 
 
@@ -116,31 +124,63 @@ def _sheet(rows: int, columns: int, width: float, height: float, left: float, to
     )
 
 
-def _layers_row(pictures: xr.Dataset, result: xr.Dataset, step: int, look: RowStyle) -> Row:
+def _layers_row(pictures: xr.Dataset, result: xr.Dataset, step: int, look: RowStyle, clip: ChosenFrame | None) -> Row:
     """Return one step: the clean prediction, and over it each entry's map, all on one scale."""
-    clean, limits = shrunk(clean_pictures(pictures).sel(step=step).values, FIGURE_SIDE), colour_limits(result)
+    shown, limits = _shown(pictures, result, clip.index if clip else None), colour_limits(result)
+    clean = shrunk(clean_pictures(shown.pictures).sel(step=step).values, FIGURE_SIDE)
     if not look.shared_scale:
         limits = colour_limits(result.sel(step=step), signed=limits.signed)
-    maps = [layer["saliency"].sel(step=step).values for _, layer in layers(result)]
+    maps = [layer["saliency"].sel(step=step).values for _, layer in layers(shown.result)]
     heat = [overlay(clean, saliency, limits, look.cmap, look.alpha) for saliency in maps]
     return Row(heading(pictures, step), dict(enumerate([clean, *heat])), limits, limits.cmap(look.cmap))
 
 
-def _rows(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle) -> Iterator[Row]:
-    """Yield the rows of the figure whose columns are steps."""
+class _Shown(NamedTuple):
+    """The pictures and maps of one frame of a clip with the frame's name, or those of a picture."""
+
+    pictures: xr.Dataset
+    result: xr.Dataset
+    name: str = ""
+
+    def label(self, text: str) -> str:
+        """Return a row's label, with the frame's name below."""
+        return f"{text}\n{self.name}" if self.name else text
+
+
+def _shown(pictures: xr.Dataset, result: xr.Dataset, frame: int | None) -> _Shown:
+    """Return one frame of a clip; for None the pictures and maps as they are."""
+    if frame is None:
+        return _Shown(pictures, result)
+    return _Shown(still(pictures, frame), still_maps(result, frame, frames_of(pictures)), f"frame {frame}")
+
+
+def _rows(pictures: xr.Dataset, result: xr.Dataset, look: RowStyle, clip: ChosenFrame | None) -> Iterator[Row]:
+    """Yield the rows of the figure whose columns are steps; of a clip, a heat map for each of a few frames."""
     steps, limits = explained_steps(result), colour_limits(result)
-    clean = _thumbnails(clean_pictures(pictures), steps)
-    yield Row("sample", _thumbnails(pictures["sample"], steps))
-    yield Row("clean prediction", clean)
+    shown = _shown(pictures, result, clip.index if clip else None)
+    yield Row(shown.label("sample"), _thumbnails(shown.pictures["sample"], steps))
+    yield Row(shown.label("clean prediction"), _thumbnails(clean_pictures(shown.pictures), steps))
     for label, layer in layers(result):
-        heat = {}
-        for step in steps:
-            at_step = layer.sel(step=step)
-            scale = limits if look.shared_scale else colour_limits(at_step, signed=limits.signed)
-            heat[step] = overlay(clean[step], at_step["saliency"].values, scale, look.cmap, look.alpha)
-        yield Row(label or "heat map", heat, limits if look.shared_scale else None, limits.cmap(look.cmap))
+        scales = dict.fromkeys(steps, limits)
+        if not look.shared_scale:
+            scales = {step: colour_limits(layer.sel(step=step), signed=limits.signed) for step in steps}
+        for frame in strip_frames(clip) if clip else [None]:
+            of_frame = _shown(pictures, layer, frame)
+            heat = _heat(of_frame, scales, look)
+            bar = limits if look.shared_scale else None
+            yield Row(of_frame.label(label or "heat map"), heat, bar, limits.cmap(look.cmap))
         if "standard_error" in layer:
-            yield _error_row(layer, steps, error_limits(result))
+            of_frame = _shown(pictures, layer, clip.index if clip else None)
+            yield _error_row(of_frame, steps, error_limits(result))
+
+
+def _heat(shown: _Shown, scales: Mapping[int, Limits], look: RowStyle) -> dict[int, np.ndarray]:
+    """Return the map of each step over its clean prediction."""
+    heat = {}
+    for step, clean in _thumbnails(clean_pictures(shown.pictures), list(scales)).items():
+        saliency = shown.result["saliency"].sel(step=step).values
+        heat[step] = overlay(clean, saliency, scales[step], look.cmap, look.alpha)
+    return heat
 
 
 def _thumbnails(pictures: xr.DataArray, steps: Sequence[int]) -> dict[int, np.ndarray]:
@@ -148,12 +188,12 @@ def _thumbnails(pictures: xr.DataArray, steps: Sequence[int]) -> dict[int, np.nd
     return {step: shrunk(pictures.sel(step=step).values, FIGURE_SIDE) for step in steps}
 
 
-def _error_row(layer: xr.Dataset, steps: list[int], limits: Limits) -> Row:
+def _error_row(shown: _Shown, steps: list[int], limits: Limits) -> Row:
     """Return the standard error cell by cell, not smoothed: its grain is that of the latent grid."""
     scale = ScalarMappable(Normalize(limits.low, limits.high), limits.cmap(ERROR))
-    errors = {step: layer["standard_error"].sel(step=step).values for step in steps}
+    errors = {step: shown.result["standard_error"].sel(step=step).values for step in steps}
     colours = {step: scale.to_rgba(values, bytes=True)[..., :3] for step, values in errors.items()}
-    return Row("standard error", colours, limits, limits.cmap(ERROR))
+    return Row(shown.label("standard error"), colours, limits, limits.cmap(ERROR))
 
 
 def _draw_row(figure: Figure, sheet: Sheet, number: int, columns: Sequence[int], row: Row) -> None:
@@ -188,11 +228,14 @@ def draw_bar(figure: Figure, ax: Axes, limits: Limits, cmap: Colormap | None) ->
     bar.ax.spines[:].set_visible(False)
 
 
-def _caption(result: xr.Dataset, steps: list[int], shared: bool) -> str:
-    """Return the result's title, and a line about its colour scale."""
+def _caption(result: xr.Dataset, steps: list[int], shared: bool, clip: ChosenFrame | None) -> str:
+    """Return the result's title, the frame of a clip, and a line about its colour scale."""
     title = result.attrs.get("title", "Saliency")
     if not steps:
         return f"{title}: no step was finished"
     if colour_limits(result).flat:
         return f"{title}: flat, nothing is shown over the pictures"
-    return f"{title}\n{'one colour scale, shared by all steps' if shared else 'each step has its own colour scale'}"
+    scale = "one colour scale, shared by all steps" if shared else "each step has its own colour scale"
+    if clip is None:
+        return f"{title}\n{scale}"
+    return f"{title}\n{clip}\n{scale.replace('steps', 'steps and frames')}"

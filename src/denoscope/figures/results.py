@@ -18,13 +18,15 @@ def explained_steps(result: xr.Dataset) -> list[int]:
 def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
     """Return (label, dataset over step, y, x) for each entry of one further dimension, such as `token`, or for "".
 
+    The dataset of a clip has the dim `frame` too.
+
     >>> import numpy as np
     >>> grid = np.zeros((1, 2, 4, 4))
     >>> words = xr.Dataset({"saliency": (("step", "token", "y", "x"), grid)}, {"step": [3], "token": ["red", "disc"]})
     >>> [(label, dict(layer.saliency.sizes)) for label, layer in layers(words)]
     [('red', {'step': 1, 'y': 4, 'x': 4}), ('disc', {'step': 1, 'y': 4, 'x': 4})]
     """
-    further: list[Hashable] = [dim for dim in result["saliency"].dims if dim not in ("step", "y", "x")]
+    further: list[Hashable] = [dim for dim in result["saliency"].dims if dim not in ("step", "frame", "y", "x")]
     if not further:
         return [("", result)]
     labels = result[further[0]].values
@@ -32,8 +34,13 @@ def layers(result: xr.Dataset) -> list[tuple[str, xr.Dataset]]:
 
 
 def is_layered(result: xr.Dataset) -> bool:
-    """Return True if there are maps of several entries of a further dimension, such as `token`; draws do not count."""
-    return any(size > 1 for dim, size in result["saliency"].sizes.items() if dim not in ("step", "draw", "y", "x"))
+    """Return True if there are maps of several entries of a further dimension, such as `token`.
+
+    Draws, and frames of a clip, do not count.
+    """
+    return any(
+        size > 1 for dim, size in result["saliency"].sizes.items() if dim not in ("step", "draw", "frame", "y", "x")
+    )
 
 
 def is_noised(pictures: xr.Dataset) -> bool:

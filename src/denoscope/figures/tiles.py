@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .clips import chosen_frame, frames_of, is_clip, middle, still, still_maps
 from .layout import Sheet
 from .overlays import grey, grown, resized, rgb, shrunk
 from .results import MOMENTS, clean_pictures, explained_steps, unit_of
@@ -44,14 +45,25 @@ def blended(picture: np.ndarray, saliency: np.ndarray, reach: float) -> np.ndarr
 
 
 def plot_grid(
-    frames: xr.Dataset, result: xr.Dataset, *, columns: int = 10, outlier_perc: float = OUTLIER_PERC
+    frames: xr.Dataset,
+    result: xr.Dataset,
+    *,
+    columns: int = 10,
+    outlier_perc: float = OUTLIER_PERC,
+    frame: int | None = None,
 ) -> Figure:
     """Draw one tile per explained frame: the heat map over the frame, numbered.
 
     `frames` with `sample` (step, row, column, channel) uint8, `result` with `saliency` (step[, draw], y, x) of some of
     the steps; the mean over draws is shown. Each tile has its own scale, see `outlier_scale`. Up to twice `columns`
-    tiles are drawn larger, half as many in a row.
+    tiles are drawn larger, half as many in a row. Of a clip one frame is drawn: `frame`, or the frame with the largest
+    map mass.
     """
+    title = str(result.attrs.get("title", "Saliency"))
+    if is_clip(frames):
+        clip = chosen_frame(frames_of(frames), [result], frame)
+        title, frames = f"{title}, {clip}", still(frames, clip.index)
+        result = still_maps(result, clip.index, clip.frames)
     maps, pictures = mean_maps(result), clean_pictures(frames)
     steps = [int(step) for step in maps["step"].values]
     across = min(len(steps), columns if len(steps) > 2 * columns else math.ceil(columns / 2))
@@ -59,7 +71,7 @@ def plot_grid(
     tiles = {divmod(i, across): _tile(pictures, maps, step, side, outlier_perc) for i, step in enumerate(steps)}
     empty = sum(not np.nan_to_num(saliency).any() for saliency in maps.values)
     note = _grid_note(result, unit_of(frames), outlier_perc, empty)
-    figure, ax, sheet = _tiled(tiles, result.attrs.get("title", "Saliency"), note, _signed([result]))
+    figure, ax, sheet = _tiled(tiles, title, note, _signed([result]))
     for place, step in zip(tiles, steps, strict=True):
         x, y = sheet.corner(*place)
         ax.text(
@@ -163,13 +175,19 @@ def plot_zooms(frames: xr.Dataset, results: Mapping[str, xr.Dataset], timing: xr
     """Draw each method's map at the moments of a label: columns are frames, rows the frame and each method over it.
 
     `frames` and `results` as in `plot_grid`, `timing` as in `plot_likelihood`. The columns are the explained frames
-    nearest to the median crossings of the levels, and the last one; a level that is never crossed has none.
+    nearest to the median crossings of the levels, and the last one; a level that is never crossed has none. Of a clip
+    it is the middle frame.
     """
-    moments = _moments(results, timing.sel(label=label))
+    moments, of_clip = _moments(results, timing.sel(label=label)), ""
+    if is_clip(frames):
+        number = frames_of(frames)
+        of_clip = f", middle frame {middle(number)} of 0–{number - 1}"
+        results = {name: still_maps(result, middle(number), number) for name, result in results.items()}
+        frames = still(frames)
     maps = {name: mean_maps(result) for name, result in results.items()}
     texts = [_zoom_head(frames, step, names) for step, names in moments.items()]
     above = 10 + 15 * max(text.count("\n") + 1 for text in texts)
-    title = f"“{short_labels([label])[label]}”, moment by moment"
+    title = f"“{short_labels([label])[label]}”, moment by moment{of_clip}"
     tiles = _zoom_tiles(clean_pictures(frames), list(moments), list(maps.values()))
     figure, ax, sheet = _tiled(tiles, title, _scale_note(), _signed([*results.values()]), above, 36)
     first = "clean prediction" if unit_of(frames) == "step" else "frame"
@@ -179,8 +197,8 @@ def plot_zooms(frames: xr.Dataset, results: Mapping[str, xr.Dataset], timing: xr
         absent = [column for column, step in enumerate(moments) if step not in saliency["step"].values]
         for column in absent:
             x, y = sheet.corner(row, column)
-            middle = (x + sheet.width / 2, y + sheet.height / 2)
-            ax.text(*middle, "not explained", fontsize=8, color=FAINT, ha="center")
+            centre = (x + sheet.width / 2, y + sheet.height / 2)
+            ax.text(*centre, "not explained", fontsize=8, color=FAINT, ha="center")
     return figure
 
 

@@ -12,9 +12,10 @@ from matplotlib import font_manager
 from matplotlib.colors import Colormap
 from PIL import Image, ImageDraw, ImageFont
 
+from .clips import frames_of, is_clip, middle, still, still_maps
 from .overlays import grown, overlay, shrunk
 from .results import clean_pictures, explained_steps, is_layered, layers
-from .scales import colour_limits
+from .scales import Limits, colour_limits
 from .theme import ACCENT, ALPHA, FAINT, FRAME_SIDE, INK, RULE, heading, shortened
 
 SMALL_SIDE, SMALL_COLUMNS = 128, 6
@@ -32,7 +33,8 @@ def timeline_gif(
     """Write the clean prediction step by step, beside it the maps, as a looping GIF at least 256 px high or wide.
 
     A result with a further dimension, such as `token`, has a small map for each entry below. A step that was not
-    explained shows the map of the nearest explained step, and the frame says so. The file appears whole or not at all.
+    explained shows the map of the nearest explained step, and the frame says so. Of a clip it is the middle frame. The
+    file appears whole or not at all.
     """
     path = Path(path)
     frames = [_compact(frame) for frame in _frames(pictures, results, cmap, alpha)]
@@ -61,24 +63,29 @@ def _frames(
 ) -> Iterator[Image.Image]:
     """Yield a frame for every step: the large pictures first, and rows of small maps below."""
     steps = explained_steps(results[0]) if results else []
+    scales, number, note = [colour_limits(result) for result in results], frames_of(pictures), ""
+    if is_clip(pictures):
+        note = f"middle frame of the clip, {middle(number)} of 0–{number - 1}"
+        results = [still_maps(result, middle(number), number) for result in results]
+        pictures = still(pictures)
     for step in map(int, pictures["step"].values):
         picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
         large, small = grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
-        first, rows = [_Panel("clean prediction", "", large)], []
-        for result in results:
+        first, rows = [_Panel("clean prediction", note, large)], []
+        for result, limits in zip(results, scales, strict=True):
             if is_layered(result):
-                below = list(_panels(result, step, small, cmap, alpha))
+                below = list(_panels(result, limits, step, small, cmap, alpha))
                 rows += [below[i : i + SMALL_COLUMNS] for i in range(0, len(below), SMALL_COLUMNS)]
             else:
-                first += list(_panels(result, step, large, cmap, alpha))[:1]
+                first += list(_panels(result, limits, step, large, cmap, alpha))[:1]
         yield _frame(pictures, step, steps, [first, *rows])
 
 
 def _panels(
-    result: xr.Dataset, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
+    result: xr.Dataset, limits: Limits, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
 ) -> Iterator[_Panel]:
     """Yield the maps of a result at the nearest explained step; none if no step was finished."""
-    limits, small = colour_limits(result), is_layered(result)
+    small = is_layered(result)
     for label, layer in layers(result):
         if not (steps := explained_steps(layer)):
             continue

@@ -12,6 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .clips import is_clip, still
 from .noise_axis import Axis
 from .overlays import rgb, shrunk
 from .results import Explained
@@ -26,9 +27,10 @@ CELL, LANE, BARS = 1.2, 0.32, 2.4
 def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any]) -> Figure:
     """Draw strips of clean predictions, below them each variant's steps, and the totals of words if there are any.
 
-    `run` is the record of the comparison; its titles name the rows.
+    `run` is the record of the comparison; its titles name the rows. Of clips the middle frame is drawn.
     """
-    sequences = {str(run["variants"][name]["title"]): each.pictures for name, each in explanations.items()}
+    sequences = {str(run["variants"][name]["title"]): still(each.pictures) for name, each in explanations.items()}
+    clips = any(is_clip(each.pictures) for each in explanations.values())
     variants = run["variants"].values()
     totals = {variant["title"]: variant["relevance"] for variant in variants if variant["relevance"]}
     axis = Axis.of(list(sequences.values()))
@@ -41,9 +43,9 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
     _draw_lanes(parts[1].subplots(), sequences, axis)
     if totals:
         _draw_totals(parts[2].subplots(), totals)
-    figure.suptitle(
-        shortened(str(run.get("prompt") or "One run, several ways"), 100), x=0.01, ha="left", fontsize=12, color=INK
-    )
+    title = shortened(str(run.get("prompt") or "One run, several ways"), 100)
+    title += "\nthe middle frame of each clip" if clips else ""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     return figure
 
 

@@ -1,8 +1,9 @@
 """The labelled result of a run: a tree of arrays, and the folder it leaves behind.
 
     OUT/report.html         self-contained: one step control moves every panel
-        image.png           the generated picture, or the photograph
+        image.png           the generated picture, the middle frame of a clip, or the photograph
         timeline.gif        the clean prediction over time, with the first method's map, and a map for each word
+        clip.gif, clip.mp4  of a clip: all its frames; the second where `imageio-ffmpeg` is installed
         figures/*.png       one per method
         explanation.zarr/   this tree: `xarray.open_datatree("OUT/explanation.zarr")`
         run.json            settings and versions: enough to run it again
@@ -18,7 +19,7 @@ from typing import Any
 import xarray as xr
 
 from ..errors import InputError
-from .folders import check_output, listed, whole_folder
+from .folders import check_output, listed, whole_folder, write_whole
 from .records import json_of_record, plain
 from .tables import Table
 
@@ -33,6 +34,9 @@ class Explanation:
     With a classifier there are the groups `likelihood` and `timing` too. A method may have only some of the steps, or
     NaN where it was interrupted. There may be no method at all. Raises `InputError` if the tree has no sequence, a
     method has no saliency, or a method explains a step that the sequence does not have.
+
+    Pictures of a clip have the dim `frame` before `row`, its maps have `frame` before `y`. The frames of pictures are
+    those of the clip, the frames of maps those of the sample; `figures.clips.map_frame` says which belong together.
     """
 
     tree: xr.DataTree
@@ -145,6 +149,7 @@ class Explanation:
         """Write the files of an output folder into a folder that exists and is empty."""
         from PIL import Image
 
+        from ..figures.clips import still
         from ..figures.overlays import rgb
         from ..figures.timeline import timeline_gif
         from ..report.run import render_run
@@ -152,11 +157,24 @@ class Explanation:
         (folder / "figures").mkdir()
         _storable(self.tree).to_zarr(folder / "explanation.zarr", zarr_format=2)  # xarray opens it without a warning
         (folder / "run.json").write_text(json_of_record(self.run), encoding="utf-8")
-        Image.fromarray(rgb(self.pictures["image"].values)).save(folder / "image.png")
+        Image.fromarray(rgb(still(self.pictures)["image"].values)).save(folder / "image.png")
         for name, figure in self._figures():
             figure.savefig(folder / "figures" / f"{name}.png")
         timeline_gif(folder / "timeline.gif", self.pictures, *self._moving())
+        for name, content in self._clips():
+            write_whole(folder / name, content)
         (folder / "report.html").write_text(render_run(self), encoding="utf-8")
+
+    def _clips(self) -> Iterator[tuple[str, bytes]]:
+        """Yield file names and contents of the finished clip; nothing for a picture."""
+        from ..figures.clip_files import clip_gif, clip_mp4
+        from ..figures.clips import is_clip
+
+        if not is_clip(self.pictures):
+            return
+        yield "clip.gif", clip_gif(self.pictures)
+        if (video := clip_mp4(self.pictures)) is not None:
+            yield "clip.mp4", video
 
     def _moving(self) -> list[xr.Dataset]:
         """Return the results that the moving picture has: the first, and those with a map for each word or layer."""

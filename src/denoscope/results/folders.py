@@ -12,6 +12,7 @@ from ..errors import InputError, OutputError
 from .claims import ASIDE, PARTIAL, claimed
 
 WRITTEN = {"report.html", "image.png", "timeline.gif", "figures", "explanation.zarr", "run.json"}
+WRITTEN_OF_CLIPS = {"clip.gif", "clip.mp4"}
 WRITTEN_TOGETHER = {"report.html", "comparison.png", "run.json"}
 DESKTOP = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in any folder they show
 
@@ -74,7 +75,7 @@ def _check_contents(place: Path, folder: object, overwrite: bool) -> None:
         raise _refusal(folder, f"it is not empty and not the output of a run (it holds {listed(names)}, no run.json)")
     if not overwrite:
         raise _refusal(folder, "an earlier run is there", "another folder, or allow replacing it with overwrite=True")
-    if foreign := names - WRITTEN - WRITTEN_TOGETHER - _folders(place / "run.json"):
+    if foreign := names - WRITTEN - WRITTEN_OF_CLIPS - WRITTEN_TOGETHER - _folders(place / "run.json"):
         raise _refusal(
             folder, f"it also holds files that no run wrote ({listed(foreign)})", "another folder, or move them away"
         )
