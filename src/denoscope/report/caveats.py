@@ -167,7 +167,8 @@ def _incomplete_sums(title: str, result: xr.Dataset, unit: str) -> Iterator[Cave
     """
     if "convergence_delta" not in result:
         return
-    delta, total = result["convergence_delta"], result["saliency"].sum(["y", "x"], min_count=1)
+    sides = [dim for dim in ("frame", "y", "x") if dim in result["saliency"].dims]
+    delta, total = result["convergence_delta"], result["saliency"].sum(sides, min_count=1)
     share = abs(delta) / np.maximum(abs(total), abs(total - delta))
     share = share.median("draw") if "draw" in share.dims else share
     yield from _at_steps(

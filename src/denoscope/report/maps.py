@@ -2,12 +2,13 @@
 
 import base64
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
+from ..figures.clips import frames_of, is_clip, map_frame, spread
 from ..figures.results import Explained, explained_steps, is_layered, is_noised, layers
 from ..figures.scales import Limits, clipped_limits, colour_limits, error_limits, outlier_scale
 from ..figures.theme import HUES, readable
@@ -17,6 +18,8 @@ CELLS, FULL_MAPS = 64, 300
 """Cells on a side of a map of a photograph, for up to so many maps; more maps have fewer cells."""
 CARD_CELLS, CARD_MAPS = 32, 400
 """The same for the cards of a page that compares, with all its maps counted."""
+CLIP_MAPS, SHOWN_FRAMES = 600, 16
+"""Maps of a clip with CELLS on a side, at most, and frames of a clip that a page shows."""
 WHOLE, MISSING = 32767, -32768
 """The largest of the 16-bit numbers that carry a map, and the number for a missing value."""
 
@@ -24,7 +27,8 @@ WHOLE, MISSING = 32767, -32768
 class PageResult(NamedTuple):
     """The result of a method as a page carries it.
 
-    `data` has the dims (step, y, x), or one further, such as `token`, but no `draw`. A cell is the mean of `block` ×
+    `data` has the dims (step, y, x), or one further, such as `token`, but no `draw`; of a clip it has `frame` with the
+    frames that belong to those shown. A cell is the mean of `block` ×
     `block` cells of the result. Values beyond `clipped` limits have the end's colour.
     """
 
@@ -53,6 +57,8 @@ def page_results(explanation: Explained, cells: int = CELLS) -> list[PageResult]
     results = explanation.methods()
     hues = [HUES[i % len(HUES)] for i in range(len(results))]
     coloured = list(zip(results.items(), hues, strict=True))
+    if is_clip(explanation.pictures):
+        return _clip_results(coloured, explanation.pictures, cells)
     if explanation.likelihood is None and not is_noised(explanation.pictures):
         return [_unchanged(name, result, hue) for (name, result), hue in coloured]
     most = fewer_cells(cells, FULL_MAPS, sum(result.sizes["step"] for result in results.values()))
@@ -68,6 +74,39 @@ def _unchanged(name: str, result: xr.Dataset, hue: str) -> PageResult:
     """Return a result whose maps are carried cell by cell."""
     errors = error_limits(result) if "standard_error" in result else None
     return PageResult(name, hue, result, colour_limits(result), errors, packed=is_layered(result))
+
+
+def _clip_results(
+    coloured: Sequence[tuple[tuple[str, xr.Dataset], str]], pictures: xr.Dataset, cells: int
+) -> list[PageResult]:
+    """Return results of a clip in blocks, with the frames that belong to the shown ones; scales are those of all."""
+    carried = []
+    for (name, result), hue in coloured:
+        whole = _unchanged(name, result, hue)
+        frames = carried_frames(result, pictures)
+        carried.append(whole._replace(data=result.isel(frame=frames) if is_clip(result) else result, packed=True))
+    most = fewer_cells(cells, CLIP_MAPS, sum(number_of_maps(each.data) for each in carried))
+    blocks = [math.ceil(max(each.data.sizes["y"], each.data.sizes["x"]) / most) for each in carried]
+    return [
+        each._replace(data=in_blocks(each.data, block), block=block)
+        for each, block in zip(carried, blocks, strict=True)
+    ]
+
+
+def shown_frames(pictures: xr.Dataset) -> list[int]:
+    """Return the frames of a clip that a page shows: all, or SHOWN_FRAMES that are evenly spread."""
+    return spread(frames_of(pictures), SHOWN_FRAMES)
+
+
+def carried_frames(result: xr.Dataset, pictures: xr.Dataset) -> list[int]:
+    """Return the frames of a result's maps that belong to the frames of the clip that a page shows."""
+    number = frames_of(pictures)
+    return sorted({map_frame(frame, frames_of(result), number) for frame in shown_frames(pictures)})
+
+
+def number_of_maps(result: xr.Dataset) -> int:
+    """Return the number of maps (y, x) of a result."""
+    return math.prod(size for dim, size in result["saliency"].sizes.items() if dim not in ("y", "x"))
 
 
 def averaged(name: str, result: xr.Dataset, hue: str, cells: int) -> PageResult:
@@ -119,7 +158,15 @@ def raw_maps(result: PageResult) -> dict[str, Any]:
 
 
 def _map(at_step: xr.Dataset, result: PageResult) -> dict[str, Any]:
-    """Return the values and standard errors of a map, and the limits of its own scale if scales are clipped."""
+    """Return the values and standard errors of a map, and the limits of its own scale if scales are clipped.
+
+    Of a clip these are a list, one for each frame, with the range of all their values.
+    """
+    if is_clip(at_step):
+        values = at_step["saliency"].values
+        finite = values[np.isfinite(values)]
+        frames = [_map(at_step.isel(frame=frame), result) for frame in range(frames_of(at_step))]
+        return {"frames": frames, "range": rounded([finite.min(), finite.max()]) if finite.size else []}
     carried: Callable[[np.ndarray], Any] = packed if result.packed else rounded
     values = at_step["saliency"].transpose("y", "x").values
     errors = carried(at_step["standard_error"].transpose("y", "x").values) if result.errors else None

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ..criteria import RELIABLE
+from ..figures.clips import chosen_frame, frames_of, is_clip, still, still_explanation
 from ..figures.overlays import overlay
 from ..figures.results import (
     Explained,
@@ -29,6 +30,7 @@ from ..figures.results import (
 from ..figures.scales import Limits
 from ..figures.theme import ALPHA
 from .caveats import signatures, warnings
+from .clips import frame_control, frames_payload, step_frames
 from .likelihood import likelihoods, recognition
 from .maps import PageResult, page_results, raw_maps
 from .page import (
@@ -70,6 +72,7 @@ BESIDE_THE_MAP = {"title", "reading"}
 def render_run(explanation: Explained) -> str:
     """Return the whole page as text; it needs no network and opens from a file."""
     pictures, run, results = explanation.pictures, explanation.run, page_results(explanation)
+    image, clip = still(pictures)["image"], frame_control(pictures, results, explanation.methods())
     titles = {each.name: each.title for each in results}
     in_the_table = {name: value for name, value in run.items() if name not in NOT_IN_THE_TABLE}
     seconds = {titles.get(name, name): value for name, value in (run.get("seconds") or {}).items()}
@@ -78,9 +81,10 @@ def render_run(explanation: Explained) -> str:
         about=_about(run, pictures),
         noised=is_noised(pictures),
         unit=unit_of(pictures),
-        picture=picture_uri(pictures["image"].values),
-        aspect="{1} / {0}".format(*pictures["image"].shape),
-        pixelated=max(pictures["image"].shape[:2]) <= EXACT_SIDE,
+        clip=clip,
+        picture=picture_uri(image.values),
+        aspect="{1} / {0}".format(*image.shape),
+        pixelated=max(image.shape[:2]) <= EXACT_SIDE,
         steps=[int(step) for step in pictures["step"].values],
         strip=_strip(pictures, results),
         methods=[_panel(each) for each in results],
@@ -103,12 +107,19 @@ def render_run(explanation: Explained) -> str:
 
 
 def notebook_summary(explanation: Explained) -> str:
-    """Return a few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction."""
-    pictures, run = explanation.pictures, explanation.run
+    """Return a few lines of HTML for a notebook: the picture, and each method's maps over the clean prediction.
+
+    Of a clip it is the frame with the largest map mass.
+    """
+    about = _about(explanation.run, explanation.pictures)
+    if is_clip(explanation.pictures):
+        clip = chosen_frame(frames_of(explanation.pictures), list(explanation.methods().values()))
+        explanation, about = still_explanation(explanation, clip.index), [*about, str(clip)]
+    pictures = explanation.pictures
     rows = [row for each in page_results(explanation) for row in _rows(pictures, each)]
     return template("summary.html").render(
-        title=headline(run),
-        about=_about(run, pictures),
+        title=headline(explanation.run),
+        about=about,
         unit=unit_of(pictures),
         picture=picture_uri(pictures["image"].values, EXACT_SIDE),
         rows=rows,
@@ -127,17 +138,19 @@ def _payload(explanation: Explained, results: Sequence[PageResult]) -> str:
     steps = []
     for step in pictures["step"].values:
         at_step = pictures.sel(step=step)
-        sample = _sample_uri(at_step, pictures.sizes["step"])
-        steps.append({**place_numbers(at_step), "sample": sample, "likelihood": likelihood_at.get(int(step))})
+        likelihood = likelihood_at.get(int(step))
+        steps.append({**place_numbers(at_step), **_shown(at_step, pictures.sizes["step"]), "likelihood": likelihood})
+    start = _start(pictures, results)
     return as_json(
         {
-            "start": _start(pictures, results),
+            "start": start,
             "unit": unit_of(pictures),
             "noised": is_noised(pictures),
             "reliable": RELIABLE,
             "steps": steps,
             "methods": {each.name: raw_maps(each) for each in results},
             "colours": palettes(),
+            **frames_payload(explanation, start),
         }
     )
 
@@ -161,7 +174,8 @@ def _about(run: Mapping[str, Any], pictures: xr.Dataset) -> list[str]:
         "created": "{}",
     }
     texts = [form.format(run[name]) for name, form in words.items() if run.get(name) is not None]
-    return [*texts[:1], counted(pictures.sizes["step"], unit_of(pictures)), *texts[1:]]
+    frames = [counted(frames_of(pictures), "frame")] if is_clip(pictures) else []
+    return [*texts[:1], *frames, counted(pictures.sizes["step"], unit_of(pictures)), *texts[1:]]
 
 
 def _start(pictures: xr.Dataset, results: Sequence[PageResult]) -> int:
@@ -181,23 +195,32 @@ def _draws_of_maps(explanation: Explained) -> int:
 def _strip(pictures: xr.Dataset, results: Sequence[PageResult]) -> list[dict[str, Any]]:
     """Return the thumbnails above the control: one for every step, or for every few frames of a noised photograph.
 
-    The page's large clean prediction is the same data URI, so it is carried once.
+    The page's large clean prediction is the same data URI, so it is carried once; of a clip they are small, as the
+    frame control replaces them.
     """
     steps = [int(step) for step in pictures["step"].values]
     shared = math.ceil(len(steps) / THUMBNAILS) if is_noised(pictures) else 1
     explained = [(each, set(explained_steps(each.data))) for each in results]
     parts = [(at, steps[at : at + shared]) for at in range(0, len(steps), shared)]
-    return [{"at": at, **_thumb(pictures, part, STRIP_WIDTH // len(parts), explained)} for at, part in parts]
+    small: tuple[int, ...] = (min(STRIP_WIDTH // len(parts), LARGEST_SIDE // 2), NOISE_QUALITY)
+    if not is_noised(pictures):
+        small = (EXACT_SIDE,) if is_clip(pictures) else ()
+    return [{"at": at, **_thumb(still(pictures), part, small, explained)} for at, part in parts]
 
 
 def _thumb(
-    pictures: xr.Dataset, steps: list[int], width: int, explained: Sequence[tuple[PageResult, set[int]]]
+    pictures: xr.Dataset,
+    steps: list[int],
+    small: tuple[int, ...],
+    explained: Sequence[tuple[PageResult, set[int]]],
 ) -> dict[str, Any]:
-    """Return one picture for neighbouring steps, and below it the hue of each method that explained one of them."""
+    """Return one picture for neighbouring steps, and below it the hue of each method that explained one of them.
+
+    `small` are the side and quality of the picture, if they are not the usual ones.
+    """
     middle, unit = steps[len(steps) // 2], unit_of(pictures).capitalize()
     titles = [each.title for each, explained_by_it in explained if explained_by_it & set(steps)]
     name = f"{unit} {steps[0]}" if len(steps) == 1 else f"{unit}s {steps[0]} to {steps[-1]}"
-    small = (min(width, LARGEST_SIDE // 2), NOISE_QUALITY) if is_noised(pictures) else ()
     marks = []
     for step in steps:
         marks.append([each.hue for each, explained_by_it in explained if step in explained_by_it])
@@ -208,6 +231,11 @@ def _thumb(
         "picture": picture_uri(clean_pictures(pictures).sel(step=middle).values, *small),
         "marks": marks,
     }
+
+
+def _shown(at_step: xr.Dataset, number: int) -> dict[str, Any]:
+    """Return the pictures of one of `number` steps that the script shows: the sample, or all shown frames of a clip."""
+    return step_frames(at_step, number) if is_clip(at_step) else {"sample": _sample_uri(at_step, number)}
 
 
 def _sample_uri(at_step: xr.Dataset, number: int) -> str:

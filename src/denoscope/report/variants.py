@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..criteria import ALIKE
 from ..errors import InputError
+from ..figures.clips import is_clip, still_explanation
 from ..figures.noise_axis import Axis
 from ..figures.results import Explained, layers
 from ..figures.scales import Limits, clipped_limits
@@ -20,7 +21,7 @@ from ..figures.theme import ALPHA, HUES, Key, hue_and_dash, readable
 from ..figures.words import has_words
 from ..recording.schedules import BANDS
 from .caveats import AGAIN, Caveat, failures, signatures, unread_prompt, warnings
-from .maps import CARD_CELLS, CARD_MAPS, PageResult, averaged, fewer_cells, nearest_maps
+from .maps import CARD_CELLS, CARD_MAPS, PageResult, averaged, fewer_cells, nearest_maps, number_of_maps
 from .page import EXACT_SIDE, as_json, command_line, counted, line, palettes, picture_uri, template
 
 PICTURE_SIDE, PICTURES = 256, 150
@@ -44,17 +45,20 @@ VARIED = {
 def render_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any]) -> str:
     """Return the whole page as text; the page of each variant is expected at `NAME/report.html`.
 
-    `run` is the record of the comparison. Raises `InputError` if there is no explanation.
+    `run` is the record of the comparison. Of clips the middle frame is shown. Raises `InputError` if there is no
+    explanation.
     """
     if not explanations:
         raise InputError("There is nothing to compare. Give the explanation of at least one variant.")
+    about = _about(explanations, run)
+    explanations = {name: still_explanation(each) for name, each in explanations.items()}
     axis = Axis.of([each.pictures for each in explanations.values()])
     keys, maps = _keys(explanations, run), _maps(explanations)
     pairs = run.get("distances") or []
     distances = {name: words for name, words in DISTANCES.items() if any(name in pair for pair in pairs)}
     return template("variants.html").render(
         title=str(run.get("prompt") or "A recorded run, several ways"),
-        about=_about(explanations, run),
+        about=about,
         unit="noise level",
         steps=axis.levels,
         pixelated=all(max(each.pictures["image"].shape[:2]) <= EXACT_SIDE for each in explanations.values()),
@@ -90,6 +94,8 @@ def _about(explanations: Mapping[str, Explained], run: Mapping[str, Any]) -> lis
             shared.append(form.format(variants[0][name]))
     kind = VARIED.get(str(run.get("along")), "variants")
     several = kind if run.get("along") == "lora" else f"{len(explanations)} {kind}"
+    if any(is_clip(each.pictures) for each in explanations.values()):
+        shared.append("the middle frame of each clip is shown")
     return [several, *shared, *filter(None, [run.get("created")])]
 
 
@@ -256,12 +262,7 @@ def _maps(explanations: Mapping[str, Explained]) -> dict[tuple[str, str], dict[s
 
 def _number_of_maps(explanations: Mapping[str, Explained]) -> int:
     """Return the number of maps of all methods and variants."""
-    number = 0
-    for explanation in explanations.values():
-        for result in explanation.methods().values():
-            sizes = result["saliency"].sizes
-            number += math.prod(size for dim, size in sizes.items() if dim not in ("y", "x"))
-    return number
+    return sum(number_of_maps(result) for each in explanations.values() for result in each.methods().values())
 
 
 def _opened(maps: Iterable[tuple[str, str]], run: Mapping[str, Any]) -> int:

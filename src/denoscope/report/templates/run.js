@@ -29,7 +29,11 @@
     const carried = entries.flatMap(maps => view.shared ? Object.values(maps) : maps[here] ?? []);
     if (!carried.length) return method.limits;
     if (carried.length === 1 && carried[0].limits) return carried[0].limits;
+{% if clip %}
+    return scaleOf(carried.flatMap(map => map.range ?? values(map.values)), method.signed);
+{% else %}
     return scaleOf(carried.flatMap(map => values(map.values)), method.signed);
+{% endif %}
   }
 
   // One hue that the page chooses for its light or dark ground, from nothing to full strength.
@@ -206,4 +210,7 @@
   one("#certain")?.addEventListener("change", event => { view.certain = event.target.checked; articles.forEach(draw); });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => articles.forEach(draw));
   control.start();
+{% if clip %}
+  clip.moves(() => control.show(control.at));
+{% endif %}
 })();
