@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..attributors.base import Attributor, choose
-from ..errors import DenoscopeError, Interrupted, sentence
+from ..errors import DenoscopeError, InputError, Interrupted, sentence
 from ..recording.traces import Trace
 from ..results.records import Stamp
 from ..vision.frames import Frames
@@ -69,11 +70,15 @@ def attribute(
 
 
 def pictured(trace: Trace) -> xr.Dataset:
-    """Return a trace as pictures, uint8: the final image, and the sample and clean prediction of every step."""
-    places = ("step", "row", "column", "channel")
-    return xr.Dataset(
+    """Return a trace as pictures, uint8: the final image, and the sample and clean prediction of every step.
+
+    Dims are (step, row, column, channel); a clip has `frame` before `row`, with the frames' numbers as coordinates.
+    """
+    image = image_of(trace)
+    places = ("step", "frame", "row", "column", "channel") if image.ndim == 4 else ("step", "row", "column", "channel")
+    pictures = xr.Dataset(
         {
-            "image": (places[1:], image_of(trace)),
+            "image": (places[1:], image),
             "sample": (places, eight_bit(trace.samples_decoded())),
             "pred_original_sample": (places, eight_bit(trace.clean_decoded())),
         },
@@ -83,11 +88,29 @@ def pictured(trace: Trace) -> xr.Dataset:
             "log_snr": ("step", [step.log_snr for step in trace]),
         },
     )
+    return pictures.assign_coords(frame=np.arange(len(image))) if image.ndim == 4 else pictures
 
 
 def image_of(trace: Trace) -> np.ndarray:
-    """Return the first picture of a trace, (height, width, 3) uint8."""
+    """Return the first picture of a trace, (height, width, 3) uint8, or its clip, (frame, height, width, 3) uint8."""
     image = trace.image
+    if isinstance(image, (list, tuple)):
+        return np.stack([_eight_bit_picture(frame) for frame in image])
+    return _eight_bit_picture(image)
+
+
+def refuse_clip(trace: Trace, why: str) -> None:
+    """Raise `InputError` for a trace of a clip, in a job that takes pictures only; `why` begins the message."""
+    image = image_of(trace)
+    if image.ndim == 4:
+        raise InputError(
+            f"{why}, and this run made a clip of {len(image)} frames. Use a model that makes pictures, or explain the "
+            "clip: denoscope explain, or denoscope.explain(...)."
+        )
+
+
+def _eight_bit_picture(image: Any) -> np.ndarray:
+    """Return a PIL image or an array in [0, 1] as uint8."""
     if hasattr(image, "convert"):
         return np.asarray(image.convert("RGB"))
     return eight_bit(np.asarray(image))

@@ -13,6 +13,7 @@ from ..criteria import ALIKE
 from ..errors import DenoscopeError, InputError
 from ..evaluation.diagnosis import indistinguishable
 from ..evaluation.distances import distances
+from ..figures.clips import frames_of, spread, still
 from ..figures.words import has_words
 from ..recording.hooks.schedulers import refuse_no_lora
 from ..recording.models import Model
@@ -28,6 +29,9 @@ from .comparisons import Comparison
 from .explain import explained, guidance_is_off, load_quietly
 from .job import Watch
 from .requests import Request
+
+FRAMES_COMPARED = 16
+"""Frames of two clips whose distances are measured, at most."""
 
 
 def compare(
@@ -134,14 +138,15 @@ def compared(
 ) -> Variants:
     """Measure how the pictures of variants differ, and return the variants with the record of all of them.
 
-    `failures` are messages by the names of other variants.
+    `failures` are messages by the names of other variants. Distances of clips are means over their frames; a classifier
+    sees the middle frame.
     """
     titles = dict(zip(comparison.variants(), comparison.titles(), strict=True))
-    pictures = {name: each.pictures["image"].values for name, each in explanations.items()}
+    pictures = {name: still(each.pictures)["image"].values for name, each in explanations.items()}
     all_bundled = all(is_shapes_model(each.run["model"]) for each in explanations.values())
     if encoder is None and all_bundled:
         encoder = load_encoder()  # the bundled CLIP knows nothing but the bundled model's world
-    apart = distances(pictures, encoder)
+    apart = _apart({name: each.pictures for name, each in explanations.items()}, encoder)
     pairs = _pairs(apart)
     variants = {name: _variant_facts(titles[name], each) for name, each in explanations.items()}
     alike = indistinguishable(pairs, {name: list(each.relevance) for name, each in variants.items()}, ALIKE)
@@ -165,6 +170,18 @@ def compared(
         ),
     )
     return Variants(explanations, record, apart)
+
+
+def _apart(pictures: Mapping[str, xr.Dataset], encoder: Features | None) -> xr.Dataset:
+    """Return the distances of finished pictures; of clips, the means over at most FRAMES_COMPARED frames of each."""
+    number = min((frames_of(each) for each in pictures.values()), default=1)
+    by_frame = []
+    for i in range(min(number, FRAMES_COMPARED)):
+        frames = {}
+        for name, each in pictures.items():
+            frames[name] = still(each, spread(frames_of(each), min(number, FRAMES_COMPARED))[i])["image"].values
+        by_frame.append(distances(frames, encoder))
+    return by_frame[0] if len(by_frame) == 1 else xr.concat(by_frame, "frame").mean("frame")
 
 
 def _facts(pictures: Mapping[str, np.ndarray], all_bundled: bool) -> list[Fact]:

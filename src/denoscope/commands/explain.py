@@ -78,7 +78,7 @@ def explained(
         scheduler=model.scheduler_name(request.scheduler),
         swapped_from=None if request.scheduler is None else model.scheduler_name(),
         pipeline=type(model.pipeline).__name__,
-        image_size=[int(side) for side in image_of(trace).shape[:2]],
+        image_size=[int(side) for side in image_of(trace).shape[-3:-1]],
         methods={name: attributor.options() for name, attributor in attributors.items()},
         trace_bytes=trace.nbytes,
         unknown_words=model.unknown_words(request.prompt) if request.prompt and model.takes_text else [],

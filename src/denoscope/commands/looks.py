@@ -17,7 +17,7 @@ from ..vision.classifiers import Classifier
 from ..vision.frames import Frames, blend, ddpm, frames_of
 from ..vision.photographs import load_photograph
 from ..worlds.shapes.judge import is_readable, is_shapes_model, object_masks
-from .attribution import eight_bit, pictured
+from .attribution import eight_bit, pictured, refuse_clip
 from .explain import load_quietly, recorded
 from .job import Watch
 from .masks import read_mask_file
@@ -101,6 +101,7 @@ def _with_both_sides(inside: np.ndarray, file: str) -> np.ndarray:
 def _generation(study: Study, request: Request, classifier: Classifier, model: Model, watch: Watch | None) -> Look:
     """Record a generation: the classifier looks at its clean predictions, and its samples are attributed."""
     trace = recorded(model, request, watch)
+    refuse_clip(trace, "A classifier looks at pictures")
     sequence, pictures = frames_of(trace, "clean"), pictured(trace)
     like = next(classifier.module.parameters(), sequence.clean)
     clean = classifier.normalise(sequence.clean[None].to(like.device))[0]

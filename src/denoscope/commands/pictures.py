@@ -14,6 +14,7 @@ from ..recording.models import Model, load
 from ..recording.traces import Trace
 from ..vision.classifiers import Classifier, load_classifier
 from ..vision.encoders import Features, load_encoder
+from .attribution import refuse_clip
 from .subjects import TrialSubject
 
 Value = TypeVar("Value")
@@ -68,6 +69,7 @@ class RecordedPicture:
     def record(cls, settings: TrialSettings, subject: TrialSubject) -> "RecordedPicture":
         """Make the picture of a subject; raises `NotAsPrompted` if it shows something else."""
         trace = trace_of(settings, subject.prompt, subject.seed)
+        refuse_clip(trace, "The checks of an evaluation compare maps with places on a picture")
         return cls(settings, subject, trace, subject.masks(np.asarray(trace.image, dtype=np.float64)))
 
     def mask_for(self, maps: "MethodMaps") -> np.ndarray | None:

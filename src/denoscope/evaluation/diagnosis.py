@@ -314,20 +314,31 @@ class _Map(NamedTuple):
 
 
 def _maps(methods: Mapping[str, xr.Dataset], variable: str = "saliency") -> Iterator[_Map]:
-    """Yield every map with a finite value, one at a time, in the order of the methods; numbers without y and x too."""
+    """Yield every map with a finite value, one at a time, in the order of the methods; numbers without y and x too.
+
+    The map of a clip is that of all its frames, one below the other.
+    """
     for title, result in methods.items():
         if variable not in result or "step" not in result[variable].dims:
             continue
         array = result[variable]
-        plane = [dim for dim in array.dims if dim in ("y", "x")]
+        plane = [dim for dim in ("frame", "y", "x") if dim in array.dims] if "y" in array.dims else []
         further = [str(dim) for dim in array.dims if dim not in ("step", *plane)]
         array = array.transpose(*further, "step", *plane)
         for place in np.ndindex(*(array.sizes[dim] for dim in (*further, "step"))):
-            values = array.values[place]
+            values = _one_plane(array.values[place])
             if np.isfinite(values).any() or not plane:
                 at = {dim: str(array[dim].values[i]) for dim, i in zip((*further, "step"), place, strict=True)}
                 row = ", ".join([title, *(_label(dim, at[dim]) for dim in further)])
                 yield _Map(row, f"step {at['step']}", at.get("token"), values)
+
+
+def _one_plane(values: np.ndarray) -> np.ndarray:
+    """Return the frames of a map (frame, y, x) below one another, with a row of NaN between two; others as they are."""
+    if values.ndim < 3:
+        return values
+    apart = np.pad(values.astype(np.float64), ((0, 0), (0, 1), (0, 0)), constant_values=np.nan)
+    return np.asarray(apart.reshape(-1, values.shape[-1])[:-1])
 
 
 def _label(dim: str, value: str) -> str:
