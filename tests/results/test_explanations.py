@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from clips import clip_method, clip_trace, clip_words
 from pictures import disc_method, disc_trace
 from PIL import Image
 
@@ -249,3 +251,31 @@ def test_a_notebook_shows_the_picture_and_each_finished_step(explanation: Explan
     page = explanation._repr_html_()
     assert page.count("data:image/png;base64,") == 1 + 3 + 1
     assert "a red disc" in page and page.count("A bump") >= 2
+
+
+# Clips
+
+
+def test_a_clip_is_saved_with_all_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    clip = Explanation.of(clip_trace(), {"square": clip_method(), "words": clip_words()}, RUN)
+    folder = clip.save(tmp_path / "out")
+    assert Explanation.load(folder).tree.identical(clip.tree)
+    with xr.open_datatree(folder / "explanation.zarr") as tree:
+        assert tree["trace/sample"].dims == ("step", "frame", "row", "column", "channel")
+        assert tree["square/saliency"].dims == ("step", "frame", "y", "x") and tree["square"].sizes["frame"] == 3
+        assert tree["words/saliency"].dims == ("step", "token", "frame", "y", "x") and tree["trace"].sizes["frame"] == 9
+    assert {path.name for path in folder.iterdir()} == folders.WRITTEN | {"clip.gif"}
+    with Image.open(folder / "image.png") as image:
+        np.testing.assert_array_equal(image, clip.pictures["image"][4])
+    with Image.open(folder / "clip.gif") as gif:
+        assert gif.n_frames == 9
+    assert check_output(folder, overwrite=True) == folder
+    assert clip.rows().rows[0] == ("A square", "reliability at step 1 (t 666) 0.90, step 3 (t 0) 0.95")
+
+
+def test_a_video_is_written_where_its_encoder_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("denoscope.figures.clip_files.clip_mp4", lambda _: b"video")
+    folder = Explanation.of(clip_trace(), {}, RUN).save(tmp_path / "out")
+    assert (folder / "clip.mp4").read_bytes() == b"video"
+    assert check_output(folder, overwrite=True) == folder
