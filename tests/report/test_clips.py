@@ -108,7 +108,7 @@ def test_many_maps_of_a_clip_are_carried_in_blocks():
     data = data_of(explanation)
     block = data["methods"]["words"]["block"]
     rows, columns = data["methods"]["words"]["shape"]
-    assert 1 < block and 16 * 12 * 9 * rows * columns <= maps.CLIP_MAPS * maps.CELLS**2
+    assert block > 1 and 16 * 12 * 9 * rows * columns <= maps.CLIP_MAPS * maps.CELLS**2
     expected = saliency[2, 5, 4].reshape(rows, block, columns, block).mean((1, 3))
     np.testing.assert_allclose(frame_map(data, "words", 5, 2, 4), expected, atol=1e-3)
     assert f"means of {block} × {block} cells" in Page(run.render_run(explanation)).said()
