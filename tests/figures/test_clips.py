@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from clips import FRAMES, MAP_FRAMES, SQUARE, TOP, clip_method, clip_trace, clip_words, left
+from clips import FRAMES, MAP_FRAMES, SQUARE, STEPS, TOP, clip_method, clip_trace, clip_words, left
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from pages import rising
 from PIL import Image, ImageSequence
 
 import denoscope
@@ -20,6 +21,7 @@ from denoscope.figures import clips, methods, overlays, scales, tiles, timeline
 from denoscope.figures.clip_files import clip_gif, clip_mp4
 from denoscope.figures.variants import plot_variants
 from denoscope.results.explanations import Explanation
+from denoscope.timing import likelihood
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +184,19 @@ def test_a_grid_and_a_strip_of_variants_say_which_frame_they_show():
     figure = plot_variants({"a": explanation}, variants)
     assert "the middle frame of each clip" in figure.get_suptitle()
     np.testing.assert_array_equal(shown(figure.subfigs[0].axes)[-1], clip_trace()["image"].values[4])
+    figure = plot_variants({"a": explanation}, variants, frame=8)
+    assert "frame 8 of each clip" in figure.get_suptitle()
+    np.testing.assert_array_equal(shown(figure.subfigs[0].axes)[-1], clip_trace()["image"].values[8])
+
+
+def test_zooms_are_of_one_frame():
+    curves = rising(STEPS, middle=2.0)
+    timing = likelihood.over_draws(likelihood.moments(curves))
+    figure = tiles.plot_zooms(clip_trace(), {"square": clip_method(signed=True)}, timing, "tiger", frame=0)
+    assert figure.texts[0].get_text() == "“tiger”, moment by moment, frame 0 of 0–8"
+    mosaic = shown(figure.axes)[0].astype(int)
+    reddish = np.nonzero((mosaic[..., 0] - mosaic[..., 2] > 60).any(axis=0))[0]
+    assert reddish.min() == 0, "the square is at the left edge of the first frame"
 
 
 # Files that play
@@ -192,10 +207,11 @@ def frames(gif: bytes | Path) -> list[np.ndarray]:
         return [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(image)]
 
 
-def test_the_time_line_shows_the_middle_frame(tmp_path: Path):
-    found = frames(timeline.timeline_gif(tmp_path / "t.gif", clip_trace(), clip_method()))
+@pytest.mark.parametrize("asked, frame", [(None, FRAMES // 2), (8, 8)])
+def test_the_time_line_shows_the_middle_frame_or_another(asked: int | None, frame: int, tmp_path: Path):
+    found = frames(timeline.timeline_gif(tmp_path / "t.gif", clip_trace(), clip_method(), frame=asked))
     assert len(found) == clip_trace().sizes["step"]
-    large = overlays.grown(clip_trace()["pred_original_sample"].values[3, FRAMES // 2])
+    large = overlays.grown(clip_trace()["pred_original_sample"].values[3, frame])
     height, width = large.shape[:2]
     assert np.abs(found[3][46 : 46 + height, 16 : 16 + width] - large).mean() < 6  # a frame has 256 colours
 

@@ -110,6 +110,11 @@ def chosen_frame(frames_of_clip: int, results: Sequence[xr.Dataset], frame: int 
     return ChosenFrame(int(largest[len(largest) // 2]), frames_of_clip, "with the largest map mass")
 
 
+def middle_frame(frames_of_clip: int, frame: int | None = None) -> ChosenFrame:
+    """Return the frame that is asked for, or the middle one. Raises `InputError` as `chosen_frame` does."""
+    return chosen_frame(frames_of_clip, [], frame)
+
+
 def _masses(result: xr.Dataset, frames_of_clip: int) -> np.ndarray:
     """Return the share of a result's mass at each frame of the clip."""
     magnitudes = abs(result["saliency"])

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .clips import chosen_frame, frames_of, is_clip, middle, still, still_maps
+from .clips import chosen_frame, frames_of, is_clip, middle_frame, still, still_maps
 from .layout import Sheet
 from .overlays import grey, grown, resized, rgb, shrunk
 from .results import MOMENTS, clean_pictures, explained_steps, unit_of
@@ -171,23 +171,28 @@ def _draw_key(figure: Figure, sheet: Sheet, signed: bool) -> None:
         ax.text(x, 0, text, fontsize=8, color=INK, ha=side, va="center")
 
 
-def plot_zooms(frames: xr.Dataset, results: Mapping[str, xr.Dataset], timing: xr.Dataset, label: str) -> Figure:
+def plot_zooms(
+    frames: xr.Dataset,
+    results: Mapping[str, xr.Dataset],
+    timing: xr.Dataset,
+    label: str,
+    *,
+    frame: int | None = None,
+) -> Figure:
     """Draw each method's map at the moments of a label: columns are frames, rows the frame and each method over it.
 
     `frames` and `results` as in `plot_grid`, `timing` as in `plot_likelihood`. The columns are the explained frames
     nearest to the median crossings of the levels, and the last one; a level that is never crossed has none. Of a clip
-    it is the middle frame.
+    one frame is drawn: `frame`, or the middle one.
     """
-    moments, of_clip = _moments(results, timing.sel(label=label)), ""
+    moments, title = _moments(results, timing.sel(label=label)), f"“{short_labels([label])[label]}”, moment by moment"
     if is_clip(frames):
-        number = frames_of(frames)
-        of_clip = f", middle frame {middle(number)} of 0–{number - 1}"
-        results = {name: still_maps(result, middle(number), number) for name, result in results.items()}
-        frames = still(frames)
+        clip = middle_frame(frames_of(frames), frame)
+        title, frames = f"{title}, {clip}", still(frames, clip.index)
+        results = {name: still_maps(result, clip.index, clip.frames) for name, result in results.items()}
     maps = {name: mean_maps(result) for name, result in results.items()}
     texts = [_zoom_head(frames, step, names) for step, names in moments.items()]
     above = 10 + 15 * max(text.count("\n") + 1 for text in texts)
-    title = f"“{short_labels([label])[label]}”, moment by moment{of_clip}"
     tiles = _zoom_tiles(clean_pictures(frames), list(moments), list(maps.values()))
     figure, ax, sheet = _tiled(tiles, title, _scale_note(), _signed([*results.values()]), above, 36)
     first = "clean prediction" if unit_of(frames) == "step" else "frame"

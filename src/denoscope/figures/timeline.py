@@ -12,7 +12,7 @@ from matplotlib import font_manager
 from matplotlib.colors import Colormap
 from PIL import Image, ImageDraw, ImageFont
 
-from .clips import frames_of, is_clip, middle, still, still_maps
+from .clips import frames_of, is_clip, middle_frame, still, still_maps
 from .overlays import grown, overlay, shrunk
 from .results import clean_pictures, explained_steps, is_layered, layers
 from .scales import Limits, colour_limits
@@ -29,15 +29,16 @@ def timeline_gif(
     cmap: str | Colormap | None = None,
     alpha: float = ALPHA,
     milliseconds: int = 320,
+    frame: int | None = None,
 ) -> Path:
     """Write the clean prediction step by step, beside it the maps, as a looping GIF at least 256 px high or wide.
 
     A result with a further dimension, such as `token`, has a small map for each entry below. A step that was not
-    explained shows the map of the nearest explained step, and the frame says so. Of a clip it is the middle frame. The
-    file appears whole or not at all.
+    explained shows the map of the nearest explained step, and the frame says so. Of a clip it is one frame: `frame`,
+    or the middle one. The file appears whole or not at all.
     """
     path = Path(path)
-    frames = [_compact(frame) for frame in _frames(pictures, results, cmap, alpha)]
+    frames = [_compact(drawn) for drawn in _frames(pictures, results, cmap, alpha, frame)]
     durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
     encoded = io.BytesIO()
     frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -59,15 +60,15 @@ class _Panel(NamedTuple):
 
 
 def _frames(
-    pictures: xr.Dataset, results: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float
+    pictures: xr.Dataset, results: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float, frame: int | None
 ) -> Iterator[Image.Image]:
     """Yield a frame for every step: the large pictures first, and rows of small maps below."""
     steps = explained_steps(results[0]) if results else []
-    scales, number, note = [colour_limits(result) for result in results], frames_of(pictures), ""
+    scales, note = [colour_limits(result) for result in results], ""
     if is_clip(pictures):
-        note = f"middle frame of the clip, {middle(number)} of 0–{number - 1}"
-        results = [still_maps(result, middle(number), number) for result in results]
-        pictures = still(pictures)
+        clip = middle_frame(frames_of(pictures), frame)
+        note, pictures = str(clip), still(pictures, clip.index)
+        results = [still_maps(result, clip.index, clip.frames) for result in results]
     for step in map(int, pictures["step"].values):
         picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
         large, small = grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)

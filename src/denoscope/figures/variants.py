@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .clips import is_clip, still
+from .clips import frames_of, is_clip, middle_frame, still
 from .noise_axis import Axis
 from .overlays import rgb, shrunk
 from .results import Explained
@@ -24,12 +24,15 @@ CELL, LANE, BARS = 1.2, 0.32, 2.4
 """Inches of a picture, of a row of steps, and of the bars of all words."""
 
 
-def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any]) -> Figure:
+def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any], *, frame: int | None = None) -> Figure:
     """Draw strips of clean predictions, below them each variant's steps, and the totals of words if there are any.
 
-    `run` is the record of the comparison; its titles name the rows. Of clips the middle frame is drawn.
+    `run` is the record of the comparison; its titles name the rows. Of clips one frame is drawn: `frame`, or
+    the middle one of each.
     """
-    sequences = {str(run["variants"][name]["title"]): still(each.pictures) for name, each in explanations.items()}
+    sequences = {
+        str(run["variants"][name]["title"]): _still(each.pictures, frame) for name, each in explanations.items()
+    }
     clips = any(is_clip(each.pictures) for each in explanations.values())
     variants = run["variants"].values()
     totals = {variant["title"]: variant["relevance"] for variant in variants if variant["relevance"]}
@@ -44,9 +47,15 @@ def plot_variants(explanations: Mapping[str, Explained], run: Mapping[str, Any])
     if totals:
         _draw_totals(parts[2].subplots(), totals)
     title = shortened(str(run.get("prompt") or "One run, several ways"), 100)
-    title += "\nthe middle frame of each clip" if clips else ""
+    if clips:
+        title += f"\n{'the middle frame' if frame is None else f'frame {frame}'} of each clip"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
     return figure
+
+
+def _still(pictures: xr.Dataset, frame: int | None) -> xr.Dataset:
+    """Return one frame of a clip; pictures as they are."""
+    return still(pictures, middle_frame(frames_of(pictures), frame).index) if is_clip(pictures) else pictures
 
 
 def shared_levels(axis: Axis, number: int = LEVELS_DRAWN) -> list[int]:
