@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from clips import FRAMES, clip_method, clip_trace
 from PIL import Image
@@ -41,7 +42,12 @@ class ClipTrace:
 
 def forms() -> dict[str, object]:
     clip = clip_trace()["image"].values
-    return {"list": [Image.fromarray(frame) for frame in clip], "array": clip / 255, "arrays": list(clip / 255)}
+    return {
+        "list": [Image.fromarray(frame) for frame in clip],
+        "array": clip / 255,
+        "arrays": list(clip / 255),
+        "tensor": torch.from_numpy(clip / 255).movedim(-1, 1),
+    }
 
 
 @pytest.mark.parametrize("form", forms())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from clips import FRAMES, MAP_FRAMES, SQUARE, STEPS, TOP, clip_method, clip_trace, clip_words, left
 from matplotlib import pyplot
@@ -122,7 +123,8 @@ def test_several_frames_are_drawn_beside_each_other():
 def test_a_clip_may_be_plain():
     clip = clip_trace()["image"].values
     expected = image_of(denoscope.plot(clip_trace(), clip_method(), step=3, frame=2))
-    for plain in (clip, list(clip), [Image.fromarray(frame) for frame in clip], clip / 255):
+    tensor = torch.from_numpy(clip / 255).movedim(-1, 1)
+    for plain in (clip, list(clip), [Image.fromarray(frame) for frame in clip], clip / 255, tensor):
         np.testing.assert_array_equal(image_of(denoscope.plot(plain, clip_method(), step=3, frame=2)), expected)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from ..attributors.base import Attributor, choose
@@ -110,9 +111,11 @@ def refuse_clip(trace: Trace, why: str) -> None:
 
 
 def _eight_bit_picture(image: Any) -> np.ndarray:
-    """Return a PIL image or an array in [0, 1] as uint8."""
+    """Return a PIL image, or an array in [0, 1], as uint8; tensors have channels before rows."""
     if hasattr(image, "convert"):
         return np.asarray(image.convert("RGB"))
+    if isinstance(image, torch.Tensor):
+        image = image.detach().float().cpu().movedim(-3, -1).numpy()
     return eight_bit(np.asarray(image))
 
 

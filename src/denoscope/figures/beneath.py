@@ -106,10 +106,11 @@ def _channels_last(tensor: Any) -> np.ndarray:
 
 
 def rounded_to_eight_bits(picture: Any) -> np.ndarray:
-    """Return a PIL image or an array, uint8 or from 0 to 1, as (row, column, 3) uint8."""
+    """Return a PIL image or an array, uint8 or from 0 to 1, as (row, column, 3) uint8; a tensor may have channels first."""
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
-    pixels = np.asarray(picture)
+    channels_first = hasattr(picture, "detach") and picture.ndim == 3 and picture.shape[-1] not in (1, 3, 4)
+    pixels = _channels_last(picture) if channels_first else np.asarray(picture)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or pixels.dtype.kind not in "uf":
         raise InputError(
