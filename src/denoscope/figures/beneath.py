@@ -106,7 +106,10 @@ def _channels_last(tensor: Any) -> np.ndarray:
 
 
 def rounded_to_eight_bits(picture: Any) -> np.ndarray:
-    """Return a PIL image or an array, uint8 or from 0 to 1, as (row, column, 3) uint8; a tensor may have channels first."""
+    """Return a PIL image, array or tensor, uint8 or from 0 to 1, as (row, column, 3) uint8.
+
+    A tensor may have its channels first.
+    """
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     channels_first = hasattr(picture, "detach") and picture.ndim == 3 and picture.shape[-1] not in (1, 3, 4)
