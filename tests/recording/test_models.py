@@ -357,12 +357,6 @@ def test_other_exceptions_of_the_pipeline_are_one_paragraph(model, monkeypatch, 
     assert said in message and "strange" in message and "multiples of" not in message
 
 
-def test_sizes_are_spoken_of_where_they_may_be_the_reason(model):
-    short = refusal(lambda: model.trace("a circle", num_inference_steps=2, negative_prompt=["a", "b"]))
-    sized = refusal(lambda: model.trace("a circle", num_inference_steps=2, negative_prompt=["a", "b"], height=64))
-    assert "multiples of" not in short and "multiples of 8 pixels" in sized
-
-
 def test_a_call_that_takes_anything_is_not_without_text(stable_diffusion):
     class Anything(type(stable_diffusion)):
         def __call__(self, *args, **kwargs):

@@ -144,25 +144,28 @@ class Model:
 
         >>> trace = model.trace("a large striped red circle on a white background", seed=0)
 
-        `seed` is short for a CPU generator with that seed. `schedule` is "uniform" (the scheduler's own spacing),
-        "early", "late" (with `shift`, γ), "band:600" or a falling list of time steps, such as `schedules.band(600)`.
-        `scheduler` swaps the pipeline's for this run, by a name such as "dpm-solver++". `advance(1)` is called after
-        each step. All else goes to the pipeline unchanged. In most pipelines of diffusers a `guidance_scale` of 1 or
-        less switches guidance off, 0 and negative numbers too: `Trace.guidance_in_effect` says the scale that counted.
+        `seed` is short for a CPU generator with that seed; `generator` may be a list of them. `schedule` is "uniform"
+        (the scheduler's own spacing), "early", "late" (with `shift`, γ), "band:600" or a falling list of time steps,
+        such as `schedules.band(600)`. `scheduler` swaps the pipeline's for this run, by a name such as "dpm-solver++".
+        `advance(1)` is called after each step. All else goes to the pipeline unchanged, pictures and latents too; by
+        position in the order of its own call. In most pipelines of diffusers a `guidance_scale` of 1 or less switches
+        guidance off, 0 and negative numbers too: `Trace.guidance_in_effect` says the scale that counted.
 
-        Raises `InputError` for a call that the pipeline refuses or that needs more memory than is free,
+        Raises `InputError` for a call that the pipeline refuses or that needs more memory than is free, and for a word
+        of these that the pipeline has an argument of its own for (seed, shift, schedule, scheduler);
         `ScheduleError` for a scheduler that cannot do it, `NumericsError` naming the step of a NaN.
         """
-        if seed is not None and generator is not None:
-            raise InputError("Both seed and generator were given. They say the same thing: give one of them.")
+        if generator is not None:
+            pipeline_kwargs = {**pipeline_kwargs, "generator": generator}
         planned = Call(self.pipeline, args, pipeline_kwargs)
+        own = {"seed": seed, "schedule": schedule, "shift": shift, "scheduler": scheduler}
+        planned.refuse_shared_words(own)
         self._warn_of_cut(planned.texts)
         kwargs, timesteps = self._with_schedule(schedule, shift, planned)
         if seed is not None:
-            generator = _generator(seed)
-        if generator is not None:
-            kwargs["generator"] = generator
-        call = dict(args=args, seed=seed, schedule=schedule, shift=shift, scheduler=scheduler, **pipeline_kwargs)
+            kwargs["generator"] = _generator(seed)
+        call = {"args": planned.positional, **planned.named, **own}
+        call.pop("generator", None)
         steps_done: list[int] = []
 
         def step_done(steps: int) -> None:
@@ -196,11 +199,11 @@ class Model:
         """
         timesteps = self._timesteps(schedule, shift, planned.steps)
         if timesteps is None:
-            return dict(planned.kwargs), None
+            return planned.named, None
         for name in ("timesteps", "sigmas"):
-            if planned.kwargs.get(name) is not None:
+            if planned.named.get(name) is not None:
                 raise ScheduleError(f"Both schedule and the pipeline's own {name} were given. Give one of them.")
-        return {**planned.kwargs, "num_inference_steps": len(timesteps)}, timesteps
+        return {**planned.named, "num_inference_steps": len(timesteps)}, timesteps
 
     def _timesteps(self, schedule: Schedule, shift: float | None, steps: int) -> list[int] | None:
         return schedules.resolve(schedule, steps, shift, training_steps(self.pipeline.scheduler))
