@@ -10,12 +10,15 @@ import typer
 from typer import Argument, Option
 
 from . import __version__
-from .commands.names import check_model, methods_for_labels, methods_for_runs
-from .commands.terminal import print_result, progress_bars, quiet, with_options
+from .commands import options as option
+from .commands.literals import read_pairs
+from .commands.names import check_model
+from .commands.options import OF_LABEL, RUN_METHODS, names_in, steps_in
+from .commands.terminal import more_help, print_result, progress_bars, quiet, with_options
 from .errors import DenoscopeError, InputError, Interrupted, sentence
 
 if TYPE_CHECKING:
-    from .commands.job import At, Job
+    from .commands.job import Job
 
 app = typer.Typer(
     add_completion=False,
@@ -25,22 +28,6 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # Click's; Click stands alone or inside Typer, by Typer's version
-PromptWords = Annotated[str | None, Argument(help="What the picture should show; none for models without text.")]
-Out = Annotated[Path, Option("--out", help="Folder for the report, the pictures and the arrays.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier run in that folder.")]
-MaskCount = Annotated[int, Option("--masks", help="Masks per step for DF-RISE.")]
-RUN_METHODS = ", ".join(methods_for_runs())
-OF_LABEL = ", ".join(methods_for_labels())
-Scheduler = Annotated[str | None, Option(help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")]
-Guidance = Annotated[float | None, Option(help="Guidance scale w, off at 1 and below; the pipeline's own if left out.")]
-At_ = Annotated[str | None, Option("--at", help="Steps to explain, from 0, as in 2,8,16,28, or all.")]
-Height = Annotated[int | None, Option(help="Height of the picture in pixels.")]
-Width = Annotated[int | None, Option(help="Width of the picture in pixels.")]
-Device = Annotated[str | None, Option("--device", help="Device, such as cpu, cuda or mps.")]
-Dtype = Annotated[str | None, Option("--dtype", help="float32, float16 or bfloat16.")]
-CHECKS_HELP = "localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
-Checks = Annotated[str | None, Option(help=CHECKS_HELP)]
-ModelName = Annotated[str, Option("--model", help="Bundled name, hub id or folder.")]
 Folder = Path("denoscope-out")
 
 
@@ -57,7 +44,7 @@ def _run(words: Sequence[str]) -> int:
     try:
         return app(words, standalone_mode=False) or 0
     except UsageError as error:
-        return _fail(f"{sentence(error.format_message())} Given: {shlex.join(words)}. {_more_help(error)}", 2)
+        return _fail(f"{sentence(error.format_message())} Given: {shlex.join(words)}. {more_help(error)}", 2)
     except DenoscopeError as error:
         return _fail(_in_options(str(error), words), 2 if isinstance(error, InputError) else 1)
     except Exception as error:  # a mistake of ours or of a library: still one paragraph, and --debug shows all
@@ -68,11 +55,6 @@ def _run(words: Sequence[str]) -> int:
 def _fail(message: str, status: int) -> int:
     typer.echo(f"denoscope: {message}", err=True)
     return status
-
-
-def _more_help(error: Any) -> str:
-    command = "denoscope" if error.ctx is None or error.ctx.parent is None else f"denoscope {error.ctx.info_name}"
-    return f"For the options: {command} --help."
 
 
 def _in_options(message: str, words: Sequence[str]) -> str:
@@ -100,7 +82,9 @@ def options(
 
 
 @app.command()
-def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks: MaskCount = 256) -> None:
+def demo(
+    out: option.Out = Path("denoscope-demo"), overwrite: option.Overwrite = False, masks: option.MaskCount = 256
+) -> None:
     """Explain a picture of the bundled model with DF-RISE: generate, record, explain, write a report."""
     from .commands.requests import Request
 
@@ -110,25 +94,33 @@ def demo(out: Out = Path("denoscope-demo"), overwrite: Overwrite = False, masks:
 
 @app.command()
 def explain(
-    prompt: PromptWords = None,
-    model: ModelName = "shapes",
+    prompt: option.PromptWords = None,
+    model: option.ModelName = "shapes",
     seed: Annotated[int, Option(help="Seed of the picture.")] = 0,
     steps: Annotated[int, Option(help="Denoising steps.")] = 30,
     schedule: Annotated[str, Option(help="uniform, early, late, band:600, or time steps as 999,800,600.")] = "uniform",
     shift: Annotated[float | None, Option(help="Shift of an early or late schedule; 60 if left out.")] = None,
-    scheduler: Scheduler = None,
+    scheduler: option.Scheduler = None,
     lora: Annotated[str | None, Option(help="LoRA: a folder or hub id, safetensors.")] = None,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    at: At_ = None,
+    guidance: option.Guidance = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    negative_prompt: option.NegativePrompt = None,
+    image: option.ImageFile = None,
+    mask_image: option.MaskFile = None,
+    control_image: option.ControlFile = None,
+    strength: option.Strength = None,
+    pipeline: option.Task = None,
+    layers: option.Layers = None,
+    call: option.CallWords = None,
+    at: option.At = None,
     methods: Annotated[str, Option(help=f"Of {RUN_METHODS}.")] = "df-rise-contrast,df-rise",
-    masks: MaskCount = 500,
+    masks: option.MaskCount = 500,
     until: Annotated[float | None, Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    out: Out = Folder,
-    overwrite: Overwrite = False,
+    device: option.Device = None,
+    dtype: option.Dtype = None,
+    out: option.Out = Folder,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Generate a picture, record every step, explain the steps and write a report."""
     from .commands.requests import Request
@@ -145,8 +137,16 @@ def explain(
         guidance=guidance,
         height=height,
         width=width,
-        at=_steps(at),
-        methods=_names(methods),
+        negative_prompt=negative_prompt,
+        image=image,
+        mask_image=mask_image,
+        control_image=control_image,
+        strength=strength,
+        pipeline=pipeline,
+        layers=tuple(layers or ()),
+        call=read_pairs(call or ()),
+        at=steps_in(at),
+        methods=names_in(methods),
         masks=masks,
         until=until,
         device=device,
@@ -157,7 +157,7 @@ def explain(
 
 @app.command()
 def compare(
-    prompt: PromptWords = None,
+    prompt: option.PromptWords = None,
     schedules: Annotated[str | None, Option(help="As in uniform,early,late; the usual comparison.")] = None,
     shifts: Annotated[str | None, Option(help="Shifts of --schedule early or late, as in 10,30,60,120.")] = None,
     seeds: Annotated[str | None, Option(help="Seeds, as in 0,1,2.")] = None,
@@ -170,20 +170,28 @@ def compare(
     steps: Annotated[int, Option(help="Denoising steps.")] = 30,
     schedule: Annotated[str | None, Option(help="Schedule of all variants; uniform if left out.")] = None,
     shift: Annotated[float | None, Option(help="Shift of the early and late schedules; 60 if left out.")] = None,
-    scheduler: Scheduler = None,
-    guidance: Guidance = None,
-    height: Height = None,
-    width: Width = None,
-    at: At_ = None,
+    scheduler: option.Scheduler = None,
+    guidance: option.Guidance = None,
+    height: option.Height = None,
+    width: option.Width = None,
+    negative_prompt: option.NegativePrompt = None,
+    image: option.ImageFile = None,
+    mask_image: option.MaskFile = None,
+    control_image: option.ControlFile = None,
+    strength: option.Strength = None,
+    pipeline: option.Task = None,
+    layers: option.Layers = None,
+    call: option.CallWords = None,
+    at: option.At = None,
     methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}; relevance if left out.")] = None,
-    masks: MaskCount = 500,
+    masks: option.MaskCount = 500,
     label: Annotated[list[str] | None, Option(help="A text to rate every picture by; give at least two.")] = None,
     classifier: Annotated[str, Option(help="For --label: shapes (bundled), a hub id or folder.")] = "shapes",
     encoder: Annotated[str | None, Option(help="Vision model that measures how far apart pictures are.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    out: Out = Folder,
-    overwrite: Overwrite = False,
+    device: option.Device = None,
+    dtype: option.Dtype = None,
+    out: option.Out = Folder,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Make the same picture several ways, side by side: schedules, shifts, seeds, guidances, schedulers or models."""
     from .commands.comparisons import Comparison, Several
@@ -212,7 +220,15 @@ def compare(
         guidance=guidance,
         height=height,
         width=width,
-        at=_steps(at),
+        negative_prompt=negative_prompt,
+        image=image,
+        mask_image=mask_image,
+        control_image=control_image,
+        strength=strength,
+        pipeline=pipeline,
+        layers=tuple(layers or ()),
+        call=read_pairs(call or ()),
+        at=steps_in(at),
         masks=masks,
         device=device,
         dtype=dtype,
@@ -222,7 +238,7 @@ def compare(
         along=along,
         values=values,
         shift=shift if along == "schedule" else None,
-        methods=None if methods is None else _names(methods),
+        methods=None if methods is None else names_in(methods),
         labels=tuple(label or ()),
         classifier=classifier,
         encoder=encoder,
@@ -250,10 +266,10 @@ def recognise(
     steps: Annotated[int, Option(help="For --trace: denoising steps.")] = 30,
     guidance: Annotated[float | None, Option(help="For --trace: guidance scale w.")] = None,
     seed: Annotated[int, Option(help="Seed of the noise, or of the generated picture.")] = 0,
-    device: Device = None,
-    dtype: Dtype = None,
-    out: Out = Folder,
-    overwrite: Overwrite = False,
+    device: option.Device = None,
+    dtype: option.Dtype = None,
+    out: option.Out = Folder,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Find when a classifier recognises a picture, and by what: photographs noised forward, or a generation."""
     from .commands.requests import Request
@@ -276,8 +292,8 @@ def recognise(
         draws=draws,
         map_draws=map_draws,
         seed=seed,
-        at=usual.at if at is None else _steps(at),
-        methods=usual.methods if methods is None else _names(methods),
+        at=usual.at if at is None else steps_in(at),
+        methods=usual.methods if methods is None else names_in(methods),
         n_steps=usual.n_steps if n_steps is None else n_steps,
         masks=tuple(mask or ()),
         preset=preset,
@@ -288,7 +304,7 @@ def recognise(
 
 
 @app.command()
-def words(model: ModelName = "shapes", device: Device = None, dtype: Dtype = None) -> None:
+def words(model: option.ModelName = "shapes", device: option.Device = None, dtype: option.Dtype = None) -> None:
     """List the words that a model can read, if it has a short vocabulary as the bundled one."""
     check_model(model)
     with quiet():
@@ -306,12 +322,12 @@ def words(model: ModelName = "shapes", device: Device = None, dtype: Dtype = Non
 
 @app.command()
 def evaluate(
-    model: ModelName = "shapes",
+    model: option.ModelName = "shapes",
     scenes: Annotated[int | None, Option(help="Pictures to measure; 50, or every prompt, if left out.")] = None,
     prompts: Annotated[str | None, Option(help="File: a PROMPT a line, or NAME, PROMPT, PHRASE by tabs.")] = None,
     masks: Annotated[str | None, Option(help="Folder of masks, named after the lines of --prompts.")] = None,
     methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}, {OF_LABEL}; all if left out.")] = None,
-    checks: Checks = None,
+    checks: option.Checks = None,
     at: Annotated[str | None, Option(help="Steps to explain, from 0, as in 6,15,24.")] = None,
     steps: Annotated[int, Option(help="Denoising steps.")] = 30,
     guidance: Annotated[float | None, Option(help="Guidance scale w; 3 for shapes, else the pipeline's.")] = None,
@@ -319,8 +335,8 @@ def evaluate(
     num_masks: Annotated[int, Option(help="Masks per step of DF-RISE, samples of LIME.")] = 256,
     encoder: Annotated[str | None, Option(help="For the games of other models: a vision model.")] = None,
     workers: Annotated[int | None, Option(help="Pictures side by side; one per CPU if left out.")] = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    device: option.Device = None,
+    dtype: option.Dtype = None,
     out: Annotated[Path, Option("--out", help="Folder of the results; work in it is continued.")] = Path(
         "denoscope-evaluation"
     ),
@@ -332,14 +348,14 @@ def evaluate(
     from .results.claims import claimed
 
     check_workers(workers)
-    chosen = _steps(at)
+    chosen = steps_in(at)
     evaluation = Evaluation(
         model=model,
         scenes=scenes,
         prompts=prompts,
         masks=masks,
-        methods=None if methods is None else _names(methods),
-        checks=None if checks is None else _names(checks),
+        methods=None if methods is None else names_in(methods),
+        checks=None if checks is None else names_in(checks),
         at=tuple(range(steps)) if chosen == "all" else chosen,
         steps=steps,
         guidance=guidance,
@@ -358,21 +374,6 @@ def evaluate(
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted: the pictures finished are kept in {out}. The same command goes on.") from None
     print_result(result, folder)
-
-
-def _names(methods: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in methods.split(",") if name.strip())
-
-
-def _steps(at: str | None) -> "At":
-    if at is None:
-        return None
-    if at.strip() == "all":
-        return "all"
-    try:
-        return tuple(int(word) for word in at.split(","))
-    except ValueError:
-        raise InputError(f'--at is "{at}". Give step numbers separated by commas, such as 2,8,16,28, or all.') from None
 
 
 def _do(job: "Job", beginning: str, out: Path, overwrite: bool) -> None:

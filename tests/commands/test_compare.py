@@ -179,7 +179,7 @@ def test_a_variant_is_the_run_alone(small):
     """Oracle: the same request recorded by itself."""
     comparison, found = variants_of("schedule", ("uniform", "early", "late"), small, shift=30.0, methods=("df-rise",))
     for name, request in comparison.variants().items():
-        alone = small["small"].trace(**request.call())
+        alone = small["small"].trace(**request.arguments())
         assert np.array_equal(found.explanations[name].pictures["image"], np.asarray(alone.image))
         maps = found.explanations[name].methods()["df_rise"]
         again = denoscope.DFRise.paper(num_masks=8)(alone, maps["step"].values.tolist())
@@ -216,7 +216,7 @@ def test_swapped_schedulers_are_recorded(small):
     told = found.run["variants"]
     assert [told[name]["scheduler"] for name in ("ddpm", "euler")] == ["DDPMScheduler", "EulerDiscreteScheduler"]
     assert {each["swapped_from"] for each in told.values()} == {"DPMSolverMultistepScheduler"}
-    own = small["small"].trace(**asked().call())
+    own = small["small"].trace(**asked().arguments())
     assert own.call["scheduler"] is None and found.explanations["ddpm"].run["scheduler"] == "DDPMScheduler"
 
 

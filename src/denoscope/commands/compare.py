@@ -26,7 +26,8 @@ from ..vision.encoders import Features, load_encoder
 from ..worlds.facts import Fact, scene_facts
 from ..worlds.shapes.judge import is_readable, is_shapes_model
 from .comparisons import Comparison
-from .explain import explained, guidance_is_off, load_quietly
+from .explain import explained, guidance_is_off, load_quietly, model_for, runs_whole
+from .inputs import read_pictures
 from .job import Watch
 from .requests import Request
 
@@ -53,6 +54,7 @@ def compare(
     `KeyboardInterrupt` goes on.
     """
     comparison.check(models)
+    read_pictures(comparison.request.files)
     variants = comparison.variants()
     classifier = load_classifier(comparison.classifier, list(comparison.labels)) if comparison.labels else None
     if encoder is None and comparison.encoder:
@@ -92,11 +94,11 @@ class _Models:
 
     def __call__(self, request: Request) -> Model:
         if request.model in self.loaded:
-            return self.loaded[request.model]
+            return model_for(request, self.loaded[request.model])
         if self.last is None or self.last[0] != request.model:
             self.last = None  # before the next one is loaded
             self.last = request.model, load_quietly(request)
-        return self.last[1]
+        return model_for(request, self.last[1])
 
 
 def _refuse_early(comparison: Comparison, model: Model, requests: Iterable[Request]) -> None:
@@ -106,7 +108,7 @@ def _refuse_early(comparison: Comparison, model: Model, requests: Iterable[Reque
         if request.lora is not None:
             refuse_no_lora(model.pipeline)
         expected = model.step_count(request.steps or 1, request.schedule, request.shift, request.scheduler)
-        if expected and request.steps:
+        if expected and request.steps and runs_whole(model, request):
             comparison.steps(expected, groups)
     if comparison.along == "guidance":
         _refuse_same_guidance(comparison, model)

@@ -15,8 +15,8 @@ from ..errors import InputError, did_you_mean
 from ..recording.schedules import takes_shift
 from ..results.folders import folder_names
 from ..results.together import Variants
-from .job import Watch, check_once, flags, shown_steps, worker
-from .names import check_methods, check_model, methods_for_runs
+from .job import Watch, check_once, flag_each, flags, shown_steps, worker
+from .names import check_layers, check_methods, check_model, methods_for_runs
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Comparison:
             raise InputError(f'The only label is "{self.labels[0]}". Give at least 2 labels that exclude each other.')
         if self.methods:
             check_methods(self.methods, methods_for_runs())
+        if self.request.layers:
+            check_layers(self.request.layers, ("relevance",) if self.methods is None else self.methods)
         self.variants()
 
     def variants(self) -> dict[str, Request]:
@@ -96,10 +98,14 @@ class Comparison:
         return {"schedule": value, "shift": self.shift if fits else None}
 
     def check(self, loaded: Mapping[str, object] | None = None) -> None:
-        """Raise `ModelError` for the name of a variant's model that can be none, unless it is loaded already."""
+        """Raise `ModelError` for the name of a variant's model that can be none, unless it is loaded already.
+
+        Raises `InputError` for a file that is no picture.
+        """
         for request in self.variants().values():
             if request.model not in (loaded or {}):
                 check_model(request.model)
+        self.request.check_files()
 
     def run(self, watch: Watch | None = None) -> Variants:
         """Record every variant, explain it and compare the pictures; see `denoscope.compare`."""
@@ -110,7 +116,7 @@ class Comparison:
         """Return the methods with their options, by the name of their group in the result; there may be none."""
         methods = self.methods
         if methods is None:
-            methods = ("relevance",) if model.takes_text else ()
+            methods = ("relevance",) if model.takes_text and self.request.prompt else ()
         return replace(self.request, methods=methods).attributors() if methods else {}
 
     def steps(self, total: int, groups: Sequence[str]) -> dict[str, Sequence[int]]:
@@ -124,18 +130,16 @@ class Comparison:
 
     def command(self) -> str:
         """Return the command line that asks for the same again."""
-        one: dict[str, Any] = {**vars(self.request), "prompt": None, "methods": self.methods, self.along: None}
+        one: dict[str, Any] = {**self.request.single(), "methods": self.methods, self.along: None}
         one["shift"] = self._one_shift()
         several = [f"--{AXES[self.along]}", _joined(self.values)]
         if self.along == "lora":
             one["lora"] = next(value for value in self.values if value is not None)
             several = []
         rest = {"classifier": self.classifier if self.labels else None, "encoder": self.encoder}
-        labels = []
-        for label in self.labels:
-            labels += ["--label", label]
         prompt = [] if self.request.prompt is None else [self.request.prompt]
-        return shlex.join(["denoscope", "compare", *prompt, *several, *flags(one), *labels, *flags(rest)])
+        again = [*self.request.repeated(), *flag_each("label", self.labels)]
+        return shlex.join(["denoscope", "compare", *prompt, *several, *flags(one), *again, *flags(rest)])
 
     def _one_shift(self) -> float | None:
         """Return the shift that the command line has as one value."""

@@ -1,23 +1,33 @@
 """One explained run: record, explain step by step, assemble the labelled result."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
 import xarray as xr
 
 from ..attributors.base import Attributor
 from ..criteria import RELIABLE
+from ..errors import InputError
 from ..evaluation.diagnosis import diagnose
+from ..recording.arguments import OF_TRACE, parameters_of, refuse_untaken
 from ..recording.hooks.schedulers import lora
 from ..recording.models import Model, load
+from ..recording.tasks import for_task
 from ..recording.traces import Trace
 from ..results.explanations import Explanation
 from ..results.records import RunRecord
 from ..worlds.shapes.judge import is_shapes_model
 from .attribution import Attributed, attribute, image_of, pictured
+from .inputs import InputPicture, named_for, read_pictures
 from .job import Watch
 from .requests import Request
 
+OF_PARTS = ("timesteps", "sigmas", "denoising_start", "denoising_end")
+"""Arguments of a pipeline's call by which it runs other steps than its scheduler sets."""
 StepsOf = Callable[[int], Sequence[int] | Mapping[str, Sequence[int]]]
 """Takes the number of steps of a run, and returns the steps to explain: the same for all methods, or by method."""
 
@@ -34,8 +44,23 @@ def explain(request: Request | str, *, model: Model | None = None, watch: Watch 
     if isinstance(request, str):
         request = Request(request)
     attributors = request.attributors()
-    model = model or load_quietly(request)
+    read_pictures(request.files)
+    model = model_for(request, model)
     return explained(model, request, attributors, request.steps_to_explain, request.command(), watch)
+
+
+def model_for(request: Request, loaded: Model | None = None) -> Model:
+    """Return the model of a request, with the pipeline that it names made of the same parts; load it if it is not yet.
+
+    Raises `InputError` for an option that the pipeline's call does not take, and for layers that it does not have.
+    """
+    model = load_quietly(request) if loaded is None else loaded
+    if request.pipeline is not None:
+        model = replace(model, pipeline=for_task(model.pipeline, request.pipeline))
+    call_of(model, request)
+    if request.layers:
+        model.layers(*request.layers)
+    return model
 
 
 def load_quietly(request: Request) -> Model:
@@ -43,6 +68,19 @@ def load_quietly(request: Request) -> Model:
     model = load(request.model, device=request.device, dtype=request.dtype)
     model.pipeline.set_progress_bar_config(disable=True)
     return model
+
+
+def call_of(model: Model, request: Request) -> dict[str, Any]:
+    """Return the keyword arguments of `Model.trace`; raises `InputError` for one that the pipeline does not take."""
+    pipeline, call = model.pipeline, request.arguments()
+    named = named_for(type(pipeline).__name__, parameters_of(pipeline), read_pictures_again(request))
+    twice = [name for name in named if name in call]
+    if twice:
+        raise InputError(f"call has {twice[0]}, which a picture given is already. Give one of both.")
+    _refuse_untaken(pipeline, [*named, *call], request.pipeline)
+    if "seed" in parameters_of(pipeline):  # of its own, for something else
+        call["generator"] = torch.Generator("cpu").manual_seed(call.pop("seed"))
+    return call | named
 
 
 def explained(
@@ -56,6 +94,7 @@ def explained(
 ) -> Explanation:
     """Record a run and put these methods to it, as one of several variants if that has a name."""
     before = "" if variant is None else f"{variant}: "
+    files = {name: each.facts() for name, each in read_pictures_again(request).items()}
     began = time.perf_counter()
     with lora(model.pipeline, request.lora):
         trace = recorded(model, request, watch, before)
@@ -67,6 +106,11 @@ def explained(
         command=command,
         model=model.name,
         prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        **files,
+        strength=strength_of(model, request),
+        task=request.pipeline,
+        call=request.arguments_of_call or None,
         seed=request.seed,
         schedule=request.schedule if isinstance(request.schedule, str) else list(request.schedule),
         shift=request.shift,
@@ -103,14 +147,45 @@ def _diagnosis(
     return [finding.plain() for finding in findings], None
 
 
+def _refuse_untaken(pipeline: Any, names: Sequence[str], task: str | None) -> None:
+    """Raise `InputError` for an argument that the call does not take, with the way to a pipeline that may."""
+    read_by_trace = {*OF_TRACE, "prompt"}  # `Model.trace` has a better word for a prompt that is not taken
+    try:
+        refuse_untaken(pipeline, [name for name in names if name not in read_by_trace])
+    except InputError as error:
+        if task is not None or not set(names) & {"image", "mask_image", "strength"}:
+            raise
+        others = "pipeline='img2img' and pipeline='inpaint' make pipelines that start from a picture of its parts."
+        raise InputError(f"{error} If the model is of a usual family, {others}") from None
+
+
+def read_pictures_again(request: Request) -> dict[str, InputPicture]:
+    """Read the pictures of a request without the warnings, which were given when they were read first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_pictures(request.files)
+
+
 def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:
     """Record the run of a request; steps that it will not have are refused before it is made."""
     grid = (request.schedule, request.shift, request.scheduler)
-    expected = model.step_count(request.steps, *grid) if request.steps else None
+    expected = model.step_count(request.steps, *grid) if request.steps and runs_whole(model, request) else None
     if expected:
         request.steps_to_explain(expected)
     advance = watch(f"{before}Generating the picture", expected or 0) if watch else None
-    return model.trace(**request.call(), advance=advance)
+    return model.trace(**call_of(model, request), advance=advance)
+
+
+def runs_whole(model: Model, request: Request) -> bool:
+    """Return True if a run has all of its schedule's steps; a strength below 1 leaves out the first ones."""
+    given = request.arguments_of_call
+    strength = strength_of(model, request)
+    return not set(given) & set(OF_PARTS) and (not isinstance(strength, (int, float)) or strength == 1)
+
+
+def strength_of(model: Model, request: Request) -> Any:
+    """Return the strength of a request, which is the pipeline's own if none is given; None if it has none."""
+    return model.default("strength") if request.strength is None else request.strength
 
 
 def scale_of(model: Model, request: Request) -> float | None:

@@ -78,6 +78,18 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def flag_each(name: str, values: Sequence[str]) -> list[str]:
+    """Return an option that is repeated for each of its values.
+
+    >>> flag_each("label", ("a cat", "a dog"))
+    ['--label', 'a cat', '--label', 'a dog']
+    """
+    words = []
+    for value in values:
+        words += [f"--{name}", value]
+    return words
+
+
 def _word(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 

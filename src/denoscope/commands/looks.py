@@ -18,7 +18,7 @@ from ..vision.frames import Frames, blend, ddpm, frames_of
 from ..vision.photographs import load_photograph
 from ..worlds.shapes.judge import is_readable, is_shapes_model, object_masks
 from .attribution import eight_bit, pictured, refuse_clip
-from .explain import load_quietly, recorded
+from .explain import model_for, recorded
 from .job import Watch
 from .masks import read_mask_file
 from .requests import Request
@@ -48,7 +48,7 @@ def looks_of(study: Study, classifier: Classifier, model: Model | None, watch: W
     Raises `InputError` for a file that is no picture, or a mask that does not fit.
     """
     if study.trace is not None:
-        return [_generation(study, study.trace, classifier, model or load_quietly(study.trace), watch)]
+        return [_generation(study, study.trace, classifier, model_for(study.trace, model), watch)]
     names = folder_names([Path(path).stem or "photograph" for path in study.photographs])
     return [_photograph(study, classifier, i, name) for i, name in enumerate(names)]
 

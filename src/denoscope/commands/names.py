@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..attributors import BUILT_IN
-from ..errors import InputError, ModelError, did_you_mean
+from ..errors import InputError, ModelError, did_you_mean, shown_value
 
 BUNDLED_MODELS = ("shapes",)
+LAYER_METHODS = ("df-cam", "df-cam-reference")
+"""The methods of runs whose layers can be chosen."""
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -36,6 +38,20 @@ def check_methods(methods: Sequence[str], allowed: Sequence[str], purpose: str =
             raise InputError(f'There is no method "{name}"{purpose}. {did_you_mean(name, allowed)}')
     if not methods or len(set(methods)) < len(methods):
         raise InputError(f"The methods given are: {', '.join(methods) or 'none'}. Give at least one, and each once.")
+
+
+def check_layers(layers: Sequence[str], methods: Sequence[str] | None = None) -> None:
+    """Raise `InputError` for layers that are no patterns, and for layers without a method that looks into some."""
+    if isinstance(layers, str) or not all(isinstance(pattern, str) and pattern for pattern in layers):
+        raise InputError(
+            f"layers is {shown_value(layers)}. Give a tuple of paths or patterns, such as "
+            '("up_blocks.*.resnets.*",); denoscope.load(...).layers() lists the paths.'
+        )
+    if layers and methods is not None and not set(methods) & set(LAYER_METHODS):
+        raise InputError(
+            f"layers is {', '.join(layers)}, and none of the methods looks into layers that can be chosen: "
+            f"{', '.join(methods) or 'none'}. Add {' or '.join(LAYER_METHODS)}, or leave the layers out."
+        )
 
 
 def check_model(model: str) -> None:

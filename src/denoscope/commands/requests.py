@@ -1,16 +1,20 @@
 """The settings of `denoscope explain`; importing them loads no torch."""
 
 import math
+import os
 import shlex
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import InputError
+from ..errors import InputError, shown_value
 from ..recording import schedules
+from ..recording.tasks import check_task
 from ..results.explanations import Explanation
-from .job import FEWEST_MASKS, At, Watch, check_seed, check_steps, fitting, flags, shown_steps, worker
-from .names import check_dtype, check_methods, check_model, methods_for_runs
+from .job import FEWEST_MASKS, At, Watch, check_seed, check_steps, fitting, flag_each, flags, shown_steps, worker
+from .literals import Pairs, kept_pairs, written_pair
+from .names import LAYER_METHODS, check_dtype, check_layers, check_methods, check_model, methods_for_runs
 
 if TYPE_CHECKING:
     from ..attributors.base import Attributor
@@ -18,7 +22,30 @@ if TYPE_CHECKING:
 DEFAULT_METHODS = ("df-rise-contrast", "df-rise")
 SHOWN_PLACES = (0.07, 0.27, 0.53, 0.93)
 """The places in a run, from 0 to 1, of the steps that are explained if none are named."""
-"""The fewest masks from which DF-RISE makes a map with a reliability."""
+FILES = ("image", "mask_image", "control_image")
+"""The fields of a request that are files of pictures."""
+OPTION_OF = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "image": "image",
+    "mask_image": "mask_image",
+    "control_image": "control_image",
+    "strength": "strength",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "height": "height",
+    "width": "width",
+    "seed": "seed",
+    "generator": "seed",
+    "schedule": "schedule",
+    "shift": "shift",
+    "scheduler": "scheduler",
+}
+"""Arguments of a pipeline's call, or of the recording, that have a field of their own."""
+OF_THE_PAGE = ("output_type", "return_dict", "advance")
+"""Arguments that say what becomes of the picture."""
+OF_ONE_PICTURE = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
+"""Numbers of pictures."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +55,14 @@ class Request:
     >>> Request("a red circle", steps=10, at=(2, 8)).run().save("out")                   # doctest: +SKIP
 
     `steps` and `guidance` None mean the pipeline's own defaults. `at` are the steps to explain, from 0 (the noisiest);
-    None means four of them, from early to late. Raises `InputError` for a value that no run can have.
+    None means four of them, from early to late.
+
+    `image`, `mask_image` (white is painted) and `control_image` are files of pictures. `pipeline` makes another one of
+    the model's parts: text2img, img2img or inpaint. `layers` are patterns for the methods that look into layers. `call`
+    has all else that the pipeline's call takes, by name. Raises `InputError` for a value that no run can have.
     """
 
-    prompt: str | None
+    prompt: str | None = None
     model: str = "shapes"
     seed: int = 0
     steps: int | None = 30
@@ -42,6 +73,14 @@ class Request:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
+    negative_prompt: str | None = None
+    image: str | os.PathLike[str] | None = None
+    mask_image: str | os.PathLike[str] | None = None
+    control_image: str | os.PathLike[str] | None = None
+    strength: float | None = None
+    pipeline: str | None = None
+    layers: tuple[str, ...] = ()
+    call: Mapping[str, Any] | Pairs = ()
     at: At = None
     methods: tuple[str, ...] = DEFAULT_METHODS
     masks: int = 500
@@ -50,7 +89,7 @@ class Request:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.prompt is not None and not self.prompt.strip():
+        if self.prompt is not None and not self.prompt.strip() and not any(self.files.values()):
             raise InputError('The prompt is empty. Say what the picture should show, such as "a red circle".')
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
@@ -63,6 +102,14 @@ class Request:
         for name, pixels in (("height", self.height), ("width", self.width)):
             if pixels is not None and pixels < 1:
                 raise InputError(f"{name} is {pixels}. Give a positive number of pixels, or leave it out.")
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise InputError(
+                f"strength is {self.strength:g}. Give a number from 0 to 1; 1 keeps nothing of the picture given."
+            )
+        object.__setattr__(self, "call", kept_pairs(self.call))
+        self._check_call()
+        check_task(self.pipeline)
+        check_layers(self.layers)
         check_seed(self.seed)
         check_methods(self.methods, methods_for_runs())
         schedules.resolve(self.schedule, self.steps or 1, self.shift)
@@ -70,9 +117,42 @@ class Request:
         check_dtype(self.dtype)
         check_steps(self.at)
 
+    def _check_call(self) -> None:
+        """Raise `InputError` for an argument of the call that has a field of its own, or that the page needs."""
+        for name, value in self.arguments_of_call.items():
+            if name in OPTION_OF:
+                raise InputError(
+                    f'The argument "{name}" of the call has an option of its own, so it could be said twice. Give it '
+                    f'as option "{OPTION_OF[name]}" instead.'
+                )
+            if name in OF_THE_PAGE or (name in OF_ONE_PICTURE and value != 1):
+                raise InputError(
+                    f"call has {name}={shown_value(value)}, and a page shows one picture as the pipeline makes it. "
+                    "Leave it out, or record with denoscope.Model.trace."
+                )
+
+    @property
+    def arguments_of_call(self) -> dict[str, Any]:
+        """The further arguments of the pipeline's call, by their names."""
+        return dict(self.call)
+
+    @property
+    def files(self) -> dict[str, str | os.PathLike[str] | None]:
+        """The files of pictures by the names of their fields; None for those that are not given."""
+        return {name: getattr(self, name) for name in FILES}
+
     def check(self) -> None:
-        """Raise `ModelError` for the name of a model that can be none."""
+        """Raise `ModelError` for the name of a model that can be none, `InputError` for a file that is no picture."""
         check_model(self.model)
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Raise `InputError` for a file that is no picture, or a mask that says nothing."""
+        from .inputs import read_pictures
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are given when the pictures are read for the run
+            read_pictures(self.files)
 
     def run(self, watch: Watch | None = None) -> Explanation:
         """Load the model, record the run and explain it; see `denoscope.explain`."""
@@ -87,11 +167,17 @@ class Request:
         """Return the methods with their options, by the name of their group in the result."""
         from ..attributors.base import method
 
-        options = {"num_masks": self.masks, "until": self.until}
-        return {name.replace("-", "_"): method(name, **fitting(name, options)) for name in self.methods}
+        check_layers(self.layers, self.methods)
+        made = {}
+        for name in self.methods:
+            options: dict[str, Any] = {"num_masks": self.masks, "until": self.until}
+            if self.layers and name in LAYER_METHODS:
+                options["layers"] = self.layers
+            made[name.replace("-", "_")] = method(name, **fitting(name, options))
+        return made
 
-    def call(self) -> dict[str, Any]:
-        """Return the keyword arguments of `Model.trace`."""
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of `Model.trace`, without the pictures."""
         call: dict[str, Any] = {
             "seed": self.seed,
             "schedule": self.schedule,
@@ -100,17 +186,29 @@ class Request:
         }
         for_pipeline = {
             "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "strength": self.strength,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "height": self.height,
             "width": self.width,
         }
-        return call | {name: value for name, value in for_pipeline.items() if value is not None}
+        typed = {name: value for name, value in for_pipeline.items() if value is not None}
+        return call | typed | self.arguments_of_call
 
     def command(self) -> str:
         """Return the command line that asks for the same again."""
         prompt = [] if self.prompt is None else [self.prompt]
-        return shlex.join(["denoscope", "explain", *prompt, *flags({**vars(self), "prompt": None})])
+        return shlex.join(["denoscope", "explain", *prompt, *flags(self.single()), *self.repeated()])
+
+    def single(self) -> dict[str, Any]:
+        """Return the settings that a command line has once."""
+        return {**vars(self), **dict.fromkeys(("prompt", "layers", "call"))}
+
+    def repeated(self) -> list[str]:
+        """Return the options of a command line that may be repeated."""
+        pairs = [written_pair(name, value) for name, value in self.arguments_of_call.items()]
+        return flag_each("layers", self.layers) + flag_each("call", pairs)
 
 
 def early_to_late(steps: int) -> tuple[int, ...]:

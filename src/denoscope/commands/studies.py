@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, did_you_mean
 from ..results.together import Recognition
-from .job import At, Watch, check_seed, check_steps, flags, shown_steps, worker
+from .job import At, Watch, check_seed, check_steps, flag_each, flags, shown_steps, worker
 from .names import check_dtype, check_methods, methods_for_labels
 from .requests import Request
 
@@ -147,12 +147,8 @@ class Study:
             run = self.trace
             options |= dict.fromkeys(OF_PHOTOGRAPHS)
             options |= {"trace": run.prompt, "model": run.model, "steps": run.steps, "guidance": run.guidance}
-        repeated = []
-        for label in self.labels:
-            repeated += ["--label", label]
-        for mask in self.masks:
-            repeated += ["--mask", mask]
-        return shlex.join(["denoscope", "recognise", *self.photographs, *repeated, *flags(options)])
+        again = [*flag_each("label", self.labels), *flag_each("mask", self.masks)]
+        return shlex.join(["denoscope", "recognise", *self.photographs, *again, *flags(options)])
 
 
 WRITTEN_APART = ("photographs", "trace", "labels", "masks", "preset")

@@ -53,6 +53,12 @@ def with_options(message: str, command: Any) -> str:
     return re.sub(rf'(?<![\w("])(?P<name>\w+)=(?:{value})', advice, message)
 
 
+def more_help(error: Any) -> str:
+    """Return a sentence that names the help of the command that an error of Click's comes from."""
+    command = "denoscope" if error.ctx is None or error.ctx.parent is None else f"denoscope {error.ctx.info_name}"
+    return f"For the options: {command} --help."
+
+
 def print_result(result: "Result", folder: Path) -> None:
     """Print a result, and where its report is; failures and an interruption are the exit status 1."""
     print_table(result.rows())

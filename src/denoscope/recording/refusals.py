@@ -1,8 +1,9 @@
 """The failure of a running pipeline in one paragraph, put down to the pipeline only if its own code failed."""
 
 import functools
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ FORESEEN = (
 """Exceptions of a pipeline that are passed on in one paragraph; others are a caller's own, from a callback."""
 OF_SIZES = re.compile(r"\b(height|width|resolution)\b")
 """Words of a refusal that names the sizes of a picture."""
+OF_PICTURE = re.compile(r"\b([Ii]mages?|PIL)\b")
+"""Words of a refusal that names the picture to start from."""
 OF_NO_STEPS = re.compile(r"\b(0 elements|steps is 0|out of (bounds|range)|size 0)\b")
 """Words of a failure that no step at all is the reason of."""
 MULTIPLE = re.compile(r"(?:divisible by|multiples? of)\s+(\d+)")
@@ -32,6 +35,7 @@ def refuse(error: Exception, pipeline: Any, kwargs: Mapping[str, Any], steps_don
     `InputError` for an exception of the pipeline before its first step, `RecordingError` for a later one, for too
     little memory, and for an exception of Denoscope's own code.
     """
+    parameters = inspect.signature(pipeline.__call__).parameters
     given, name, reason = _given(kwargs), type(pipeline).__name__, _reason(error)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
         raise RecordingError(
@@ -55,7 +59,9 @@ def refuse(error: Exception, pipeline: Any, kwargs: Mapping[str, Any], steps_don
             f"No prompt was given, and {name} refused the call without one: {reason} Given: {given}. Say what the "
             'picture should show, such as "a red circle".'
         ) from error
-    raise InputError(f"{name} refused the call: {reason} Given: {given}. {_advice(error, kwargs)}") from error
+    raise InputError(
+        f"{name} refused the call: {reason} Given: {given}. {_advice(error, kwargs, parameters)}"
+    ) from error
 
 
 def _given(kwargs: Mapping[str, Any]) -> str:
@@ -71,7 +77,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}, {reason}" if says_little else reason
 
 
-def _advice(error: Exception, kwargs: Mapping[str, Any]) -> str:
+def _advice(error: Exception, kwargs: Mapping[str, Any], parameters: Collection[str]) -> str:
     """Return a sentence on the arguments that the refusal is about."""
     reason, advice = str(error), "Use arguments that the pipeline takes on its own"
     left, multiple = _steps_left(kwargs), MULTIPLE.search(reason)
@@ -82,6 +88,8 @@ def _advice(error: Exception, kwargs: Mapping[str, Any]) -> str:
         )
     if OF_SIZES.search(reason) and multiple:
         return f"{advice}; sizes must be multiples of {multiple[1]} pixels."
+    if OF_PICTURE.search(reason) and kwargs.get("image") is None and "image" in parameters:
+        return f"{advice}; no image was given."
     return f"{advice}."
 
 

@@ -55,14 +55,26 @@ class RunRecord(Record):
 
     `guidance_scale` is the scale as it was asked for, `guidance` the scale that had an effect: "off" where the pipeline
     ran without guidance. `unknown_words` are words of the prompt that the model cannot read, and `vocabulary` those
-    that it can, where it has a short list. `cut_off` is the end of the prompt that did not fit.
+    that it can, where it has a short list. `cut_off` is the end of the prompt that did not fit. `image`, `mask_image`
+    and `control_image` are the files that the run started from, each with the SHA-256 of its content. `task` is the
+    pipeline that was made of the model's parts, and `call` has the further arguments of the pipeline's call.
     """
 
-    left_out_if_none = frozenset({"diagnosis", "variant", "vocabulary"})
+    left_out_if_none = frozenset(
+        {"diagnosis", "variant", "vocabulary", "negative_prompt", "image", "mask_image", "control_image", "strength",
+         "task", "call"}
+    )  # fmt: skip
 
     command: str
     model: str
     prompt: str | None
+    negative_prompt: str | None = None
+    image: Mapping[str, str] | None = None
+    mask_image: Mapping[str, str] | None = None
+    control_image: Mapping[str, str] | None = None
+    strength: float | None = None
+    task: str | None = None
+    call: Mapping[str, Any] | None = None
     seed: int
     schedule: str | Sequence[int]
     shift: float | None
