@@ -229,6 +229,18 @@ def test_refusals_come_before_anything_is_computed(run, tmp_path, monkeypatch, c
     assert said in line and "Traceback" not in err
 
 
+def test_steps_are_refused_early_where_their_number_is_known(run, tmp_path):
+    """A strength leaves out some steps and adds none; time steps of one's own are as many as they are."""
+    words = ("--model", "{img2img}", "--image", "{cat}", "--methods", "df-rise", "--masks", 4)
+    status, _, err = run("explain", PROMPT, *words, "--steps", 6, "--at", 6)
+    assert status == 2 and "Step 6" in err and "Generating" not in err
+    status, _, err = run("explain", PROMPT, *words, "--steps", 6, "--at", 3, "--strength", 0.5)
+    assert status == 2 and "this run has 3 steps" in err
+    grid = ("--model", "{text}", "--methods", "df-rise", "--masks", 4, "--call", "timesteps=[900, 600, 300, 100]")
+    assert run("explain", PROMPT, *grid, "--steps", 2, "--at", 3)[0] == 0
+    assert record_of(tmp_path / "denoscope-out")["timesteps"] == [900, 600, 300, 100]
+
+
 def test_no_prompt_and_an_empty_one(run, tmp_path):
     """An empty prompt needs a picture to start from."""
     words = ("--model", "{img2img}", "--image", "{cat}", *SHORT, "--methods", "df-rise", "--overwrite")

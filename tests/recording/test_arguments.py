@@ -219,6 +219,47 @@ def test_a_failure_of_the_scheduler_inside_the_listener_is_the_pipelines(stable_
     assert message.startswith("StableDiffusionPipeline refused the call") and "strange" in message
 
 
+LISTENERS = {
+    "closure": "def listener(step): return lambda *args, **kwargs: (before(), step(*args, **kwargs))[1]",
+    "partial": """
+def listener(step):
+    def stepped(original, *args, **kwargs):
+        before()
+        return original(*args, **kwargs)
+    return functools.partial(stepped, step)""",
+    "attribute": """
+class Listener:
+    def __init__(self, step): self.step = step
+    def __call__(self, *args, **kwargs):
+        before()
+        return self.step(*args, **kwargs)
+listener = Listener""",
+}
+
+
+@pytest.mark.parametrize("source", LISTENERS.values(), ids=LISTENERS)
+@pytest.mark.parametrize("mistaken", [False, True])
+def test_listeners_of_any_form_hand_on_a_call(stable_diffusion, monkeypatch, source, mistaken):
+    """Code that counts as Denoscope's own by its file listens to a scheduler whose step fails."""
+
+    def fail(*args, **kwargs):
+        raise KeyError("strange")
+
+    def before():
+        if mistaken:
+            raise KeyError("of the listener")
+
+    names = {"functools": functools, "before": before, "__name__": "denoscope.listener"}
+    exec(compile(source, recorder.__file__, "exec"), names)
+    scheduler = stable_diffusion.scheduler
+    monkeypatch.setattr(type(scheduler), "step", fail)
+    monkeypatch.setattr(scheduler, "step", names["listener"](scheduler.step), raising=False)
+    call = Call(stable_diffusion, (TEXT,), SHORT)
+    kind = RecordingError if mistaken else InputError
+    message = refusal(call.run, SHORT, [], kind=kind)
+    assert message.startswith("Denoscope failed" if mistaken else "StableDiffusionPipeline refused")
+
+
 def test_an_exception_of_ones_own_callback_comes_as_it_is(stable_diffusion):
     class Enough(Exception):
         pass

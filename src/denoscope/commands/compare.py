@@ -26,7 +26,7 @@ from ..vision.encoders import Features, load_encoder
 from ..worlds.facts import Fact, scene_facts
 from ..worlds.shapes.judge import is_readable, is_shapes_model
 from .comparisons import Comparison
-from .explain import explained, guidance_is_off, load_quietly, model_for, runs_whole
+from .explain import explained, guidance_is_off, load_quietly, model_for, most_steps
 from .inputs import read_pictures
 from .job import Watch
 from .requests import Request
@@ -107,9 +107,10 @@ def _refuse_early(comparison: Comparison, model: Model, requests: Iterable[Reque
     for request in requests:
         if request.lora is not None:
             refuse_no_lora(model.pipeline)
-        expected = model.step_count(request.steps or 1, request.schedule, request.shift, request.scheduler)
-        if expected and request.steps and runs_whole(model, request):
-            comparison.steps(expected, groups)
+        model.step_count(request.steps or 1, request.schedule, request.shift, request.scheduler)
+        most = most_steps(model, request)
+        if most is not None:
+            comparison.steps(most, groups)
     if comparison.along == "guidance":
         _refuse_same_guidance(comparison, model)
 

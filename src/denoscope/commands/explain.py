@@ -26,8 +26,10 @@ from .inputs import InputPicture, named_for, read_pictures
 from .job import Watch
 from .requests import Request
 
-OF_PARTS = ("timesteps", "sigmas", "denoising_start", "denoising_end")
+OF_GRID = ("timesteps", "sigmas")
 """Arguments of a pipeline's call by which it runs other steps than its scheduler sets."""
+OF_ENDS = ("denoising_start", "denoising_end")
+"""Arguments of a pipeline's call by which it runs a part of its steps."""
 StepsOf = Callable[[int], Sequence[int] | Mapping[str, Sequence[int]]]
 """Takes the number of steps of a run, and returns the steps to explain: the same for all methods, or by method."""
 
@@ -168,19 +170,27 @@ def read_pictures_again(request: Request) -> dict[str, InputPicture]:
 
 def recorded(model: Model, request: Request, watch: Watch | None = None, before: str = "") -> Trace:
     """Record the run of a request; steps that it will not have are refused before it is made."""
-    grid = (request.schedule, request.shift, request.scheduler)
-    expected = model.step_count(request.steps, *grid) if request.steps and runs_whole(model, request) else None
-    if expected:
-        request.steps_to_explain(expected)
+    most = most_steps(model, request)
+    if most is not None:
+        request.steps_to_explain(most)
+    expected = most if _runs_whole(model, request) else None
     advance = watch(f"{before}Generating the picture", expected or 0) if watch else None
     return model.trace(**call_of(model, request), advance=advance)
 
 
-def runs_whole(model: Model, request: Request) -> bool:
+def most_steps(model: Model, request: Request) -> int | None:
+    """Return the most steps that a run can have; None if only the run can tell."""
+    grid = (request.schedule, request.shift, request.scheduler)
+    if not request.steps or set(request.arguments_of_call) & set(OF_GRID):
+        return None
+    return model.step_count(request.steps, *grid)
+
+
+def _runs_whole(model: Model, request: Request) -> bool:
     """Return True if a run has all of its schedule's steps; a strength below 1 leaves out the first ones."""
-    given = request.arguments_of_call
     strength = strength_of(model, request)
-    return not set(given) & set(OF_PARTS) and (not isinstance(strength, (int, float)) or strength == 1)
+    is_whole = not isinstance(strength, (int, float)) or strength == 1
+    return is_whole and not set(request.arguments_of_call) & set(OF_ENDS)
 
 
 def strength_of(model: Model, request: Request) -> Any:

@@ -131,13 +131,20 @@ def _is_own(code: CodeType) -> bool:
 
 def _hands_on(frame: FrameType, code: CodeType, pipeline: Any) -> bool:
     """Return True if the code that runs inside a frame is a method of the pipeline's own parts, held by the frame."""
-    for value in frame.f_locals.values():
+    held = list(frame.f_locals.values())
+    held += [inner for value in held if _is_of_package(value) for inner in vars(value).values()]
+    for value in held:
         function, owners = getattr(value, "__func__", None), (getattr(value, "__self__", None),)
         if isinstance(value, functools.partial):  # as accelerate replaces the forward of a module
             function, owners = value.func, value.args
         if getattr(function, "__code__", None) is code and any(_is_part(owner, pipeline) for owner in owners):
             return True
     return False
+
+
+def _is_of_package(value: Any) -> bool:
+    """Return True for an object of Denoscope that has attributes."""
+    return type(value).__module__.startswith("denoscope.") and hasattr(value, "__dict__")
 
 
 def _is_part(owner: Any, pipeline: Any) -> bool:
