@@ -96,7 +96,6 @@ def explained(
 ) -> Explanation:
     """Record a run and put these methods to it, as one of several variants if that has a name."""
     before = "" if variant is None else f"{variant}: "
-    files = {name: each.facts() for name, each in read_pictures_again(request).items()}
     began = time.perf_counter()
     with lora(model.pipeline, request.lora):
         trace = recorded(model, request, watch, before)
@@ -108,11 +107,7 @@ def explained(
         command=command,
         model=model.name,
         prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        **files,
-        strength=strength_of(model, request),
-        task=request.pipeline,
-        call=request.arguments_of_call or None,
+        **_ways_in(model, request),
         seed=request.seed,
         schedule=request.schedule if isinstance(request.schedule, str) else list(request.schedule),
         shift=request.shift,
@@ -135,6 +130,18 @@ def explained(
         variant=variant,
     )
     return Explanation.of(pictures, attributed.results, record.plain())
+
+
+def _ways_in(model: Model, request: Request) -> dict[str, Any]:
+    """Return the part of a run's record that only some runs have: its files, and the further settings of its call."""
+    files = {name: each.facts() for name, each in read_pictures_again(request).items()}
+    return {
+        "negative_prompt": request.negative_prompt,
+        **files,
+        "strength": strength_of(model, request),
+        "task": request.pipeline,
+        "call": request.arguments_of_call or None,
+    }
 
 
 def _diagnosis(

@@ -73,6 +73,12 @@ class Request:
     guidance: float | None = None
     height: int | None = None
     width: int | None = None
+    at: At = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    masks: int = 500
+    until: float | None = None
+    device: str | None = None
+    dtype: str | None = None
     negative_prompt: str | None = None
     image: str | os.PathLike[str] | None = None
     mask_image: str | os.PathLike[str] | None = None
@@ -81,12 +87,6 @@ class Request:
     pipeline: str | None = None
     layers: tuple[str, ...] = ()
     call: Mapping[str, Any] | Pairs = ()
-    at: At = None
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    masks: int = 500
-    until: float | None = None
-    device: str | None = None
-    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip() and not any(self.files.values()):
