@@ -1,0 +1,1 @@
+"""Small pipelines of many families of diffusers, built from configs with random weights."""
