@@ -26,77 +26,33 @@ from denoscope.errors import DenoscopeError, Interrupted
 # Tables.
 
 REFUSED: dict[tuple[str, str], str] = {
-    ("df-cam", "sd3"): 'There is no layer "**.{resnets,attentions,downsamplers,upsamplers}.*"',
-    ("df-cam-reference", "sd3"): 'There is no layer "**.{resnets,attentions,downsamplers,upsamplers}.*"',
     ("relevance", "sd3"): "The text that the denoiser read is not what the pipeline's text",
     ("relevance-reference", "sd3"): "The text that the denoiser read is not what the pipeline's text",
     ("words", "sd3"): "This model's denoiser has no cross-attention that attends from the",
-    ("df-cam", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("df-cam-reference", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("df-rise", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("df-rise-contrast", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("df-rise-reference", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("gradient-shap", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("integrated-gradients", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("lime", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("occlusion", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("relevance", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("relevance-reference", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("words", "flux"): "The samples of this model have shape (1, 24, 16) and not (pictures,",
-    ("df-cam", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("df-cam-reference", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("df-rise", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("df-rise-contrast", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("df-rise-reference", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("gradient-shap", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("integrated-gradients", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("lime", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("occlusion", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("relevance", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("relevance-reference", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("words", "pixart"): "This pipeline's steps were recorded but cannot be replayed: the",
-    ("df-cam", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("df-cam-reference", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("df-rise", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("df-rise-contrast", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("df-rise-reference", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("gradient-shap", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("integrated-gradients", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("lime", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("occlusion", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("relevance", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("relevance-reference", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
-    ("words", "dit"): "This trace holds 2 pictures, and an explanation is of one. Choose it:",
+    ("relevance", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
+    ("relevance-reference", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
+    ("words", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
+    ("df-cam-reference", "pixart"): "The published code guides gradients and activations each on its own,",
+    ("relevance", "pixart"): "The text that the denoiser read is not what the pipeline's text",
+    ("relevance-reference", "pixart"): "The text that the denoiser read is not what the pipeline's text",
+    ("df-cam-reference", "dit"): "The published code guides gradients and activations each on its own,",
+    ("relevance", "dit"): "The denoiser of this step cannot be asked directly: what its",
+    ("relevance-reference", "dit"): "The denoiser of this step cannot be asked directly: what its",
+    ("words", "dit"): "DiTPipeline takes no prompt, so there are no words to show. Load a",
     ("relevance", "ddpm"): "DDPMPipeline has no words to give relevance to: its denoiser reads no",
     ("relevance-reference", "ddpm"): "DDPMPipeline has no words to give relevance to: its denoiser reads no",
     ("words", "ddpm"): "DDPMPipeline takes no prompt, so there are no words to show. Load a",
     ("relevance", "ddim"): "DDIMPipeline has no words to give relevance to: its denoiser reads no",
     ("relevance-reference", "ddim"): "DDIMPipeline has no words to give relevance to: its denoiser reads no",
     ("words", "ddim"): "DDIMPipeline takes no prompt, so there are no words to show. Load a",
-    ("df-cam", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("df-cam-reference", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("df-rise", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("df-rise-contrast", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("df-rise-reference", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("gradient-shap", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("integrated-gradients", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("lime", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("occlusion", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("relevance", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("relevance-reference", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("words", "animatediff"): "The samples of this model have shape (1, 4, 2, 8, 8) and not",
-    ("df-cam", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("df-cam-reference", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("df-rise", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("df-rise-contrast", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("df-rise-reference", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("gradient-shap", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("integrated-gradients", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("lime", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("occlusion", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("relevance", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("relevance-reference", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
-    ("words", "wan"): "The samples of this model have shape (1, 16, 2, 4, 4) and not",
+    ("df-cam-reference", "animatediff"): "The published code guides gradients and activations each on its own,",
+    ("relevance", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
+    ("relevance-reference", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
+    ("words", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
+    ("df-cam-reference", "wan"): "The published code guides gradients and activations each on its own,",
+    ("relevance", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
+    ("relevance-reference", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
+    ("words", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
 }
 """Cells that are refused, with a part of the message. All others give a map."""
 
@@ -118,8 +74,10 @@ CHEAP = {
     "strides": (1, 4, 4),
 }
 """Options that make a method cheap; a method takes those that it has."""
+CHEAP_FOR_CLIPS = {**CHEAP, "sliding_window_shapes": (4, 1, 2, 2), "strides": (4, 1, 2, 2), "max_dist": 0.5}
 STEPS = 3
 EXPLAINED = [0, 2]
+ENGINES = ("direct", "resumed in batches", "resumed one by one")
 
 
 def test_the_number_of_cells():
@@ -181,12 +139,13 @@ def picture_in(output: Any) -> np.ndarray:
     return np.asarray(output.frames if "frames" in output else output.images)
 
 
-def attributor(name: str) -> Any:
+def attributor(name: str, trace: Any) -> Any:
     """A method with its cheapest options; a method that explains a class explains the judge's."""
     kind = CLASS_METHODS.get(name)
     explains = method(name) if kind is None else kind(denoscope.ClassScore(judge(), "two"))
     options = {field.name for field in dataclasses.fields(explains)}
-    return dataclasses.replace(explains, **{key: value for key, value in CHEAP.items() if key in options})
+    cheap = CHEAP if trace[0].layout.frames is None else CHEAP_FOR_CLIPS
+    return dataclasses.replace(explains, **{key: value for key, value in cheap.items() if key in options})
 
 
 # State that must not change.
@@ -288,7 +247,7 @@ def failing(denoiser: torch.nn.Module, failure: type[BaseException], after: floa
 @pytest.mark.parametrize(("name", "family"), CELLS)
 def test_cell(name, family):
     run, cell = run_of(family), (name, family)
-    explain = functools.partial(attributor(name), run.trace, EXPLAINED)
+    explain = functools.partial(attributor(name, run.trace), run.trace, EXPLAINED)
     with untouched(run.pipeline):
         if cell in REFUSED:
             message = refusal(explain, kind=DenoscopeError)
@@ -302,7 +261,10 @@ def test_cell(name, family):
 
 
 def check_maps(maps: xr.Dataset, trace: Any) -> None:
-    """One finite map a step that differs from place to place, labelled with the trace's own coordinates."""
+    """One finite map a step that differs from place to place, labelled with the trace's own coordinates.
+
+    A clip has a map for every frame of its samples.
+    """
     steps = [trace[index] for index in EXPLAINED]
     labels = {
         "step": EXPLAINED,
@@ -312,8 +274,13 @@ def check_maps(maps: xr.Dataset, trace: Any) -> None:
     for name, values in labels.items():
         assert maps.coords[name].dims == ("step",)
         assert maps.coords[name].values.tolist() == values
-    saliency = maps["saliency"]
-    assert {"step", "y", "x"} <= set(saliency.dims)
+    saliency, layout = maps["saliency"], trace[0].layout
+    assert {"step", *layout.dims} <= set(saliency.dims)
+    assert tuple(saliency.sizes[name] for name in layout.dims) == layout.shape
+    assert ("frame" in saliency.dims) == (layout.frames is not None)
+    if layout.frames is not None:
+        assert maps.coords["frame"].values.tolist() == list(range(layout.frames))
+    assert maps.attrs.get("engine", "direct") in ENGINES
     assert np.isfinite(saliency).all()
     assert (saliency.std(("y", "x")) > 0).all(), "a flat map"
 
@@ -401,7 +368,8 @@ def print_table() -> None:
     warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
     print("REFUSED: dict[tuple[str, str], str] = {")
     for name, family in CELLS:
-        message = refused_with(functools.partial(attributor(name), run_of(family).trace, EXPLAINED))
+        trace = run_of(family).trace
+        message = refused_with(functools.partial(attributor(name, trace), trace, EXPLAINED))
         if message is not None:
             print(f"    ({quoted(name)}, {quoted(family)}): {quoted(shortened(message))},")
     print("}")

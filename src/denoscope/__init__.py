@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these lines and
     from .figures.maps import plot as plot
     from .recording.models import Model as Model
     from .recording.models import load as load
-    from .recording.traces import Step as Step
+    from .recording.steps import Step as Step
     from .recording.traces import Trace as Trace
     from .results.explanations import Explanation as Explanation
     from .results.together import Recognition as Recognition
@@ -75,7 +75,8 @@ _HOMES = {
     "errors": "DenoscopeError InputError",
     "figures.maps": "plot",
     "recording.models": "Model load",
-    "recording.traces": "Step Trace",
+    "recording.steps": "Step",
+    "recording.traces": "Trace",
     "results.explanations": "Explanation",
     "results.together": "Recognition Variants",
     "targets": "ClassScore",

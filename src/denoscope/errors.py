@@ -101,5 +101,10 @@ def one_line(text: object, most: int) -> str:
 
 
 def in_short(error: BaseException, most: int = 300) -> str:
-    """Return the message of an exception, or its class, as one sentence of one line."""
-    return sentence(textwrap.shorten(str(error) or type(error).__name__, most, placeholder=" ..."))
+    """Return the message of an exception, or its class, as one sentence of one line.
+
+    >>> in_short(KeyError("up"))
+    "KeyError: 'up'."
+    """
+    message = f"KeyError: {error}" if type(error) is KeyError else str(error) or type(error).__name__
+    return sentence(textwrap.shorten(message, most, placeholder=" ..."))

@@ -1,7 +1,10 @@
 """Targets: a score, or a map of scores, for each perturbed sample of a step.
 
-A target is a frozen dataclass with one method, `at(step)`, that returns a function from samples (n, channels, h, w)
-to scores (n,) or (n, h, w). Values of the unperturbed step alone are computed there, once a step."""
+A target is a frozen dataclass with one method, `at(step)`, that returns a function from samples to scores (n,) or
+(n, h, w). Samples are maps, (n, channels, h, w), whatever shape the pipeline's own have (`Step.as_maps`); those of
+clips are (n, channels, frames, h, w), and their maps of scores (n, frames, h, w). Values of the unperturbed step alone
+are computed in `at`, once a step.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -10,20 +13,21 @@ from dataclasses import dataclass
 import torch
 
 from .errors import InputError, did_you_mean
-from .recording.traces import Step
+from .recording.steps import Step
 from .vision.classifiers import Classifier
+from .vision.clips import averaged_to, by_frame
 from .vision.encoders import Features
 from .vision.frames import Frame
 from .vision.similarity import SIMILARITIES, LocalMoments, structure
 
 Score = Callable[[torch.Tensor], torch.Tensor]
-"""Samples (n, channels, h, w) to scores (n,) or (n, h, w)."""
+"""Samples as maps (n, channels, [frames,] h, w) to scores (n,) or (n, [frames,] h, w)."""
 Judge = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Samples and their model outputs to scores."""
+"""Samples and their model outputs, both as maps, to scores."""
 
 
 class Target(ABC):
-    """`target(step, samples)` scores samples (n, channels, h, w) of a step as (n,) or (n, h, w)."""
+    """`target(step, samples)` scores samples (n, channels, [frames,] h, w) of a step as (n,) or (n, [frames,] h, w)."""
 
     @abstractmethod
     def at(self, step: Step | Frame) -> Score:
@@ -49,12 +53,12 @@ class PredictionTarget(Target):
 
     @abstractmethod
     def of(self, step: Step) -> Judge:
-        """Return the function from samples (n, channels, h, w) and their model outputs to scores, for one step."""
+        """Return the function from samples and model outputs, (n, channels, [frames,] h, w) both, to scores."""
 
     def at(self, step: Step | Frame) -> Score:
         denoising = trace_step(step)
         judge = self.of(denoising)
-        return lambda samples: judge(samples, denoising.predict(samples))
+        return lambda samples: judge(samples, denoising.as_maps(denoising.predict(denoising.as_samples(samples))))
 
 
 def trace_step(step: Step | Frame) -> Step:
@@ -71,7 +75,7 @@ SPACES: dict[str, Callable[[Step, torch.Tensor, torch.Tensor], torch.Tensor]] = 
     "noise": lambda step, samples, outputs: step.level.noise(samples, outputs),
     "clean": lambda step, samples, outputs: step.level.original(samples, outputs),
     "output": lambda step, samples, outputs: outputs,
-    "image": lambda step, samples, outputs: step.decoder.decode(step.level.original(samples, outputs)),
+    "image": lambda step, samples, outputs: step.decode(step.as_samples(step.level.original(samples, outputs))),
 }
 """Spaces in which predictions are compared: noise, clean sample, the raw output, and the decoded clean prediction."""
 
@@ -82,7 +86,7 @@ def _in_space(space: str, step: Step, samples: torch.Tensor, outputs: torch.Tens
 
 def _recorded(space: str, step: Step) -> torch.Tensor:
     """Return the unperturbed prediction from the recording, without a denoiser call."""
-    return _in_space(space, step, step.sample, step.model_output)
+    return _in_space(space, step, step.as_maps(step.sample), step.as_maps(step.model_output))
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
@@ -92,12 +96,12 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Similarity(PredictionTarget):
-    """Likeness of the prediction for a sample to the unperturbed one: maps (n, h, w) in about [−1, 1].
+    """Likeness of the prediction for a sample to the unperturbed one: maps (n, [frames,] h, w) in about [−1, 1].
 
     Source: Park, Ju, Lee 2024, section on DF-RISE; `similarity` is the ablation of their figure 5. `space` is where
     predictions are compared ("noise", "clean", "output" or "image"). `next_sample=True` compares with x_{t−1} and
     `numerator=2` doubles the covariance, both as the published code does. `scalar=True` averages each map to a number.
-    Raises `InputError` for an unknown similarity or space.
+    Every frame of a clip is compared with its own counterpart. Raises `InputError` for an unknown similarity or space.
     """
 
     similarity: str = "structure"
@@ -111,13 +115,13 @@ class Similarity(PredictionTarget):
         _check_name("space", self.space, SPACES)
 
     def of(self, step: Step) -> Judge:
-        reference = step.prev_sample if self.next_sample else _recorded(self.space, step)
-        unperturbed = LocalMoments.of(reference)
+        reference = step.as_maps(step.prev_sample) if self.next_sample else _recorded(self.space, step)
+        unperturbed, shape = LocalMoments.of(reference), step.layout.shape
 
         def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
             perturbed = LocalMoments.of(_in_space(self.space, step, samples, outputs))
             maps = self._compared(unperturbed, perturbed).mean(dim=1)
-            return maps.mean(dim=(1, 2)) if self.scalar else _on_grid(maps, samples)
+            return maps.mean(dim=_behind_first(maps)) if self.scalar else averaged_to(maps, shape)
 
         return judge
 
@@ -132,11 +136,9 @@ def _check_name(kind: str, name: str, allowed: Collection[str]) -> None:
         raise InputError(f'There is no {kind} "{name}". {did_you_mean(name, allowed)}')
 
 
-def _on_grid(maps: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """Return maps of pictures, averaged down to the samples' grid."""
-    if maps.shape[-2:] == samples.shape[-2:]:
-        return maps
-    return torch.nn.functional.adaptive_avg_pool2d(maps, (samples.shape[-2], samples.shape[-1]))
+def _behind_first(values: torch.Tensor) -> tuple[int, ...]:
+    """Return all dims but the first."""
+    return tuple(range(1, values.ndim))
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class Closeness(PredictionTarget):
 
         def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
             change = _in_space(self.space, step, samples, outputs) - unperturbed
-            return -change.square().mean(dim=(1, 2, 3))
+            return -change.square().mean(dim=_behind_first(change))
 
         return judge
 
@@ -160,17 +162,18 @@ class FeatureCloseness(PredictionTarget):
     """Minus the squared distance of image features of the decoded clean predictions, (n,), at most 0.
 
     `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d): any function, or
-    `denoscope.vision.encoders.load_encoder`.
+    `denoscope.vision.encoders.load_encoder`. Of a clip it is the mean over frames.
     """
 
     encoder: Features
 
     def of(self, step: Step) -> Judge:
-        unperturbed = self.encoder(_recorded("image", step))
+        unperturbed = by_frame(self.encoder, _recorded("image", step))
 
         def judge(samples: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-            change = self.encoder(_in_space("image", step, samples, outputs)) - unperturbed
-            return -change.square().sum(dim=1)
+            change = by_frame(self.encoder, _in_space("image", step, samples, outputs)) - unperturbed
+            distances = change.square().sum(dim=-1)
+            return -(distances if distances.ndim == 1 else distances.mean(dim=1))
 
         return judge
 
@@ -184,7 +187,8 @@ class ClassScore(Target):
 
     Of a frame, the samples (n, 3, h, w) are the classifier's inputs. Of a step of a trace, they are samples x_t, and
     the classifier's input is the clean picture that the denoiser predicts from them: the score goes **through the
-    denoiser**. Raises `InputError` for a label that the classifier does not have.
+    denoiser**. A clip has the mean of its frames' scores. Raises `InputError` for a label that the classifier does not
+    have.
     """
 
     classifier: Classifier
@@ -196,10 +200,14 @@ class ClassScore(Target):
     def at(self, step: Step | Frame) -> Score:
         index, classifier = self.classifier.index(self.label), self.classifier
         if isinstance(step, Step):
-            return lambda samples: classifier(classifier.normalise(step.clean(samples)))[:, index]
+            return lambda samples: self._of_clean(step.clean(step.as_samples(samples)), index)
         if step.space == "image":
             return lambda samples: classifier(classifier.normalise(samples))[:, index]
         return lambda samples: classifier(samples)[:, index]
+
+    def _of_clean(self, pictures: torch.Tensor, index: int) -> torch.Tensor:
+        scores = by_frame(lambda each: self.classifier(self.classifier.normalise(each))[:, index], pictures)
+        return scores if scores.ndim == 1 else scores.mean(dim=1)
 
     def near(self, step: Step | Frame) -> Score | None:
         if isinstance(step, Step) or step.space == "image":

@@ -15,7 +15,8 @@ from denoscope import Lime
 from denoscope.attributors.base import method
 from denoscope.attributors.lime import RidgeSums, proximity
 from denoscope.recording.noise import NoiseLevel
-from denoscope.recording.traces import Step, Trace
+from denoscope.recording.steps import Step
+from denoscope.recording.traces import Trace
 
 CLEAN = NoiseLevel(0.6, 0.8, 1.0, "sample")
 
@@ -47,7 +48,7 @@ def step_of(predict, decode=striped, height=15, width=9):
 def slow_lime(step, scheduler, lime):
     """LIME, sample by sample: DDIM's step, SciPy's cosine distance, ridge as a least-squares problem."""
     sample, (h, w) = step.sample, step.sample.shape[-2:]
-    picture = step.decoder.decode(step.prev_sample)[0].detach().numpy()
+    picture = step.decode(step.prev_sample)[0].detach().numpy()
     block = picture.shape[1] // h
     colours = picture.reshape(3, h, block, w, block).mean(axis=(2, 4)).transpose(1, 2, 0).astype(float)
     found = quickshift(colours, kernel_size=lime.kernel_size or 1, max_dist=lime.max_dist, ratio=lime.ratio)

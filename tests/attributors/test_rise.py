@@ -1,5 +1,6 @@
 """DF-RISE against a slow re-implementation, against all masks of a tiny latent, and on models whose answer is known."""
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 
@@ -17,7 +18,8 @@ from denoscope.attributors.estimators import MaskMoments
 from denoscope.attributors.masks import BalancedMasks, GridMasks, Masks, PixelMasks
 from denoscope.errors import InputError, Interrupted
 from denoscope.recording.noise import NoiseLevel
-from denoscope.recording.traces import Step, Trace
+from denoscope.recording.steps import Step
+from denoscope.recording.traces import Trace
 from denoscope.targets import Similarity, Target
 
 FORMS = {"contrast": DFRise.contrast, "paper": DFRise.paper, "reference": DFRise.reference}
@@ -84,7 +86,7 @@ def slow_regression(masks, s, g, own, keep=0.5):
 
 def test_surrogates_are_their_formulas_and_their_means_are_known_where_a_position_is_kept():
     sample, prediction = np.random.default_rng(0).normal(size=(2, 2, 3, 3))
-    masks = next(AllMasks().blocks(3, 3, 0))
+    masks = next(AllMasks().blocks((3, 3), 0))
     surrogates = estimators.Surrogates(sample, prediction, 0.5)
     expected, own = slow_surrogates(sample, prediction, masks)
     assert np.allclose(surrogates(masks), expected, atol=1e-9) and np.allclose(surrogates.itself, own, atol=1e-9)
@@ -109,7 +111,7 @@ def guided(trace):
 def test_against_a_slow_implementation(trace, form):
     attributor = replace(FORMS[form](num_masks=12, batch_size=5), masks=PixelMasks())
     maps = attributor(trace, steps=[1])
-    masks = next(PixelMasks().stream(8, 8, 0, 12, 12))
+    masks = next(PixelMasks().stream((8, 8), 0, 12, 12))
     options = dict(next_sample=True, numerator=2.0) if form == "reference" else {}
     total, kept = slow_df_rise(trace[1], masks, guided(trace), **options)
     expected = total
@@ -126,7 +128,7 @@ def test_against_a_slow_implementation(trace, form):
 def test_contrast_is_a_difference_of_weighted_means(trace, fill):
     attributor = DFRise(num_masks=20, seed=3) if fill is None else DFRise(num_masks=20, fill=fill, seed=3)
     maps = attributor(trace, steps=[2])
-    masks = next(GridMasks().stream(8, 8, 3, 20, 20)).astype(np.float64)
+    masks = next(GridMasks().stream((8, 8), 3, 20, 20)).astype(np.float64)
     score, sample = attributor.target.at(trace[2]), trace[2].sample.numpy()
     means = [[[[float(channel.mean())]] for channel in sample[0]]] if fill != "zero" else 0.0
     with torch.no_grad():
@@ -191,9 +193,9 @@ class Plain:
 class AllMasks(Masks):
     """Every mask there is, once a round."""
 
-    def blocks(self, height, width, seed):
+    def blocks(self, shape, seed):
         while True:
-            yield np.array(list(product((0, 1), repeat=height * width)), np.float32).reshape(-1, height, width)
+            yield np.array(list(product((0, 1), repeat=math.prod(shape))), np.float32).reshape(-1, *shape)
 
 
 @pytest.mark.parametrize("form", ["paper", "contrast"])
@@ -245,7 +247,7 @@ def test_classic_rise_is_its_equation():
     trace = trace_of(Small(6, 1.0), side=6)
     given = dict(num_masks=40, masks=GridMasks(3), target=Similarity(scalar=True))
     maps = DFRise(**given, fill="zero", estimator=estimators.classic)(trace)
-    masks = next(GridMasks(3).stream(6, 6, 0, 40, 40))
+    masks = next(GridMasks(3).stream((6, 6), 0, 40, 40))
     score = given["target"].at(trace[0])
     total = sum(float(score(trace[0].sample * torch.from_numpy(m))) * m.astype(float) for m in masks)
     assert np.allclose(maps.saliency[0], total / masks.mean() / 40, rtol=1e-5)
@@ -256,7 +258,7 @@ def test_similarity_is_computed_in_full_precision_whatever_the_model_is_in(dtype
     """A latent with flat areas, whose local variances are far below the rounding of half precision."""
     generator = torch.Generator().manual_seed(0)
     x = 0.8 + 0.02 * torch.randn(1, 4, 16, 16, generator=generator)
-    masks = torch.from_numpy(next(GridMasks().stream(16, 16, 0, 64, 64)))[:, None]
+    masks = torch.from_numpy(next(GridMasks().stream((16, 16), 0, 64, 64)))[:, None]
     scores = {}
     for kind in (torch.float32, dtype):
         sample = x.to(dtype).to(kind)
@@ -328,9 +330,9 @@ class Constant(Target):
 
 @dataclass(frozen=True)
 class Ones(Masks):
-    def blocks(self, height, width, seed):
+    def blocks(self, shape, seed):
         while True:
-            yield np.ones((16, height, width), np.float32)
+            yield np.ones((16, *shape), np.float32)
 
 
 def test_identities(trace):
@@ -348,13 +350,13 @@ def test_identities(trace):
 def test_moments_add_up():
     rng = np.random.default_rng(0)
     masks, scores = rng.random((40, 3, 4)), rng.random((40, 3, 4))
-    whole = MaskMoments.zero(3, 4).with_masks(masks, scores)
-    parts = MaskMoments.zero(3, 4).with_masks(masks[:13], scores[:13]) + MaskMoments.zero(3, 4).with_masks(
+    whole = MaskMoments.zero((3, 4)).with_masks(masks, scores)
+    parts = MaskMoments.zero((3, 4)).with_masks(masks[:13], scores[:13]) + MaskMoments.zero((3, 4)).with_masks(
         masks[13:], scores[13:]
     )
     assert np.allclose(whole.sums, parts.sums) and whole.count == parts.count
     surrogates = rng.random((2, 40, 3, 4))
-    zero = MaskMoments.zero(3, 4, estimators.Surrogates(*rng.random((2, 1, 3, 4)), 0.5))
+    zero = MaskMoments.zero((3, 4), estimators.Surrogates(*rng.random((2, 1, 3, 4)), 0.5))
     whole = zero.with_masks(masks, scores, surrogates)
     values = [np.ones_like(scores), scores, *surrogates]
     for power, a, b in product(range(3), range(4), range(4)):
@@ -363,21 +365,21 @@ def test_moments_add_up():
 
 @pytest.mark.parametrize("masks", [PixelMasks(), PixelMasks(0.3), BalancedMasks(), GridMasks(), GridMasks(5, 0.7)])
 def test_masks_have_their_mean_and_their_own_stream(masks):
-    first, second = (np.concatenate(list(masks.stream(12, 20, 7, 3000, chunk))) for chunk in (64, 1000))
+    first, second = (np.concatenate(list(masks.stream((12, 20), 7, 3000, chunk))) for chunk in (64, 1000))
     assert np.array_equal(first, second) and first.shape == (3000, 12, 20) and 0 <= first.min() <= first.max() <= 1
     keep = getattr(masks, "keep", 0.5)
     assert np.allclose(first.mean(0), keep, atol=0.05)
-    assert not np.array_equal(first, np.concatenate(list(masks.stream(12, 20, 8, 3000, 64))))
+    assert not np.array_equal(first, np.concatenate(list(masks.stream((12, 20), 8, 3000, 64))))
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    next(masks.stream(4, 4, 0, 4, 4))
+    next(masks.stream((4, 4), 0, 4, 4))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_grid_masks_are_smooth_and_balanced_masks_balance():
-    grid = next(GridMasks(4).stream(16, 16, 0, 200, 200))
+    grid = next(GridMasks(4).stream((16, 16), 0, 200, 200))
     assert np.abs(np.diff(grid, axis=1)).max() < 0.5
-    block = next(BalancedMasks().stream(4, 4, 0, 64, 64)).reshape(64, -1)
+    block = next(BalancedMasks().stream((4, 4), 0, 64, 64)).reshape(64, -1)
     signs = 2 * block - 1
     assert np.array_equal(signs.T @ signs, 64 * np.eye(16))
 

@@ -17,7 +17,7 @@ MASKS = GridMasks()
 
 
 def masks_for(step, count=32):
-    return np.concatenate(list(MASKS.stream(*step.sample.shape[-2:], 0, count, count)))
+    return np.concatenate(list(MASKS.stream(step.layout.shape, 0, count, count)))
 
 
 @pytest.mark.parametrize("ball", [MaximumBall(0.3), EuclideanBall(0.3)], ids=["L∞", "L2"])

@@ -17,7 +17,8 @@ from denoscope.evaluation import BASELINES, Baseline, centre_prior, games, rando
 from denoscope.evaluation.baselines import centre_ranking, sample_magnitude
 from denoscope.evaluation.games import area, brought_to, feature_distance, ranks, rescaled
 from denoscope.recording.noise import NoiseLevel
-from denoscope.recording.traces import Step, Trace
+from denoscope.recording.steps import Step
+from denoscope.recording.traces import Trace
 
 STEPS = [0, 2, 3]
 
@@ -85,7 +86,7 @@ def slow_game(step: Step, order: list[tuple[int, int]], positions: int, game: st
 
 @torch.no_grad()
 def seen(step: Step, sample: torch.Tensor) -> np.ndarray:
-    return features(step.decoder.decode(step.next_sample(sample)))[0].double().numpy()
+    return features(step.decode(step.next_sample(sample)))[0].double().numpy()
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -238,8 +238,8 @@ def test_a_denoiser_that_ignores_the_time_makes_the_same(trace):
 def test_a_denoiser_that_hears_the_time_hears_another():
     trace = linear_trace(hears_time=True)
     again = record_with_other_times(trace, ConstantTime(250))
-    assert not torch.equal(again[1].sample, trace[1].sample) and [s.replay.time for s in again] == [250.0] * 4
-    assert [s.timestep for s in again] == [s.timestep for s in trace] == [s.replay.time for s in trace]
+    assert not torch.equal(again[1].sample, trace[1].sample) and [s.direct.time for s in again] == [250.0] * 4
+    assert [s.timestep for s in again] == [s.timestep for s in trace] == [s.direct.time for s in trace]
     with torch.no_grad():
         assert torch.allclose(again[0].model_output, trace.model.denoiser(trace[0].sample, 250).sample)
         assert torch.allclose(again[2].predict(again[2].sample), again[2].model_output)  # it replays what it was told

@@ -5,10 +5,11 @@ import math
 import diffusers
 import pytest
 import torch
+from families.every import FAMILIES
 from small import BETAS, SCHEDULERS, refusal
 
 import denoscope
-from denoscope.errors import DenoscopeError, ModelError
+from denoscope.errors import DenoscopeError, ModelError, ReplayError
 from denoscope.recording.noise import noise_level
 
 SIGMA_SCHEDULERS = {
@@ -72,18 +73,62 @@ def test_latents_of_zeros_are_replayed_scaled(stable_diffusion):
         torch.testing.assert_close(step.predict(other), expected, atol=1e-5, rtol=1e-5)
 
 
-REFUSED = {
+PRECONDITIONED = {
     "edm": lambda: diffusers.EDMEulerScheduler(),
     "edm, several steps": lambda: diffusers.EDMDPMSolverMultistepScheduler(),
+    "edm, v-prediction": lambda: diffusers.EDMEulerScheduler(prediction_type="v_prediction"),
     "consistency": lambda: diffusers.CMStochasticIterativeScheduler(),
-    "ipndm": lambda: diffusers.IPNDMScheduler(),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_level_of_another_form_is_refused_at_the_first_question(stable_diffusion, name):
+def preconditioning(scheduler, sigma):
+    """c_skip and c_out of Karras et al. 2022, table 1, and of consistency models, Song et al. 2023, appendix C."""
+    data, least = scheduler.config.sigma_data, scheduler.config.sigma_min
+    if isinstance(scheduler, diffusers.CMStochasticIterativeScheduler):
+        near = sigma - least
+        return data**2 / (near**2 + data**2), data * near / math.hypot(sigma, data)
+    sign = -1 if scheduler.config.prediction_type == "v_prediction" else 1
+    return data**2 / (sigma**2 + data**2), sign * sigma * data / math.hypot(sigma, data)
+
+
+@pytest.mark.parametrize("name", PRECONDITIONED)
+def test_preconditioned_outputs_are_the_closed_form(stable_diffusion, name):
+    """Oracle: the papers' own formulas, of the levels that `sigmas` says; noise and clean sample make the sample."""
+    scheduler = stable_diffusion.scheduler = PRECONDITIONED[name]()
+    trace = traced(stable_diffusion, guidance_scale=1.0)
+    other = 3 * torch.randn(trace[0].sample.shape, generator=torch.Generator().manual_seed(3))
+    for step, sigma in zip(trace, scheduler.sigmas.tolist()[:4], strict=True):
+        skip, out = preconditioning(scheduler, sigma)
+        for sample, prediction in ((step.sample, step.model_output), (other, step.predict(other).detach())):
+            clean = step.level.original(sample, prediction)
+            torch.testing.assert_close(clean, skip * sample + out * prediction, atol=1e-4, rtol=1e-4)
+            noise = step.level.noise(sample, prediction)
+            torch.testing.assert_close(clean + sigma * noise, sample, atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(step.level.noisy(clean, noise), sample, atol=1e-3, rtol=1e-4)
+        assert step.log_snr == pytest.approx(-2 * math.log(sigma), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler])
+def test_the_clean_prediction_of_edm_is_the_schedulers(stable_diffusion, kind):
+    """Oracle: what Euler's step returns beside the next sample, and what the multistep one converts the output to."""
+    scheduler = stable_diffusion.scheduler = kind()
+    trace = traced(stable_diffusion)
+    fresh = kind()
+    fresh.set_timesteps(4)
+    for step in trace:
+        if kind is diffusers.EDMEulerScheduler:
+            arguments = step.model_output, fresh.timesteps[step.index], step.sample
+            own = fresh.step(*arguments).pred_original_sample
+        else:
+            fresh._step_index = step.index
+            own = fresh.convert_model_output(step.model_output, sample=step.sample)
+        torch.testing.assert_close(step.pred_original_sample, own, atol=1e-4, rtol=1e-4)
+    assert vars(scheduler).keys() == vars(trace.model.pipeline.scheduler).keys()
+
+
+def test_a_level_of_another_form_is_refused_at_the_first_question(stable_diffusion):
     """The user's run goes on and its picture is the one without recording; only what needs the level is refused."""
-    stable_diffusion.scheduler = REFUSED[name]()
+    stable_diffusion.scheduler = diffusers.IPNDMScheduler()
     call = dict(num_inference_steps=4, guidance_scale=1.0, output_type="latent")
     plain = stable_diffusion("a circle", generator=torch.Generator().manual_seed(1), **call).images
     trace = denoscope.load(stable_diffusion).trace("a circle", seed=1, **call)
@@ -113,11 +158,11 @@ def test_a_flow_beyond_one_is_refused():
     assert (level.alpha, level.sigma) == (0.5, 0.5)
 
 
-def test_a_run_that_is_not_replayed_has_the_schedulers_clean_prediction(stable_diffusion):
-    """Oracle: pred_original_sample of Euler's own step, for a ControlNet, whose replay is refused."""
-    control = diffusers.ControlNetModel.from_unet(stable_diffusion.unet, conditioning_embedding_out_channels=(8, 8, 8))
-    parts = {**stable_diffusion.components, "controlnet": control, "scheduler": SCHEDULERS["euler"]()}
-    pipeline = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+def test_a_run_that_only_the_pipeline_replays_has_the_schedulers_clean_prediction():
+    """Oracle: pred_original_sample of Euler's own step, for a ControlNet, whose denoiser alone is refused."""
+    family = FAMILIES["sd-controlnet"]
+    pipeline = family.build()
+    pipeline.scheduler = SCHEDULERS["euler"]()
     originals, own_step = [], pipeline.scheduler.step
 
     def step(*args, return_dict=True, **kwargs):
@@ -126,7 +171,23 @@ def test_a_run_that_is_not_replayed_has_the_schedulers_clean_prediction(stable_d
         return (result.prev_sample,)
 
     pipeline.scheduler.step = step
-    trace = traced(pipeline, image=torch.zeros(1, 3, 64, 64), height=64, width=64)
-    assert "ControlNet" in str(trace[0].refusal) and trace[0].level_refusal is None
+    trace = denoscope.load(pipeline).trace(**family.call(), seed=1)
+    originals = originals[: len(trace)]
+    assert "ControlNet" in refusal(lambda: trace[0].replay, kind=ReplayError) and trace[0].level_refusal is None
     for recorded, original in zip(trace, originals, strict=True):
         torch.testing.assert_close(recorded.pred_original_sample, original, atol=1e-4, rtol=1e-4)
+
+
+def test_the_cosine_level_is_what_the_scheduler_adds_and_takes_away():
+    """Oracle: Würstchen's own add_noise, and the mean of its step: at the last one ᾱ of the next time is near 1."""
+    scheduler = diffusers.DDPMWuerstchenScheduler()
+    scheduler.set_timesteps(4)
+    rng = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 4, 3, 3, generator=rng) for _ in range(2))
+    for time in (1.0, 0.5, 0.25):
+        level = noise_level(scheduler, time, None, 1.0)
+        noisy = scheduler.add_noise(clean, noise, torch.tensor([time]))
+        torch.testing.assert_close(level.noisy(clean, noise), noisy, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(level.original(noisy, noise), clean, atol=1e-3, rtol=1e-3)
+    last = scheduler.step(noise, torch.tensor([0.25]), noisy).prev_sample  # with the true noise: to ᾱ = 0.9999
+    torch.testing.assert_close(last, clean, atol=0.05, rtol=0.05)

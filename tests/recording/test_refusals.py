@@ -5,6 +5,7 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from families.oracle import SEED, numbers, relative, run
 from small import PIPELINES, SCHEDULERS, pixel_unet, refusal
 
 import denoscope
@@ -76,14 +77,17 @@ class KarrasScheduler(diffusers.DDIMScheduler):
         return super().step(model_output, sigma_hat, sample_hat, **kwargs)
 
 
-def test_a_step_of_another_signature_is_recorded_and_refused(stable_diffusion):
+def test_a_step_of_another_signature_is_recorded_without_a_level(stable_diffusion):
+    """Oracle: a second run with a disturbed step. Only the noise level is not known, and the denoiser alone."""
     stable_diffusion.scheduler = KarrasScheduler.from_config(SCHEDULERS["ddim"]().config)
-    call = dict(num_inference_steps=3, output_type="latent")
-    plain = stable_diffusion("a circle", generator=torch.Generator().manual_seed(1), **call).images
-    trace = denoscope.load(stable_diffusion).trace("a circle", seed=1, **call)
-    assert torch.equal(trace.images, plain)
-    for question in (lambda: trace[0].predict(trace[0].sample), lambda: trace[0].log_snr, trace[0].clean):
+    call = dict(prompt="a circle", num_inference_steps=3, output_type="latent")
+    plain, other = run(stable_diffusion, call), run(stable_diffusion, call, 0)
+    trace = denoscope.load(stable_diffusion).trace(**call, seed=SEED)
+    assert torch.equal(trace.images, plain.result.images)
+    for question in (lambda: trace[1].replay, lambda: trace[0].log_snr, trace[0].clean):
         assert "no argument timestep" in refusal(question, kind=DenoscopeError)
+    with torch.no_grad():
+        assert relative(trace[1].predict(other.samples[1]), other.outputs[1]) < 1e-5
 
 
 def packed_trace():
@@ -113,22 +117,29 @@ def packed_trace():
     )
 
 
-def test_packed_samples_and_videos_have_no_grid():
+def test_packed_samples_are_maps_and_pictures():
+    """Oracle: the pipeline's own unpacking, and its own picture of the last sample."""
     trace = packed_trace()
-    assert trace[0].sample.ndim == 3
-    for question in (lambda: trace[0].grid, trace[0].clean, trace.clean_decoded, trace.samples_decoded):
-        assert "not (pictures, channels, h, w)" in refusal(question)
-    video = replace(trace[0], sample=torch.zeros(1, 4, 2, 8, 8))
-    assert "(1, 4, 2, 8, 8)" in refusal(lambda: video.grid)
-    torch.testing.assert_close(trace[0].predict(trace[0].sample), trace[0].model_output)  # the replay itself is right
+    step = trace[-1]
+    assert step.sample.ndim == 3 and step.layout.order == "pc"
+    unpacked = diffusers.FluxPipeline._unpack_latents(step.sample, 16, 16, 1)  # (1, 4, 16, 16): 2 × 2 pixels a position
+    maps = step.as_maps(step.sample).unflatten(1, (4, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
+    assert torch.equal(maps, unpacked) and step.grid == (8, 8)
+    assert torch.equal(step.as_samples(step.as_maps(step.sample)), step.sample)
+    picture = torch.from_numpy(numbers(trace.image)).movedim(-1, 0)
+    with torch.no_grad():
+        assert float((step.decode(step.prev_sample)[0].double() - picture).abs().max()) <= 1 / 255
+    assert torch.equal(trace[0].clean(), trace.decode(trace[0].pred_original_sample))
+    assert trace.clean_decoded().shape == trace.samples_decoded().shape == (2, 16, 16, 3)
+    torch.testing.assert_close(trace[0].predict(trace[0].sample), trace[0].model_output)
 
 
 def test_the_grid_of_a_picture(trace):
     assert trace[0].grid == (8, 8)
 
 
-def test_doubled_samples_are_not_pictures():
-    """DiT guides by doubled samples: two of them for one picture."""
+def test_doubled_samples_are_one_picture():
+    """DiT guides by doubled samples: two of them for one picture. Oracle: the pipeline's own picture."""
     torch.manual_seed(0)
     transformer = diffusers.DiTTransformer2DModel(
         sample_size=8, out_channels=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
@@ -137,15 +148,20 @@ def test_doubled_samples_are_not_pictures():
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4)
     pipeline = diffusers.DiTPipeline(transformer, vae, SCHEDULERS["ddim"](), id2label={0: "cat"})
     trace = denoscope.load(pipeline).trace([0], seed=0, num_inference_steps=2)
-    assert trace.pictures == 2 and len(trace.images) == 1
-    for index in (0, 1):
-        assert "2 samples for 1 pictures" in refusal(lambda index=index: trace.picture(index))
+    assert trace.pictures == len(trace.images) == 1 and trace[0].sample.shape == (1, 4, 8, 8)
+    picture = torch.from_numpy(numbers(trace.image)).movedim(-1, 0)
+    with torch.no_grad():
+        assert float((trace.decode(trace[-1].prev_sample)[0].double() - picture).abs().max()) <= 1 / 255
+    assert torch.equal(trace.picture(0)[1].predict(trace[1].sample), trace[1].predict(trace[1].sample))
+    assert "no picture 1" in refusal(lambda: trace.picture(1))
 
 
-def test_results_without_pictures_are_named(stable_diffusion):
+def test_results_of_any_form_have_pictures(stable_diffusion):
+    """Ground truth: the same call's ordinary result. A result without pictures is named."""
     model = denoscope.load(stable_diffusion)
-    trace = model.trace("a circle", seed=0, num_inference_steps=2, return_dict=False)
-    assert "return_dict=False" in refusal(lambda: trace.image)
+    call = dict(seed=0, num_inference_steps=2)
+    trace = model.trace("a circle", **call, return_dict=False)
+    assert trace.image.tobytes() == model.trace("a circle", **call).image.tobytes()
     frames = denoscope.Trace(trace.steps, diffusers.pipelines.pipeline_utils.AudioPipelineOutput(audios=1), {}, model)
     assert "audios" in refusal(lambda: frames.images)
 
@@ -171,9 +187,12 @@ def test_guidance_of_latent_diffusion_counts_below_one():
 
 def test_a_refusal_is_raised_anew_each_time(stable_diffusion):
     trace = denoscope.load(stable_diffusion).trace("a circle", seed=0, num_inference_steps=2)
-    step = replace(trace[0], engine=None, refusal=ReplayError("It cannot be replayed."))
-    for question in (lambda: step.replay, step.repeat, lambda: step.half(0), lambda: step.predict(step.sample)):
+    step = replace(trace[0], direct=None, refusal=ReplayError("It cannot be replayed."))
+    for question in (lambda: step.replay, step.repeat, lambda: step.half(0)):
         assert refusal(question, kind=ReplayError) == "It cannot be replayed."
+    assert torch.equal(step.predict(step.sample), step.model_output) and step.engine == "resumed in batches"
+    alone = replace(step, run=None)
+    assert "It cannot be replayed." in refusal(lambda: alone.predict(alone.sample), kind=ReplayError)
     assert step.picture(0).refusal is step.refusal and trace[0].refusal is None
 
 

@@ -148,7 +148,7 @@ def test_a_switch_at_the_first_step_is_the_other_prompt_and_none_is_the_first(st
     PromptSwitch(lambda picture: {"n": pictures.append(picture)})(base, other, [2])
     with torch.no_grad():
         sample = other[3].next_sample(other[2].next_sample(base[2].sample))
-        expected = base[0].decoder.decode(sample)[0].movedim(0, -1)
+        expected = base[0].decode(sample)[0].movedim(0, -1)
     assert np.allclose(pictures[-1], expected, atol=1e-5)
 
 
@@ -214,7 +214,7 @@ def test_another_run_finishes_a_u_turn(stable_diffusion):
     noise = draws_of(UTurn(shade, draws=1, seed=5), base)
     noisy = step.level.noisy(base[-1].prev_sample, noise)
     with torch.no_grad():
-        expected = base[0].decoder.decode(other[3].next_sample(noisy))[0].movedim(0, -1)
+        expected = base[0].decode(other[3].next_sample(noisy))[0].movedim(0, -1)
     assert np.allclose(pictures[2], expected, atol=1e-5)
 
 

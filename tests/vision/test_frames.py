@@ -342,15 +342,15 @@ def test_sample_frames_are_the_decoded_samples(trace):
 
 def test_frames_of_a_trace_are_decoded_when_asked_for(trace, monkeypatch):
     decoded = []
-    original = type(trace.model).decode
-    monkeypatch.setattr(type(trace.model), "decode", lambda self, x: decoded.append(1) or original(self, x))
+    original = denoscope.Step.decode
+    monkeypatch.setattr(denoscope.Step, "decode", lambda self, x: decoded.append(1) or original(self, x))
     made = frames_of(trace)
     assert len(decoded) == 1  # the finished picture
     assert torch.equal(made[2].images, made[2].images) and len(decoded) == 3
 
 
 def test_a_grey_sample_is_shown_in_three_channels(trace, monkeypatch):
-    monkeypatch.setattr(type(trace.model), "decode", lambda self, x: x[:, :1].sigmoid())
+    monkeypatch.setattr(denoscope.Step, "decode", lambda self, x: x[:, :1].sigmoid())
     made = frames_of(trace, "sample")
     assert torch.equal(made[0].images, trace[0].sample[:, :1].sigmoid().repeat(1, 3, 1, 1))
     assert made.clean.shape == (3, *trace[0].sample.shape[2:])

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, overload
 import numpy as np
 import torch
 import xarray as xr
-from PIL import Image
 
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import Target
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame, Frames
@@ -21,7 +21,9 @@ from . import Needs, load_built_in
 Advance = Callable[[int], None]
 
 DIMS = {1: ("step",), 2: ("step", "draw"), 3: ("step", "y", "x"), 4: ("step", "draw", "y", "x")}
-"""The names of an array's axes by their number, the steps' axis first. Only frames have draws."""
+"""The names of an array's axes by their number, the steps' axis first. Only frames of a photograph have draws."""
+DIMS_OF_CLIPS = {**DIMS, 4: ("step", "frame", "y", "x")}
+"""The same for a trace of a clip."""
 
 StepResult = Mapping[str, np.ndarray | float | xr.DataArray]
 """The maps and numbers of one step. `DIMS` names the axes of arrays; an `xarray.DataArray` brings its own names."""
@@ -34,7 +36,9 @@ class Attributor:
     """`attributor(sequence, steps=None) -> xarray.Dataset`: `saliency` (step, y, x) and the method's other variables.
 
     The sequence is a trace, or frames for a method that reads pictures; then there is a dim `draw` behind `step`.
-    Coordinates `y` and `x` are centres of cells in pixels of the picture, y from the top.
+    A trace of a clip has the dim `frame` there, counted in the sample's frames. Coordinates `y` and `x` are centres of
+    cells in pixels of the picture, y from the top. The attribute `engine` names the engines of the trace's steps that
+    the method asked (`Step.engine`), if it asked any.
 
     A subclass is a frozen dataclass of options with one method, `explain`; or with `prepared`, if it must know of the
     whole run before any step, which returns an attributor with `explain`. `title`, `reading` (how to read the map) and
@@ -51,7 +55,7 @@ class Attributor:
     signed: bool = False
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
-        """Explain one step: return `saliency` (y, x), other maps (y, x) and numbers; call `advance(work done)`.
+        """Explain one step: return `saliency` ([frame,] y, x), other maps and numbers; call `advance(work done)`.
 
         A variable with dims of its own, such as a layer or a word, is an `xarray.DataArray` with named dims and
         coordinates, which are the same at every step. The base class puts `step` before them. Raises `InputError`
@@ -101,6 +105,8 @@ class Attributor:
         finished steps in its `partial`, on Ctrl-C or when a later step fails; the first step's own error is raised.
         """
         chosen = choose(sequence, steps)
+        if isinstance(sequence, Trace):
+            sequence.forget_checks()
         with _undisturbed(self.networks()):
             ready = self.prepared(sequence)
             if show_progress:
@@ -130,10 +136,23 @@ class Attributor:
             "timestep": ("step", [step.timestep for step in steps]),
             "log_snr": ("step", [_log_snr(step) for step in steps]),
         }
-        variables = {name: stacked([result[name] for result in results]) for name in results[0]}
-        attrs = {name: getattr(self, name) for name in DESCRIPTION} | self.options()
+        dims = DIMS_OF_CLIPS if is_clip(sequence) else DIMS
+        variables = {name: stacked([result[name] for result in results], dims) for name in results[0]}
+        attrs = {name: getattr(self, name) for name in DESCRIPTION} | self.options() | _engines(steps)
         storable = {name: int(value) if isinstance(value, bool) else value for name, value in attrs.items()}
         return in_pixels(xr.Dataset(variables, coords=coords, attrs=storable), sequence)
+
+
+def is_clip(sequence: Trace | Frames) -> bool:
+    """Return True for a trace whose samples have frames."""
+    return isinstance(sequence, Trace) and sequence[0].layout.frames is not None
+
+
+def _engines(steps: Sequence[Step | Frame]) -> dict[str, str]:
+    """Return the names of the engines that were asked about these steps, as an attribute; nothing if none was."""
+    asked = [step.asked_engine for step in steps if isinstance(step, Step)]
+    names = dict.fromkeys(name for name in asked if name is not None)
+    return {"engine": ", ".join(names)} if names else {}
 
 
 def _log_snr(step: Step | Frame) -> float:
@@ -216,7 +235,7 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] 
     """Return the steps of a trace, or the frames, by their indices; all of them for None.
 
     Raises `InputError` for an index that is not there, one given twice, a trace of several pictures, or samples that
-    are no pictures (`Step.grid`).
+    lie nowhere on the picture (`Step.layout`).
     """
     if isinstance(sequence, Trace) and sequence.pictures != 1:
         raise InputError(
@@ -225,7 +244,7 @@ def choose(sequence: Trace | Frames, steps: Sequence[int] | None) -> list[Step] 
         )
     indices = range(len(sequence)) if steps is None else _indices(sequence, steps)
     if isinstance(sequence, Trace):
-        sequence[0].grid  # noqa: B018  (refuses samples that lie on no picture)
+        sequence[0].layout  # noqa: B018  (refuses samples that lie nowhere on the picture)
         return [sequence[index] for index in indices]
     return [sequence[index] for index in indices]
 
@@ -248,8 +267,10 @@ def _indices(sequence: Trace | Frames, steps: Sequence[int]) -> list[int]:
 # Results.
 
 
-def stacked(values: Sequence[np.ndarray | float | xr.DataArray]) -> xr.DataArray:
-    """Return the values of several steps as one array, `step` in front.
+def stacked(
+    values: Sequence[np.ndarray | float | xr.DataArray], dims: Mapping[int, tuple[str, ...]] = DIMS
+) -> xr.DataArray:
+    """Return the values of several steps as one array, `step` in front; `dims` names the axes of plain arrays.
 
     >>> stacked([xr.DataArray([1.0, 2.0], {"word": ["red", "circle"]})] * 3).dims
     ('step', 'word')
@@ -258,11 +279,16 @@ def stacked(values: Sequence[np.ndarray | float | xr.DataArray]) -> xr.DataArray
     if named:
         return xr.concat(named, "step", coords="minimal", compat="override", join="exact")
     array = np.stack([np.asarray(value) for value in values])
-    return xr.DataArray(array, dims=DIMS[array.ndim])
+    return xr.DataArray(array, dims=dims[array.ndim])
 
 
 def in_pixels(maps: xr.Dataset, sequence: Trace | Frames) -> xr.Dataset:
-    """Return maps of a sequence with the coordinates `y` and `x`: centres of cells in pixels, y from the top."""
+    """Return maps of a sequence with the coordinates `y` and `x`: centres of cells in pixels, y from the top.
+
+    Frames are counted from 0.
+    """
+    if "frame" in maps.dims and "frame" not in maps.coords:
+        maps = maps.assign_coords(frame=np.arange(maps.sizes["frame"]))
     sides = [name for name in ("y", "x") if name in maps.dims]
     if not sides:
         return maps
@@ -281,23 +307,18 @@ def cell_centres(cells: int, pixels: int) -> np.ndarray:
 
 
 def picture_size(sequence: Trace | Frames) -> tuple[int, int]:
-    """Return the height and width in pixels of the pictures of a sequence.
+    """Return the height and width in pixels of the pictures, or of the clips' frames, of a sequence.
 
     A trace whose pipeline returned no picture (`output_type="latent"`) is decoded once to find out.
     """
     if isinstance(sequence, Frames):
         return sequence.clean.shape[-2], sequence.clean.shape[-1]
-    images: Any = getattr(sequence.result, "images", None)
-    image = None if images is None else images[0]
-    if isinstance(image, Image.Image):
-        return image.height, image.width
-    if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    if isinstance(image, torch.Tensor) and image.shape[-2:] != sequence[-1].sample.shape[-2:]:
-        return image.shape[-2], image.shape[-1]
-    with torch.no_grad():
-        decoded = sequence[-1].decoder.decode(sequence[-1].prev_sample)
-    return decoded.shape[-2], decoded.shape[-1]
+    run = sequence[-1].run
+    pictures = None if run is None else run.decoding.picture
+    if pictures is None:
+        with torch.no_grad():
+            pictures = sequence[-1].decode(sequence[-1].prev_sample)
+    return pictures.shape[-2], pictures.shape[-1]
 
 
 def form_of(title: str) -> str:

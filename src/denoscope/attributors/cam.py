@@ -15,26 +15,33 @@ import xarray as xr
 from ..errors import InputError
 from ..recording.hooks.layers import activations
 from ..recording.patterns import layers_of
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import trace_step
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
+from .tokens import Tokens, reduced
 
 PUBLISHED_LAYERS = ("**.{resnets,attentions,downsamplers,upsamplers}.*", "!mid_block.attentions.*")
 """The outputs of every residual, attention and resampling part of a U-Net, but the attention of its middle."""
 
 
+OTHER_LAYERS = ("down_blocks.*.*", "up_blocks.*.*")
+"""The blocks of U-Nets that name their parts in another way, such as Stable Cascade's."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerResponse:
-    """A layer's output A and its gradient ∂y/∂A, (halves, channels, h, w) each, y the sum of all halves' outputs.
+    """A layer's output A and its gradient ∂y/∂A, (halves, channels, [frames,] h, w) each.
 
-    `shares` is how much each half counts in the guided prediction, (halves, 1, 1, 1): 1 − w and w, or 1.
+    y is the sum of all halves' outputs, and `shares`, (halves, 1, ...), is how much each half counts in the guided
+    prediction: 1 − w and w, or 1. Where `guided` is False, y is the sum of the guided prediction, and shares are 1.
     """
 
     activation: torch.Tensor
     gradient: torch.Tensor
     shares: torch.Tensor
+    guided: bool = True
 
 
 Combination = Callable[[LayerResponse], torch.Tensor]
@@ -42,19 +49,26 @@ Combination = Callable[[LayerResponse], torch.Tensor]
 
 
 def of_guided_output(layer: LayerResponse) -> torch.Tensor:
-    """Return Σ_k α_k A^k, (h, w), of y = the sum of the guided output, over the feature maps of both halves.
+    """Return Σ_k α_k A^k, ([frames,] h, w), of y = the sum of the guided output, over the feature maps of both halves.
 
     The guided output is Σ share · half, so its ∂y/∂A is the half's own gradient times its share: the map is the
     unconditional one at w = 0, the conditional one at w = 1, and u + w (c − u) of these two at any w.
     """
-    alpha = (layer.shares * layer.gradient).mean(dim=(2, 3), keepdim=True)
+    places = tuple(range(2, layer.gradient.ndim))
+    alpha = (layer.shares * layer.gradient).mean(dim=places, keepdim=True)
     return (alpha * layer.activation).sum(dim=(0, 1))
 
 
 def of_guided_layers(layer: LayerResponse) -> torch.Tensor:
     """Return Σ_k α_k A^k, (h, w), with gradient and activation each guided, u + w (c − u), as the published code."""
+    if not layer.guided:
+        raise InputError(
+            "The published code guides gradients and activations each on its own, which needs a denoiser that is "
+            "called once a step with both halves. This pipeline guides in another way. Use df-cam, DFCam()."
+        )
     gradient, activation = ((layer.shares * part).sum(dim=0) for part in (layer.gradient, layer.activation))
-    return (gradient.mean(dim=(1, 2), keepdim=True) * activation).sum(dim=0)
+    places = tuple(range(1, gradient.ndim))
+    return (gradient.mean(dim=places, keepdim=True) * activation).sum(dim=0)
 
 
 @register("df-cam")
@@ -75,8 +89,9 @@ class DFCam(Attributor):
     scheduler, the guided one, and k runs over the feature maps of both halves. `DFCam.reference()`: y is the sum over
     both halves, and gradient and activation are guided each on its own before they are multiplied. For w = 0, w = 1
     and without guidance both are the same. `layers` are dotted paths or patterns of them (`model.layers()`); None is
-    the published choice, every residual, attention and resampling part of a U-Net without the middle's attention.
-    Layers that give (rows, positions, channels) count when the positions are the sample's grid, whole or reduced.
+    the published choice, every residual, attention and resampling part of a U-Net without the middle's attention, or
+    every block of a transformer. Layers that give (rows, positions, channels) count when the positions are the sample's
+    grid, whole or reduced; text and register tokens beside them are left out (`tokens.py`).
 
     Variables: `layer_saliency` (step, layer, y, x), L of each layer in the order in which they run, bilinearly resized
     to the sample's grid (the published code resizes to the picture), and `saliency` (step, y, x), the sum over layers
@@ -117,76 +132,123 @@ class DFCam(Attributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        responses = responses_of(step, self.layers or PUBLISHED_LAYERS)
+        responses, layout = responses_of(step, self.layers), step.layout
         combined = [self.combine(response).relu() for response in responses.values()]
-        maps = np.stack([map_on_grid(map_, step.grid) for map_ in combined])
-        layers = xr.DataArray(maps, {"layer": list(responses)}, ("layer", "y", "x"))
+        maps = np.stack([map_on_grid(map_, layout.shape) for map_ in combined])
+        layers = xr.DataArray(maps, {"layer": list(responses)}, ("layer", *layout.dims))
         advance(1)
         return {"saliency": sum_of_normalised(maps), "layer_saliency": layers}
 
 
-def responses_of(step: Step, patterns: Sequence[str]) -> dict[str, LayerResponse]:
+def responses_of(step: Step, patterns: Sequence[str] | None) -> dict[str, LayerResponse]:
     """Return outputs and gradients of layers by their paths, in the order in which they run: one pass each way.
 
-    `y` is the sum over the network's own output, that of both halves; a half's gradient is then its own, because no
-    half reads the other.
+    For a denoiser that is called once with both halves, `y` is the sum over the network's own output, that of both
+    halves; a half's gradient is then its own, because no half reads the other. For any other, `y` is the sum of the
+    prediction that the scheduler receives, and all shares are 1: guidance is in the gradients.
     """
-    denoiser, outputs = step.replay.denoiser, {}
+    denoiser = step.denoiser
+    direct = step.asks_directly and len(step.replay.calls) == 1 and step.replay.calls[0].is_whole
+    layers, blocks = chosen_layers(denoiser, patterns), blocks_of(denoiser)
+    heard = _Outputs(step, allow_several=not direct)
+    paths = (*(("",) if direct else ()), *dict.fromkeys((*layers, *blocks)))
+    listening = activations(denoiser, paths, heard.keep, heard.choice, all_called=patterns is not None)
+    with torch.enable_grad(), at_rest(denoiser), listening:
+        prediction = step.repeat() if direct else step.predict(step.sample.detach().clone().requires_grad_())
+        y = torch.cat(heard.outputs[""]).float().sum() if direct else prediction.float().sum()
+    outputs = {path: found for path, found in heard.outputs.items() if path}
+    tokens = Tokens.measured(step, prediction, {path: found for path, found in outputs.items() if path in blocks})
+    if patterns is None:
+        outputs = {path: [output for output in found if tokens.shows(output)] for path, found in outputs.items()}
+    wanted = [path for path, found in outputs.items() if path in layers and found]
+    if not wanted:
+        raise InputError(_no_maps(denoiser))
+    flat = [output for path in wanted for output in outputs[path]]
+    gradients = iter(torch.autograd.grad(y, flat, materialize_grads=True))
+    shares = torch.tensor(step.replay.shares if direct else (1.0,), device=y.device, dtype=torch.float32)
+    responses = {}
+    for path in wanted:
+        activation = torch.cat([tokens.as_maps(path, output.detach()) for output in outputs[path]])
+        gradient = torch.cat([tokens.as_maps(path, next(gradients)) for _ in outputs[path]])
+        shape = (-1, *[1] * (activation.ndim - 1))
+        responses[path] = LayerResponse(activation, gradient, shares.reshape(shape), guided=direct)
+    return responses
 
-    def keep(path: str, output: torch.Tensor) -> torch.Tensor:
+
+def chosen_layers(denoiser: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the layers that patterns name; for None the published ones of a U-Net, or a transformer's blocks."""
+    if patterns is not None:
+        return layers_of(denoiser, patterns)
+    blocks = blocks_of(denoiser)
+    if blocks:
+        return blocks
+    names = {part for path, _ in denoiser.named_modules() for part in path.split(".")}
+    return layers_of(denoiser, PUBLISHED_LAYERS if names & {"resnets", "attentions"} else OTHER_LAYERS)
+
+
+def blocks_of(denoiser: torch.nn.Module) -> tuple[str, ...]:
+    """Return the blocks of a transformer, the members of its lists of modules; none for a U-Net."""
+    if any(hasattr(denoiser, name) for name in ("down_blocks", "up_blocks")):
+        return ()
+    paths = []
+    for name, members in denoiser.named_children():
+        for index, block in enumerate(members if isinstance(members, torch.nn.ModuleList) else ()):
+            if any(True for _ in block.parameters()):
+                paths.append(f"{name}.{index}")
+    return tuple(paths)
+
+
+class _Outputs:
+    """The outputs of layers by their paths while a step is predicted, each call's behind the other."""
+
+    def __init__(self, step: Step, allow_several: bool):
+        self.step, self.allow_several = step, allow_several
+        self.outputs: dict[str, list[torch.Tensor]] = {}
+        self.sizes = {math.prod(grid) for grid in reduced(step.layout.shape)}
+
+    def choice(self, path: str, output: tuple[Any, ...]) -> int:
+        """Return the place of the picture in a block's output by its number of positions; the longest if none fits."""
+        for place, part in enumerate(output):
+            if _is_sequence(part) and part.shape[1] in self.sizes:
+                return place
+        lengths = {place: part.shape[1] for place, part in enumerate(output) if _is_sequence(part)}
+        return max(lengths, key=lengths.__getitem__, default=0)
+
+    def keep(self, path: str, output: torch.Tensor) -> torch.Tensor:
         """Keep a layer's output, and hand on a copy: a layer behind it may work in place."""
-        if path in outputs:
+        if path in self.outputs and not self.allow_several:
             raise InputError(
-                f'The layer "{path}" runs several times in one call of this {type(denoiser).__name__}, so it has no '
-                "one output to explain. Choose the layer around it."
+                f'The layer "{path}" runs several times in one call of this {type(self.step.denoiser).__name__}, so it '
+                "has no one output to explain. Choose the layer around it."
             )
-        outputs[path] = output if output.requires_grad else output.requires_grad_()
+        kept = output if output.requires_grad else output.requires_grad_()
+        self.outputs.setdefault(path, []).append(kept)
         return output.clone()
 
-    with torch.enable_grad(), at_rest(denoiser), activations(denoiser, ("", *layers_of(denoiser, patterns)), keep):
-        step.repeat()
-        y = outputs.pop("").float().sum()
-    halves, grid = step.replay.copies, step.grid
-    activation = {path: as_maps(path, output.detach(), halves, grid) for path, output in outputs.items()}
-    gradients = torch.autograd.grad(y, list(outputs.values()), materialize_grads=True)
-    shares = torch.tensor(step.replay.shares, device=y.device, dtype=torch.float32)[:, None, None, None]
-    return {
-        path: LayerResponse(activation[path], as_maps(path, gradient, halves, grid), shares)
-        for path, gradient in zip(outputs, gradients, strict=True)
-    }
+
+def _is_sequence(part: Any) -> bool:
+    """Return True for (rows, positions, channels)."""
+    return isinstance(part, torch.Tensor) and part.ndim == 3
 
 
-def as_maps(path: str, output: torch.Tensor, halves: int, grid: Sequence[int]) -> torch.Tensor:
-    """Return a layer's output as maps (halves, channels, h, w), float32; `InputError` if it has no positions."""
-    if len(output) == halves and output.ndim == 4:
-        return output.float()
-    if len(output) == halves and output.ndim == 3:
-        for h, w in _reduced(*grid):
-            if h * w == output.shape[1]:
-                return output.float().mT.reshape(halves, -1, h, w)
-    raise InputError(
-        f'The layer "{path}" gives {tuple(output.shape)}, which are not maps of the picture. Choose layers that give '
-        f"({halves}, channels, height, width), or ({halves}, positions, channels) of the sample's grid or a reduced "
-        "one, such as resnets and attentions."
+def _no_maps(denoiser: torch.nn.Module) -> str:
+    return (
+        f"No layer of this {type(denoiser).__name__} is known to give maps of the picture: none has as many positions "
+        'as the sample, whole or in patches. Choose layers that have, layers=("**.attn",); model.layers() lists all.'
     )
 
 
-def _reduced(height: int, width: int) -> list[tuple[int, int]]:
-    """Return the grid, and the grids that remain when it is halved again and again, rounding up."""
-    factors = [2**i for i in range(max(height, width).bit_length())]
-    return [(math.ceil(height / f), math.ceil(width / f)) for f in factors]
-
-
-def map_on_grid(map_: torch.Tensor, grid: Sequence[int]) -> np.ndarray:
-    """Return a map (h, w), bilinearly resized to a grid."""
-    size = (grid[0], grid[1])
-    resized = torch.nn.functional.interpolate(map_[None, None], size, mode="bilinear")
+def map_on_grid(map_: torch.Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Return a map (h, w) or (frames, h, w), linearly resized to a shape of the same form."""
+    mode = "bilinear" if len(shape) == 2 else "trilinear"
+    resized = torch.nn.functional.interpolate(map_[None, None], tuple(shape), mode=mode)
     return resized[0, 0].cpu().numpy()
 
 
 def sum_of_normalised(maps: np.ndarray) -> np.ndarray:
-    """Return Σ (L − min L) / (max L − min L) over maps (layers, y, x); a flat map counts as 0 everywhere."""
-    low, high = (edge(maps, axis=(1, 2), keepdims=True) for edge in (np.min, np.max))
+    """Return Σ (L − min L) / (max L − min L) over maps (layers, [frame,] y, x); a flat map counts as 0 everywhere."""
+    places = tuple(range(1, maps.ndim))
+    low, high = (edge(maps, axis=places, keepdims=True) for edge in (np.min, np.max))
     total: np.ndarray = ((maps - low) / np.where(high > low, high - low, 1)).sum(axis=0)
     return total
 

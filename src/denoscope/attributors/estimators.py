@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..vision.similarity import blurred
 
 ONE, S = 0, 1
@@ -29,7 +29,8 @@ class Surrogates:
     - the share of the sample's energy kept, Σ K x² (M − p) / Σ K x²;
     - the share of its covariance with the prediction e kept, Σ K (e − μ_e) x (M − p) / (σ_e √Σ K x²).
 
-    The second is a mean over channels. `itself` (2, h, w) is the position's contribution to each, for M − p = 1.
+    The second is a mean over channels. `itself` (2, *map) is the position's contribution to each, for M − p = 1. Maps
+    are (h, w), or (frames, h, w), where each frame has windows of its own.
     """
 
     sample: np.ndarray
@@ -39,8 +40,8 @@ class Surrogates:
     @classmethod
     def of(cls, step: Step, keep: float) -> "Surrogates":
         """Return the surrogates of a step's own sample and noise prediction."""
-        prediction = step.level.noise(step.sample, step.model_output)
-        return cls(_array(step.sample), _array(prediction), keep)
+        sample, output = step.as_maps(step.sample), step.as_maps(step.model_output)
+        return cls(_array(sample), _array(step.level.noise(sample, output)), keep)
 
     @property
     def energy(self) -> np.ndarray:
@@ -64,7 +65,7 @@ class Surrogates:
         return centre * np.stack([self.energy / _blurred(self.energy).clip(min=1e-12), covariance])
 
     def __call__(self, masks: np.ndarray) -> np.ndarray:
-        """Return both quantities of masks (n, h, w), as (2, n, h, w)."""
+        """Return both quantities of masks (n, *map), as (2, n, *map)."""
         change = masks.astype(np.float64) - self.keep
         energy = _blurred(self.energy * change) / _blurred(self.energy).clip(min=1e-12)
         samples = self.sample * change[:, None]
@@ -82,11 +83,11 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class MaskMoments:
-    """Σ_n M_n^a u_n v_n at every position, for a in 0, 1, 2 and u, v in 1, s, g…: `sums` (3, v, v, h, w).
+    """Σ_n M_n^a u_n v_n at every position, for a in 0, 1, 2 and u, v in 1, s, g…: `sums` (3, v, v, *map).
 
     s is the score and g are surrogates, if there are any, with the position's own part `itself` and the probability of
-    keeping; `count` is the number of masks. All estimators and their standard errors are functions of these, so memory
-    does not grow with the masks.
+    keeping; `count` is the number of masks. A map is (h, w), or (frames, h, w). All estimators and their standard
+    errors are functions of these, so memory does not grow with the masks.
     """
 
     sums: np.ndarray
@@ -95,20 +96,20 @@ class MaskMoments:
     keep: float | None = None
 
     @classmethod
-    def zero(cls, height: int, width: int, surrogates: Surrogates | None = None) -> "MaskMoments":
+    def zero(cls, shape: tuple[int, ...], surrogates: Surrogates | None = None) -> "MaskMoments":
         if surrogates is None:
-            return cls(np.zeros((3, 2, 2, height, width)))
-        return cls(np.zeros((3, 4, 4, height, width)), 0, surrogates.itself, surrogates.keep)
+            return cls(np.zeros((3, 2, 2, *shape)))
+        return cls(np.zeros((3, 4, 4, *shape)), 0, surrogates.itself, surrogates.keep)
 
     def with_masks(self, masks: np.ndarray, scores: np.ndarray, surrogates: np.ndarray | None = None) -> "MaskMoments":
-        """Return the sums with masks (n, h, w), their scores (n,) or (n, h, w), and surrogates (k, n, h, w) added."""
+        """Return the sums with masks (n, *map), their scores (n,) or (n, *map), and surrogates (k, n, *map) added."""
         m, s = masks.astype(np.float64), scores.astype(np.float64)
-        s = np.broadcast_to(s.reshape(len(m), *(s.shape[1:] or (1, 1))), m.shape)
+        s = np.broadcast_to(s.reshape(len(m), *(s.shape[1:] or (1,) * (m.ndim - 1))), m.shape)
         columns = [np.ones_like(m), s]
         if surrogates is not None:
             columns += list(surrogates)
         values = np.stack(columns)
-        added = np.stack([np.einsum("nyx,unyx,vnyx->uvyx", m**a, values, values) for a in range(3)])
+        added = np.stack([np.einsum("n...,un...,vn...->uv...", m**a, values, values) for a in range(3)])
         return replace(self, sums=self.sums + added, count=self.count + len(m))
 
     def __add__(self, other: "MaskMoments") -> "MaskMoments":
@@ -156,11 +157,12 @@ def kept_mean(moments: MaskMoments) -> Estimate:
     spread = m0 - n * mean[:, None] * mean
     tilt = m1[ONE] - n * share * mean  # Σ (M − its mean) v
     width = m2[ONE, ONE] - n * share**2  # Σ (M − its mean)²
-    slopes = np.linalg.pinv(spread[2:, 2:].sum(axis=(2, 3))) @ spread[2:, S].sum(axis=(1, 2))
+    places = tuple(range(2, spread.ndim))
+    slopes = np.linalg.pinv(spread[2:, 2:].sum(axis=places)) @ spread[2:, S : S + 1].sum(axis=places)[:, 0]
     rest = np.array([0, 1, *-slopes])  # the rest of a score, as a combination of 1, s, g
     left = np.tensordot(rest, tilt, 1)
     effect = np.divide(left, width, out=np.zeros_like(left), where=width > 0)
-    squares = np.einsum("u,v,uvyx->yx", rest, rest, spread) - effect * left
+    squares = np.einsum("u,v,uv...->...", rest, rest, spread) - effect * left
     variance = squares.clip(min=0) / max(n - 2, 1)
     shrunk, variance_left = _shrunk(effect, _divided(variance, width))
     estimate = np.tensordot(rest, mean, 1) + (1 - share) * shrunk
@@ -234,7 +236,7 @@ class Tally:
 
     @classmethod
     def empty(cls, zero: MaskMoments, block: int, total: int) -> "Tally":
-        nothing = np.zeros(zero.sums.shape[-2:])
+        nothing = np.zeros(zero.sums.shape[3:])
         return cls(zero, (zero, zero), block, total, (nothing, nothing))
 
     @property

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, shown_value
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
 from . import Needs
@@ -92,7 +92,15 @@ class ChunkedScore(torch.autograd.Function):
 
 def _gradient(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return ∂Σy/∂x; raises `InputError` where scores do not depend on the samples by a graph."""
-    gradient = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+    try:
+        gradient = torch.autograd.grad(y.sum(), x, allow_unused=True)[0] if y.requires_grad else None
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise InputError(
+            "The target's scores have no gradient with respect to the samples: on the way to them, in the pipeline or "
+            "in the target, a tensor that the gradient needs is written over. Occlusion needs no gradient."
+        ) from error
     if gradient is None:
         raise InputError(
             "The target's scores have no gradient with respect to the samples: somewhere they are detached, rounded, "
@@ -116,12 +124,15 @@ def chunked(score: Score, size: int, threads: int, advance: Advance) -> Score:
 
 
 def samples_of(step: Step | Frame) -> torch.Tensor:
-    """Return the samples that are explained: a frame's pictures (draws, 3, h, w), or x_t (1, channels, h, w)."""
-    return step.images if isinstance(step, Frame) else step.sample
+    """Return the samples that are explained, as maps.
+
+    A frame's pictures (draws, 3, h, w), or x_t (1, channels, h, w), which is (1, channels, frames, h, w) for clips.
+    """
+    return step.images if isinstance(step, Frame) else step.as_maps(step.sample)
 
 
 def by_position(attributions: torch.Tensor, step: Step | Frame) -> np.ndarray:
-    """Return signed attributions (n, channels, h, w) summed over channels: (h, w), or (draws, h, w) for a frame."""
+    """Return signed attributions summed over channels: ([frames,] h, w) of a step, or (draws, h, w) for a frame."""
     maps = attributions.detach().sum(dim=1).float().cpu().numpy()
     return maps if isinstance(step, Frame) else maps[0]
 

@@ -15,8 +15,9 @@ import torch
 
 from ..errors import InputError
 from ..recording.batches import samples_at_once
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import trace_step
+from ..vision.clips import is_clip
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, register
 
@@ -94,6 +95,8 @@ class Lime(Attributor):
 
     Variables: `saliency` (step, y, x), Σ |coefficient| over the positions of x_{t−1} for the segment at each position;
     `segment` (step, y, x), its number; `r_squared` (step), how much of what happened the linear model explains.
+    A clip has the segments of the mean of its frames, each the same place in all of them: its maps, with a dim
+    `frame`, are the same in every frame.
     A picture that is one segment, a constant one for instance, gives a flat map and a warning. Raises `InputError` for
     options out of range, and where scikit-image is missing.
     """
@@ -130,13 +133,16 @@ class Lime(Attributor):
         step = trace_step(step)
         segments = self.segments(step)
         masks, times = self._drawn(1 + int(segments.max()))
-        sums, weights = RidgeSums.zero(masks.shape[1], segments.size), times * proximity(masks, self.kernel_width)
+        sums = RidgeSums.zero(masks.shape[1], step.layout.positions)
+        weights = times * proximity(masks, self.kernel_width)
         for chunk in np.split(np.arange(len(masks)), range(self._chunk(step), len(masks), self._chunk(step))):
             sums = sums.with_samples(masks[chunk], next_means(step, masks[chunk][:, segments]), weights[chunk])
             advance(int(times[chunk].sum()))
         beta = sums.coefficients(self.alpha)
-        saliency = np.abs(beta[1:]).sum(axis=1)[segments]
-        return {"saliency": saliency.astype(np.float32), "segment": segments, "r_squared": sums.explained(beta)}
+        saliency = np.abs(beta[1:]).sum(axis=1)[segments].astype(np.float32)
+        maps = {"saliency": saliency, "segment": segments}
+        in_every_frame = {name: np.broadcast_to(values, step.layout.shape) for name, values in maps.items()}
+        return {**in_every_frame, "r_squared": sums.explained(beta)}
 
     def segments(self, step: Step) -> np.ndarray:
         """Return the number of the segment at each position of the sample's grid, (h, w), counted from 0."""
@@ -144,7 +150,9 @@ class Lime(Attributor):
 
         quickshift: Any = segmentation.quickshift
         height, width = step.grid
-        picture = torch.nn.functional.adaptive_avg_pool2d(step.decoder.decode(step.prev_sample), (height, width))
+        decoded = step.decode(step.prev_sample)
+        decoded = decoded.mean(dim=2) if is_clip(decoded) else decoded
+        picture = torch.nn.functional.adaptive_avg_pool2d(decoded, (height, width))
         colours = picture[0].detach().movedim(0, -1).double().cpu().numpy()
         size = self.kernel_size or max(1.0, 4 * min(height, width) / PUBLISHED_GRID)
         if np.ptp(colours, axis=(0, 1)).max() < LEVEL:
@@ -168,7 +176,7 @@ class Lime(Attributor):
 
     def _chunk(self, step: Step) -> int:
         """Return how many samples go into a call (`samples_at_once`)."""
-        return self.batch_size or samples_at_once(step.sample)
+        return self.batch_size or samples_at_once(step.as_maps(step.sample))
 
 
 def proximity(masks: np.ndarray, width: float) -> np.ndarray:
@@ -183,6 +191,8 @@ def proximity(masks: np.ndarray, width: float) -> np.ndarray:
 
 
 def next_means(step: Step, masks: np.ndarray) -> np.ndarray:
-    """Return the channel mean of x_{t−1}, (n, h · w), for the sample under masks (n, h, w)."""
-    M = torch.from_numpy(masks).to(step.sample)[:, None]
-    return step.next_sample(step.sample * M).mean(dim=1).flatten(1).cpu().double().numpy()
+    """Return the channel mean of x_{t−1}, (n, positions), for the sample under masks (n, h, w), in every frame."""
+    sample = step.as_maps(step.sample)
+    M = torch.from_numpy(masks).to(sample).reshape(len(masks), *[1] * (sample.ndim - 3), *masks.shape[1:])
+    following = step.as_maps(step.next_sample(step.as_samples(sample * M)))
+    return following.mean(dim=1).flatten(1).cpu().double().numpy()

@@ -1,8 +1,11 @@
 """Random masks in [0, 1] on the sample's grid, from a seeded stream of their own, in chunks of any size.
 
+A mask has the shape of a map: (h, w), or (frames, h, w) for clips.
+
 A mask source yields the same masks however they are chunked, so `batch_size` never changes a result.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,26 +16,25 @@ from ..errors import InputError
 
 
 class Masks(ABC):
-    """A source of masks: `blocks(height, width, seed)` yields arrays (n, height, width) without end."""
+    """A source of masks: `blocks(shape, seed)` yields arrays (n, *shape) without end."""
 
     @property
     def independent(self) -> float | None:
         """The probability of keeping a position; None if positions are not masked independently of each other."""
         return None
 
-    @property
-    def block(self) -> int:
-        """The number of masks that balance each other; pairs and single masks need not stay together."""
+    def block(self, shape: tuple[int, ...]) -> int:
+        """Return the number of masks that balance each other; pairs and single masks need not stay together."""
         return 2
 
     @abstractmethod
-    def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield blocks of masks without end, float32 in [0, 1]."""
+    def blocks(self, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+        """Yield blocks of masks (n, *shape) without end, float32 in [0, 1]."""
 
-    def stream(self, height: int, width: int, seed: int, total: int, chunk: int) -> Iterator[np.ndarray]:
+    def stream(self, shape: tuple[int, ...], seed: int, total: int, chunk: int) -> Iterator[np.ndarray]:
         """Yield the first `total` masks of the stream in chunks of at most `chunk`."""
-        left, rest = total, np.empty((0, height, width), np.float32)
-        for block in self.blocks(height, width, seed):
+        left, rest = total, np.empty((0, *shape), np.float32)
+        for block in self.blocks(shape, seed):
             rest = np.concatenate([rest, block])
             while len(rest) >= min(chunk, left) and left:
                 size = min(chunk, left)
@@ -63,10 +65,10 @@ class PixelMasks(Masks):
     def independent(self) -> float | None:
         return self.keep
 
-    def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
+    def blocks(self, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([seed, 0])
         while True:
-            yield (rng.random((64, height, width)) < self.keep).astype(np.float32)
+            yield (rng.random((64, *shape)) < self.keep).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ class BalancedMasks(Masks):
     def independent(self) -> float | None:
         return 0.5
 
-    def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        for rows in _balanced(height * width, np.random.default_rng([seed, 1])):
-            yield np.stack([rows, 1 - rows], axis=1).reshape(-1, height, width).astype(np.float32)
+    def blocks(self, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+        for rows in _balanced(math.prod(shape), np.random.default_rng([seed, 1])):
+            yield np.stack([rows, 1 - rows], axis=1).reshape(-1, *shape).astype(np.float32)
 
 
 def _rows(positions: int) -> int:
@@ -108,6 +110,8 @@ class GridMasks(Masks):
     """RISE's masks: a coarse grid of kept cells, enlarged bilinearly and shifted at random (Petsiuk et al. 2018).
 
     `cells` × `cells` cells, each kept with probability `keep`; enlarged to (cells + 1) · ⌈side / cells⌉ and cropped.
+    A clip has as many cells along its frames, enlarged trilinearly; where it has no more frames than that, each frame
+    is a cell of its own.
     """
 
     cells: int = 4
@@ -118,25 +122,37 @@ class GridMasks(Masks):
         if self.cells < 1:
             raise InputError(f"The grid has {self.cells} cells a side. It needs at least 1; 4 to 8 are usual.")
 
-    @property
-    def block(self) -> int:
-        return _rows(self.cells**2) if self.keep == 0.5 else 2
+    def block(self, shape: tuple[int, ...]) -> int:
+        return _rows(math.prod(self._grid(shape))) if self.keep == 0.5 else 2
 
-    def blocks(self, height: int, width: int, seed: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([seed, 2])
-        for cells in self._cells(rng):
-            grids = cells.reshape(-1, self.cells, self.cells).astype(np.float32)
-            tops = rng.integers(0, -(-height // self.cells), len(grids))
-            lefts = rng.integers(0, -(-width // self.cells), len(grids))
-            rows, columns = self._weights(height, tops), self._weights(width, lefts)
-            yield np.einsum("nys,nst,nxt->nyx", rows, grids, columns).clip(0, 1)
+    def blocks(self, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
+        rng, grid = np.random.default_rng([seed, 2]), self._grid(shape)
+        for cells in self._cells(math.prod(grid), rng):
+            grids = cells.reshape(-1, *grid).astype(np.float32)
+            starts = [rng.integers(0, -(-side // self.cells), len(grids)) for side in shape]
+            rows, columns = (self._weights(side, start) for side, start in zip(shape[-2:], starts[-2:], strict=True))
+            if len(shape) == 3:
+                grids = np.einsum("nfr,nrst->nfst", self._frame_weights(shape[0], starts[0]), grids)
+                yield np.einsum("nys,nfst,nxt->nfyx", rows, grids, columns, optimize=True).clip(0, 1)
+            else:
+                yield np.einsum("nys,nst,nxt->nyx", rows, grids, columns).clip(0, 1)
 
-    def _cells(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield the kept cells, (n, cells²); balanced at keep = ½, as positions in `BalancedMasks`."""
+    def _grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the number of cells along each axis."""
+        return (*[min(self.cells, frames) for frames in shape[:-2]], self.cells, self.cells)
+
+    def _cells(self, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yield the kept cells, (n, count); balanced at keep = ½, as positions in `BalancedMasks`."""
         if self.keep == 0.5:
-            yield from _balanced(self.cells**2, rng)
+            yield from _balanced(count, rng)
         while True:
-            yield rng.random((32, self.cells**2)) < self.keep
+            yield rng.random((32, count)) < self.keep
+
+    def _frame_weights(self, frames: int, starts: np.ndarray) -> np.ndarray:
+        """Return the weights (n, frames, cells) of the cells at each frame."""
+        if frames > self.cells:
+            return self._weights(frames, starts)
+        return np.broadcast_to(np.eye(frames, dtype=np.float32), (len(starts), frames, frames))
 
     def _weights(self, side: int, starts: np.ndarray) -> np.ndarray:
         """Return bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import Target
 from ..vision.frames import Frame
 from .base import Advance, StepResult, register
@@ -23,6 +23,8 @@ from .gradients import (
 
 WINDOWS_A_SIDE = 15
 """The number of windows beside each other by default: 15 pixels of 224, as in the study, and one cell of 16."""
+SIDES = {3: "channels, height and width", 4: "channels, frames, height and width"}
+"""The sides of a window, by their number: for pictures, and for clips."""
 NEAR = 16
 """Covered samples at once through a score that computes only what a window changes."""
 EVALUATED = 32
@@ -36,8 +38,9 @@ class Occlusion(PictureAttributor):
 
     >>> maps = Occlusion(ClassScore(classifier, "tiger"), (3, 15, 15), (3, 8, 8))(frames)
 
-    Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells; None chooses all
-    channels, a fifteenth of the side, and half of that as the stride. `saliency` is signed: a position has the mean
+    Captum's argument names. Windows and strides are (channels, height, width) in the samples' cells, and (channels,
+    frames, height, width) for clips; None chooses all channels, a fifteenth of each side, and half of that as the
+    stride. `saliency` is signed: a position has the mean
     fall of the windows that cover it, which Captum gives to each of a window's channels. `baselines` covers: a number,
     a tensor that broadcasts to the samples or a function of them. `perturbations_per_eval` None chooses what is
     fastest. Raises `InputError` for windows, strides and baselines that do not fit.
@@ -58,13 +61,17 @@ class Occlusion(PictureAttributor):
     def __post_init__(self) -> None:
         for name in ("sliding_window_shapes", "strides"):
             sides = getattr(self, name)
-            if sides is not None and (len(sides) != 3 or any(not isinstance(n, int) or n < 1 for n in sides)):
+            if sides is not None and (len(sides) not in SIDES or any(not isinstance(n, int) or n < 1 for n in sides)):
                 raise InputError(f"{name} is {sides!r}. Give channels, height and width, such as (3, 15, 15).")
 
     def windows(self, shape: torch.Size) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the window and the strides for samples of a shape (n, channels, h, w)."""
+        """Return the window and the strides for samples of a shape (n, channels, [frames,] h, w)."""
         sides = [max(1, round(side / WINDOWS_A_SIDE)) for side in shape[2:]]
         window = self.sliding_window_shapes or (shape[1], *sides)
+        for name, given in (("sliding_window_shapes", window), ("strides", self.strides)):
+            if given is not None and len(given) != len(shape) - 1:
+                wanted = SIDES[len(shape) - 1]
+                raise InputError(f"{name} is {given!r}, and the samples are {tuple(shape[1:])}. Give {wanted}.")
         if any(part > whole for part, whole in zip(window, shape[1:], strict=True)):
             raise InputError(f"The window {window} is larger than the samples, {tuple(shape[1:])}. Give a smaller one.")
         strides = self.strides or (shape[1], *[math.ceil(side / 2) for side in window[1:]])

@@ -17,7 +17,8 @@ import xarray as xr
 from ..errors import InputError, ModelError, NumericsError
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.prompts import Prompt, Word, prompt_of, read
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
 from . import Needs
@@ -216,6 +217,17 @@ def _context(trace: Trace) -> torch.Tensor:
     return replay.context
 
 
+def refuse_packed_and_clips(trace: Trace) -> None:
+    """Raise `ModelError` for samples that are packed or have frames: it is not known what place reads a word there."""
+    layout = trace[0].layout
+    if layout.frames is not None or "p" in layout.order:
+        form = "packed" if layout.frames is None else "of a clip"
+        raise ModelError(
+            f"The samples of this model, {tuple(trace[0].sample.shape)}, are {form}, and the maps and the relevance of "
+            "words need samples of a picture that are not packed: use another method, such as df-rise."
+        )
+
+
 # The method.
 
 _PAPER_READING = (
@@ -287,6 +299,7 @@ class Relevance(Attributor):
     def prepared(self, sequence: Trace | Frames) -> "Attributor":
         if not isinstance(sequence, Trace):
             raise InputError("Photographs have no prompt, so there are no words to give relevance to. Give a trace.")
+        refuse_packed_and_clips(sequence)
         text = TextSide.of(sequence, self.negative, self.reduced)
         return _RelevanceOfRun(self, text, self.title, self.reading)
 

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError, did_you_mean
 from ..recording.batches import samples_at_once
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import Score, Similarity, Target, trace_step
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
@@ -22,9 +22,9 @@ from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
 FillName = Literal["zero", "mean"]
 FILLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "zero": torch.zeros_like,
-    "mean": lambda sample: sample.mean(dim=(-2, -1), keepdim=True).expand_as(sample),
+    "mean": lambda sample: sample.mean(dim=tuple(range(2, sample.ndim)), keepdim=True).expand_as(sample),
 }
-"""The values at masked positions: zero, as published, or each channel's mean.
+"""The values at masked positions: zero, as published, or each channel's mean over all positions.
 
 The means are what the sample says of the whole picture, the colour of a background among it. Masking with zero takes
 part of that away too.
@@ -58,6 +58,8 @@ class DFRise(Attributor):
     >>> maps.saliency.dims                                      # doctest: +SKIP
     ('step', 'y', 'x')
 
+    The masks of a clip are drawn over its frames too.
+
     Three forms, each with all fields filled: `DFRise.contrast()`, which `DFRise()` is too (RISE proper: coarse masks,
     one score, keeping against masking), `DFRise.paper()` (E[s | kept], the published definition) and
     `DFRise.reference()` (the published code's arithmetic). `dataclasses.replace` changes a field of a form.
@@ -66,10 +68,11 @@ class DFRise(Attributor):
     the sample. `until` stops early, once the split-half reliability of the map reaches it, which is looked at every 64
     masks. `seed` is the masks' own stream; the same masks serve every step. `batch_size` changes speed and memory only.
 
-    Variables: `saliency`, `standard_error` (step, y, x); `reliability`, `masks_used` (step). The standard error is the
-    spread between blocks of masks that balance each other once there are 8 of them (256 masks of the contrast form),
-    and before that, or without such blocks, that of independent masks: for balanced ones an upper bound. `reliability`
-    is NaN where there are too few masks for two independent halves. Raises `InputError` for options out of range.
+    Variables: `saliency`, `standard_error` (step, [frame,] y, x); `reliability`, `masks_used` (step). The standard
+    error is the spread between blocks of masks that balance each other once there are 8 of them (256 masks of the
+    contrast form, of a picture), and before that, or without such blocks, that of independent masks: for balanced ones
+    an upper bound. `reliability` is NaN where there are too few masks for two independent halves. Raises `InputError`
+    for options out of range.
     """
 
     num_masks: int = 500
@@ -152,13 +155,14 @@ class DFRise(Attributor):
     @torch.no_grad()
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        height, width = step.grid
-        score, portion = self.target.at(step), max(PORTION, 2 * self.masks.block)
-        fill = FILLS[self.fill](step.sample)
+        sample, shape = step.as_maps(step.sample), step.layout.shape
+        score, block = self.target.at(step), self.masks.block(shape)
+        fill, portion = FILLS[self.fill](sample), max(PORTION, 2 * block)
         surrogates = None if self.masks.independent is None else Surrogates.of(step, self.masks.independent)
-        tally = Tally.empty(MaskMoments.zero(height, width, surrogates), self.masks.block, self.num_masks)
-        for masks in self.masks.stream(height, width, self.seed, self.num_masks, portion):
-            scores = np.concatenate([_scored(score, step, fill, chunk, advance) for chunk in self._chunks(step, masks)])
+        tally = Tally.empty(MaskMoments.zero(shape, surrogates), block, self.num_masks)
+        for masks in self.masks.stream(shape, self.seed, self.num_masks, portion):
+            chunks = self._chunks(sample, masks)
+            scores = np.concatenate([_scored(score, sample, fill, chunk, advance) for chunk in chunks])
             values = None if surrogates is None else surrogates(masks)
             tally = tally.with_masks(masks, scores, values, self.estimator)
             if self.until is not None and tally.reliability(self.estimator) >= self.until:
@@ -172,9 +176,9 @@ class DFRise(Attributor):
             "masks_used": tally.used,
         }
 
-    def _chunks(self, step: Step, masks: np.ndarray) -> list[np.ndarray]:
-        """Split masks (n, h, w) into chunks that fit at once."""
-        size = self.batch_size or samples_at_once(step.sample)
+    def _chunks(self, sample: torch.Tensor, masks: np.ndarray) -> list[np.ndarray]:
+        """Split masks (n, [frames,] h, w) into chunks that fit at once."""
+        size = self.batch_size or samples_at_once(sample)
         return np.split(masks, range(size, len(masks), size))
 
 
@@ -182,10 +186,10 @@ PORTION = 64
 """Masks between two looks at the reliability; with blocks, at least two of them."""
 
 
-def _scored(score: Score, step: Step, fill: torch.Tensor, masks: np.ndarray, advance: Advance) -> np.ndarray:
-    """Return the scores of the sample under masks (n, h, w), as float64."""
-    M = torch.from_numpy(masks).to(step.sample)[:, None]
-    scores = score(step.sample * M + fill * (1 - M)).cpu().double().numpy()
+def _scored(score: Score, sample: torch.Tensor, fill: torch.Tensor, masks: np.ndarray, advance: Advance) -> np.ndarray:
+    """Return the scores of the sample under masks (n, [frames,] h, w), as float64."""
+    M = torch.from_numpy(masks).to(sample)[:, None]
+    scores = score(sample * M + fill * (1 - M)).cpu().double().numpy()
     advance(len(masks))
     return scores
 

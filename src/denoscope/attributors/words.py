@@ -18,12 +18,14 @@ from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.calls import denoising
 from ..recording.models import Model
 from ..recording.prompts import Word, chosen_words, refuse_wordless, text_of, tokens_read
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
 from . import Needs
 from .attention import HALVES, Half, LayerMean, chosen_layers, grid_of_samples, half_of
 from .base import Advance, Attributor, StepResult, picture_size, register
+from .relevance import refuse_packed_and_clips
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture, the far edges excluded."""
@@ -241,6 +243,7 @@ def _prompted(sequence: Trace | Frames) -> Trace:
             "Word maps are of a picture made from a prompt, and frames were given. Give a trace: model.trace(prompt)."
         )
     refuse_wordless(sequence.model)
+    refuse_packed_and_clips(sequence)
     return sequence
 
 

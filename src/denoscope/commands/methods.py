@@ -11,7 +11,8 @@ import torch
 from ..attributors.base import Advance, Attributor, StepResult, list_methods, method, needs_of
 from ..errors import InputError
 from ..evaluation.baselines import BASELINES, Baseline, random_map
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import ClassScore
 from ..vision.frames import Frame, Frames
 from .job import fitting

@@ -151,8 +151,7 @@ def _with_stages(result: xr.Dataset, look: Look) -> xr.Dataset:
     maps = result.saliency
     if maps.shape[-2:] != size:
         places: dict[str, Any] = dict(input_core_dims=[["y", "x"]], output_core_dims=[["y", "x"]], vectorize=True)
-        sides = dict(height=size[0], width=size[1])
-        maps = xr.apply_ufunc(on_grid, maps, kwargs=sides, exclude_dims={"y", "x"}, **places)
+        maps = xr.apply_ufunc(lambda map_: on_grid(map_, *size), maps, exclude_dims={"y", "x"}, **places)
     return result.merge(stages(maps, picture, look.mask))
 
 

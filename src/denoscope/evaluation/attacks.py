@@ -15,20 +15,20 @@ import xarray as xr
 
 from ..attributors.base import Advance
 from ..errors import InputError, NumericsError
-from ..recording.traces import Step
+from ..recording.steps import Step
 from ..targets import Target
-from .metrics import with_facts
+from .metrics import MAP_DIMS, with_facts
 from .stability import agreement
 
 Differentiable = Callable[[torch.Tensor], torch.Tensor]
-"""A function from samples (n, channels, h, w) to maps (n, h, w), or to pictures (n, c, height, width)."""
+"""A function from samples, of the pipeline's own shape, to maps (n, [frames,] h, w), or to pictures (n, c, ...)."""
 
 
 # The size of a change.
 
 
 class Ball(ABC):
-    """Changes δ of a sample, (1, channels, h, w), that are small enough; `radius` is in its standard deviations."""
+    """Changes δ of a sample, of its shape, that are small enough; `radius` is in its standard deviations."""
 
     radius: float
 
@@ -72,7 +72,7 @@ class EuclideanBall(Ball):
 
 
 def gradient_map(step: Step, target: Target | None = None) -> Differentiable:
-    """Return a function from samples to |∂y/∂x|² summed over channels, (n, h, w).
+    """Return a function from samples to |∂y/∂x|² summed over channels, (n, [frames,] h, w).
 
     y is a scalar target; None is the sum of the clean prediction.
     """
@@ -80,15 +80,15 @@ def gradient_map(step: Step, target: Target | None = None) -> Differentiable:
     def maps(samples: torch.Tensor) -> torch.Tensor:
         x = samples if samples.requires_grad else samples.detach().requires_grad_()
         with torch.enable_grad():
-            y = step.predict_original(x) if target is None else target.at(step)(x)
+            y = step.predict_original(x) if target is None else target.at(step)(step.as_maps(x))
             (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-        return gradient.square().sum(dim=1)
+        return step.as_maps(gradient).square().sum(dim=1)
 
     return maps
 
 
 def contrast_map(step: Step, target: Target, masks: np.ndarray) -> Differentiable:
-    """Return DF-RISE's contrast form with fixed masks (n, h, w): Σ M s / Σ M − Σ (1 − M) s / Σ (1 − M).
+    """Return DF-RISE's contrast form with fixed masks (n, *map): Σ M s / Σ M − Σ (1 − M) s / Σ (1 − M).
 
     Masked places are filled with the sample's mean. A masked prediction is compared with the sample's own, so the map
     is a differentiable function of the sample where the target is: `Closeness()` is. Raises `InputError` where all
@@ -102,13 +102,14 @@ def contrast_map(step: Step, target: Target, masks: np.ndarray) -> Differentiabl
             "Give more masks, such as 32 of GridMasks."
         )
 
-    def of_one(x: torch.Tensor) -> torch.Tensor:
-        fill = x.mean(dim=(-2, -1), keepdim=True)
-        scores = target.at(step.with_sample(x))(x * keep[:, None] + fill * (1 - keep[:, None]))
-        return (weights * scores[:, None, None]).sum(dim=0)
+    def of_one(sample: torch.Tensor) -> torch.Tensor:
+        x = step.as_maps(sample)
+        fill = x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)
+        scores = target.at(step.with_sample(sample))(x * keep[:, None] + fill * (1 - keep[:, None]))
+        return (weights * scores.reshape(-1, *[1] * (keep.ndim - 1))).sum(dim=0)
 
     def maps(samples: torch.Tensor) -> torch.Tensor:
-        return torch.stack([of_one(x[None]) for x in samples])
+        return torch.stack([of_one(sample) for sample in torch.split(samples, len(step.sample))])
 
     return maps
 
@@ -148,7 +149,7 @@ class Attack:
     def __call__(
         self, sample: torch.Tensor, moves: Differentiable, keeps: Differentiable, advance: Advance | None = None
     ) -> torch.Tensor:
-        """Return the change δ of a sample (1, channels, h, w) that moves `moves` furthest and keeps `keeps`.
+        """Return the change δ of a sample, of its shape, that moves `moves` furthest and keeps `keeps`.
 
         Each iteration raises the change of `moves`. While `keeps` has changed by more than `tolerance`, it lowers the
         change of `keeps` instead. Steps shorten linearly to nothing; together they reach across the ball. Raises
@@ -241,8 +242,8 @@ def attacks(
     `lambda samples: trace.continued(15, samples)` is the final one. Along `attack`: "move the map", "move the picture"
     and "random", a change as large without a search. Variables: `map_change` and `picture_change`, root mean squares in
     units of the unchanged one's spread; `map_agreement`, the rank correlation with the unchanged map; `change_rms` and
-    `change_maximum` of x_t in its standard deviations; `saliency` (attack, y, x). Raises `InputError` for a flat map or
-    picture.
+    `change_maximum` of x_t in its standard deviations; `saliency` (attack, [frame,] y, x). Raises `InputError` for a
+    flat map or picture.
     """
     search, sample = attack or Attack(), step.sample.detach()
     picture_of: Differentiable = picture or step.predict_original
@@ -268,7 +269,7 @@ def _measured(
     relative = delta / sample.std()
     sizes = {"change_rms": float(relative.square().mean().sqrt()), "change_maximum": float(relative.abs().max())}
     figures = {"map_agreement": agreement(_array(map_change.before), changed_map), **changes, **sizes}
-    return xr.Dataset({**figures, "saliency": (("y", "x"), changed_map)})
+    return xr.Dataset({**figures, "saliency": (MAP_DIMS[-changed_map.ndim :], changed_map)})
 
 
 def _array(maps: torch.Tensor) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Simple maps without a method, beside which a method's numbers are read.
 
-Each is a function from a step to a map (h, w) on the sample's grid; `Baseline` makes it a method like any other.
+Each is a function from a step to a map ([frames,] h, w) on the sample's grid; `Baseline` makes it a method like any
+other.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,11 +12,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 import xarray as xr
-from torch.nn.functional import adaptive_avg_pool2d
 
 from ..attributors.base import Advance, Attributor, StepResult
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import Score, trace_step
+from ..vision.clips import averaged_to
 from ..vision.frames import Frame
 from .localisation import centre_prior
 from .stages import edge_map
@@ -59,25 +61,25 @@ class Baseline(Attributor):
 @baseline("random")
 def random_map(step: Step, seed: int = 0) -> np.ndarray:
     """Return random values, which follow from `seed` and the step's index alone."""
-    return np.random.default_rng([seed, step.index]).random(_grid(step))
+    return np.random.default_rng([seed, step.index]).random(step.layout.shape)
 
 
 @baseline("constant")
 def constant_map(step: Step) -> np.ndarray:
     """Return a map that is the same everywhere; a metric's value of it is that metric's chance level."""
-    return np.zeros(_grid(step))
+    return np.zeros(step.layout.shape)
 
 
 @baseline("centre prior")
 def centre_map(step: Step) -> np.ndarray:
-    """Return a map that is high in the middle, where things tend to be."""
-    return centre_prior(*_grid(step))
+    """Return a map that is high in the middle, where things tend to be: the same in every frame."""
+    return np.broadcast_to(centre_prior(*step.grid), step.layout.shape)
 
 
 @baseline("|x_t|")
 def magnitude_map(step: Step) -> np.ndarray:
     """Return the length of the sample's channels at each position."""
-    return _length(step.sample)
+    return _length(step.as_maps(step.sample))
 
 
 @baseline("gradient")
@@ -87,8 +89,8 @@ def gradient_magnitude(step: Step, score: Score | None = None) -> np.ndarray:
     Source: Simonyan, Vedaldi, Zisserman 2014.
     """
     with torch.enable_grad():
-        x = step.sample.detach().clone().requires_grad_()
-        y = step.predict_original(x) if score is None else score(x)
+        x = step.as_maps(step.sample).detach().clone().requires_grad_()
+        y = step.predict_original(step.as_samples(x)) if score is None else score(x)
         (gradient,) = torch.autograd.grad(y.sum(), x)
     return _length(gradient)
 
@@ -97,32 +99,36 @@ def gradient_magnitude(step: Step, score: Score | None = None) -> np.ndarray:
 @torch.no_grad()
 def clean_edges(step: Step) -> np.ndarray:
     """Return the `edge_map` of the clean prediction's picture, averaged down to the sample's grid."""
-    return _on_sample_grid(edge_map(_picture(step)), step)
+    return _on_sample_grid([edge_map(picture) for picture in _pictures(step)], step)
 
 
 @baseline("clean colours")
 @torch.no_grad()
 def clean_colours(step: Step) -> np.ndarray:
     """Return how far the clean prediction's colours are from their median, the colour of a plain background."""
-    picture = _picture(step)
-    return _on_sample_grid(np.abs(picture - np.median(picture, axis=(0, 1))).sum(axis=-1), step)
+    return _on_sample_grid([_colourfulness(picture) for picture in _pictures(step)], step)
+
+
+def _colourfulness(picture: np.ndarray) -> np.ndarray:
+    """Return the distance of a picture's colours (height, width, 3) from their median, (height, width)."""
+    return np.asarray(np.abs(picture - np.median(picture, axis=(0, 1))).sum(axis=-1))
 
 
 # Baselines of several steps of a trace, as an array.
 
 
 def random_ranking(trace: Trace, steps: Sequence[int] | None = None, seed: int = 0) -> xr.DataArray:
-    """Return `random_map` at every step: (step, y, x)."""
+    """Return `random_map` at every step: (step, [frame,] y, x)."""
     return _maps(partial(random_map, seed=seed), trace, steps)
 
 
 def centre_ranking(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
-    """Return `centre_prior` at every step: (step, y, x) on the sample's grid."""
+    """Return `centre_prior` at every step: (step, [frame,] y, x) on the sample's grid."""
     return _maps(centre_map, trace, steps)
 
 
 def sample_magnitude(trace: Trace, steps: Sequence[int] | None = None) -> xr.DataArray:
-    """Return |x_t|, the length of the sample's channels at each position: (step, y, x)."""
+    """Return |x_t|, the length of the sample's channels at each position: (step, [frame,] y, x)."""
     return _maps(magnitude_map, trace, steps)
 
 
@@ -131,22 +137,19 @@ def _maps(map_of: MapOf, trace: Trace, steps: Sequence[int] | None) -> xr.DataAr
     return saliency
 
 
-def _grid(step: Step) -> tuple[int, int]:
-    return step.grid
-
-
 def _length(values: torch.Tensor) -> np.ndarray:
-    """Return the length of the channels of (1, channels, h, w), as (h, w)."""
+    """Return the length of the channels of (1, channels, [frames,] h, w), as ([frames,] h, w)."""
     return np.asarray(torch.linalg.vector_norm(values[0].detach().double(), dim=0).cpu().numpy())
 
 
-def _picture(step: Step) -> np.ndarray:
-    """Return the clean prediction's picture, (height, width, 3) in [0, 1]."""
-    picture = step.clean()[0].movedim(0, -1).double().cpu().numpy()
-    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+def _pictures(step: Step) -> np.ndarray:
+    """Return the clean prediction's picture, or its frames: (pictures, height, width, 3) in [0, 1]."""
+    clean = step.clean()[0].movedim(0, -1).double().cpu().numpy()
+    frames = clean if clean.ndim == 4 else clean[None]
+    return np.broadcast_to(frames, (*frames.shape[:3], 3))
 
 
-def _on_sample_grid(values: np.ndarray, step: Step) -> np.ndarray:
-    """Average values (height, width) down to the sample's grid."""
-    pooled = adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(values))[None], _grid(step))
-    return np.asarray(pooled[0].numpy())
+def _on_sample_grid(values: Sequence[np.ndarray], step: Step) -> np.ndarray:
+    """Average the values (height, width) of a picture, or of each frame, down to the sample's grid."""
+    maps = torch.from_numpy(np.ascontiguousarray(values if step.layout.frames is not None else values[0]))
+    return np.asarray(averaged_to(maps[None], step.layout.shape)[0].numpy())

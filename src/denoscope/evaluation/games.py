@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from ..attributors.base import Advance, choose, options_of
 from ..errors import InputError, NumericsError, shown_value
 from ..recording.batches import samples_at_once
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
+from ..vision.clips import by_frame
 from ..vision.encoders import Features
 from ..vision.similarity import blurred
 from .localisation import on_grid
+from .metrics import MAP_DIMS, map_dims
 
 BLUR_WINDOW, BLUR_SIGMA = 11, 5.0
 """The Gaussian that blurs the sample from which insertion starts: window and standard deviation, in positions."""
@@ -74,21 +77,23 @@ def games(
     ('step',)
 
     The positions of the sample x_t are ranked by saliency, ties row by row, and changed `positions` at a time; None is
-    one row's worth. At each point the changed sample goes through the denoiser and one stateless DDIM step and is
-    decoded. `feature_distance` of `encoder` compares the picture with the untouched one.
+    one row's worth, of all frames. At each point the changed sample goes through the denoiser and one stateless DDIM
+    step and is decoded. `feature_distance` of `encoder` compares the picture with the untouched one; of a clip it is
+    the mean over frames.
 
     **Of `auc`, higher is better in deletion and lower is better in insertion**, the opposite of the games on a
     classifier; the coordinate `higher_is_better` has the direction. Variables: `distance` (game, step, point), raw;
     `curve`, the same min–max normalised; `auc` (game, step), its area. Where the distance does not change, `curve` is 0
     and `auc` NaN. The coordinate `changed` (point) is the share of positions changed.
 
-    `saliency` has dims (step, y, x), or is a method's result with this variable; another grid is brought to the
-    sample's (`brought_to`). `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d). `batch_size` is
-    the number of samples decoded at once. Raises `InputError` for a map of another run or with gaps.
+    `saliency` has dims (step, [frame,] y, x), or is a method's result with this variable; another grid is brought to
+    the sample's (`brought_to`). `encoder` maps pictures (n, 3, height, width) in [0, 1] to features (n, d).
+    `batch_size` is the number of samples decoded at once. Raises `InputError` for a map of another run or with gaps.
     """
     maps = _maps(saliency)
     steps = _steps_of(trace, maps)
-    per_point = steps[0].sample.shape[-1] if positions is None else positions
+    layout = steps[0].layout
+    per_point = layout.positions // layout.grid[0] if positions is None else positions
     player = _Player(_callable(encoder), per_point, batch_size, advance or no_advance)
     curves = [player.play(step, maps.sel(step=step.index).values) for step in steps]
     return _labelled(steps, np.stack(curves, axis=1), player)
@@ -116,22 +121,23 @@ class _Player:
     @torch.no_grad()
     def play(self, step: Step, saliency: np.ndarray) -> np.ndarray:
         """Return the raw and the normalised curve of every game, (games, 2, points)."""
-        order = torch.from_numpy(ranks(brought_to(saliency, *step.grid))).to(step.sample.device)
+        order = torch.from_numpy(ranks(brought_to(saliency, *step.layout.shape))).to(step.sample.device)
         reference = self._features(step, step.sample)
         smallest = FLAT_CURVE * float(reference.square().sum())
         raw = [self._distances(step, game, order, reference) for game in GAMES.values()]
         return np.array([(curve, rescaled(curve, smallest)) for curve in raw])
 
     def _distances(self, step: Step, game: Game, order: torch.Tensor, reference: torch.Tensor) -> np.ndarray:
-        """Return the raw curve of a game, (points,), for the ranks of the positions, (h, w)."""
-        before, after = game.before(step.sample), game.after(step.sample)
+        """Return the raw curve of a game, (points,), for the ranks of the positions, ([frames,] h, w)."""
+        sample = step.as_maps(step.sample)
+        before, after = game.before(sample), game.after(sample)
         size = self.batch_size or batch_for(step)
         distances = []
         for counts in torch.split(self.points(order.numel()), size):
-            changed = order < counts.to(order.device)[:, None, None]
-            samples = torch.where(changed[:, None], after, before)
+            changed = order < counts.to(order.device).reshape(-1, *[1] * order.ndim)
+            samples = step.as_samples(torch.where(changed[:, None], after, before))
             distances.append(feature_distance(self._features(step, samples), reference))
-            self.advance(len(samples))
+            self.advance(len(counts))
         return torch.cat(distances).double().cpu().numpy()
 
     def points(self, total: int) -> torch.Tensor:
@@ -139,9 +145,13 @@ class _Player:
         return torch.arange(0, total + self.positions, self.positions).clamp(max=total)
 
     def _features(self, step: Step, samples: torch.Tensor) -> torch.Tensor:
-        """Return the features (n, d) of the pictures to which the samples lead; raises for a wrong encoder."""
-        pictures = step.decoder.decode(step.next_sample(samples))
-        pictures = pictures.expand(-1, 3, -1, -1) if pictures.shape[1] == 1 else pictures
+        """Return the features (n, [frames,] d) of the pictures to which the samples lead."""
+        pictures = step.decode(step.next_sample(samples))
+        pictures = pictures.expand(-1, 3, *pictures.shape[2:]) if pictures.shape[1] == 1 else pictures
+        return by_frame(lambda each: self._encoded(step, each), pictures)
+
+    def _encoded(self, step: Step, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the features (n, d) of pictures; raises for a wrong encoder."""
         features = self.encoder(pictures)
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(pictures):
             shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
@@ -159,16 +169,19 @@ class _Player:
 def feature_distance(features: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Return ‖φ(a) − φ(b)‖² + (sd φ(a) − sd φ(b))² of features (n, d) and (1, d), as (n,); sd over the d features.
 
+    Of clips, (n, frames, d) and (1, frames, d), it is the mean over frames.
+
     It is the Fréchet distance (Heusel et al. 2017), ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 √(Σ_a Σ_b)), of one picture to one
     picture, where the only variance is that of the picture's own features.
     """
     spread = spread_of(features) - spread_of(reference)
-    return (features - reference).square().sum(dim=1) + spread.square()
+    distances = (features - reference).square().sum(dim=-1) + spread.square()
+    return distances if distances.ndim == 1 else distances.mean(dim=1)
 
 
 def spread_of(features: torch.Tensor) -> torch.Tensor:
-    """Return the standard deviation over features (n, d), as (n,): with d − 1, and 0 for a single feature."""
-    return features.std(dim=1) if features.shape[1] > 1 else torch.zeros_like(features[:, 0])
+    """Return the standard deviation over features (..., d), as (...): with d − 1, and 0 for a single feature."""
+    return features.std(dim=-1) if features.shape[-1] > 1 else torch.zeros_like(features[..., 0])
 
 
 def rescaled(curve: np.ndarray, smallest: float = 0.0) -> np.ndarray:
@@ -203,18 +216,22 @@ def ranks(saliency: np.ndarray) -> np.ndarray:
     return ranking.reshape(saliency.shape)
 
 
-def brought_to(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bring a map to the grid (height, width): the mean over each cell where it is finer, else bilinear (`on_grid`)."""
-    if saliency.shape[0] < height or saliency.shape[1] < width:
-        return on_grid(saliency, height, width)
+def brought_to(saliency: np.ndarray, *shape: int) -> np.ndarray:
+    """Bring a map to a shape (height, width), or (frames, height, width): linear (`on_grid`), or a mean where finer."""
+    if any(have < want for have, want in zip(saliency.shape, shape, strict=True)):
+        return on_grid(saliency, *shape)
     values = torch.from_numpy(np.ascontiguousarray(saliency, dtype=np.float64))
-    return np.asarray(adaptive_avg_pool2d(values[None], (height, width))[0].numpy())
+    pool: Any = adaptive_avg_pool2d if len(shape) == 2 else adaptive_avg_pool3d
+    return np.asarray(pool(values[None], shape)[0].numpy())
 
 
 def batch_for(step: Step) -> int:
     """Return how many samples of a step to decode at once."""
     return samples_at_once(
-        step.sample, on_cpu=GAME_POSITIONS_ON_CPU, elsewhere=GAME_POSITIONS_ELSEWHERE, most=MOST_GAME_SAMPLES
+        step.as_maps(step.sample),
+        on_cpu=GAME_POSITIONS_ON_CPU,
+        elsewhere=GAME_POSITIONS_ELSEWHERE,
+        most=MOST_GAME_SAMPLES,
     )
 
 
@@ -222,14 +239,14 @@ def batch_for(step: Step) -> int:
 
 
 def _maps(saliency: Any) -> xr.DataArray:
-    """Return a map for each step, (step, y, x), without gaps."""
+    """Return a map for each step, (step, [frame,] y, x), without gaps."""
     maps = saliency.get("saliency") if isinstance(saliency, xr.Dataset) else saliency
     if isinstance(maps, xr.DataArray) and "step" in maps.coords and "step" not in maps.dims:
         maps = maps.expand_dims("step")
-    if not isinstance(maps, xr.DataArray) or set(maps.dims) != {"step", "y", "x"} or "step" not in maps.coords:
+    if not isinstance(maps, xr.DataArray) or not _is_map_a_step(maps) or "step" not in maps.coords:
         raise InputError(_no_maps(maps))
-    maps = maps.transpose("step", "y", "x").astype(np.float64)
-    complete = np.isfinite(maps.values).all(axis=(1, 2))
+    maps = maps.transpose("step", *map_dims(maps)).astype(np.float64)
+    complete = np.isfinite(maps.values).all(axis=tuple(range(1, maps.ndim)))
     if not complete.all():
         raise InputError(
             f"The map of step {int(maps.step.values[~complete][0])} has NaN or infinite values, so its positions "
@@ -239,20 +256,28 @@ def _maps(saliency: Any) -> xr.DataArray:
     return maps
 
 
+def _is_map_a_step(maps: xr.DataArray) -> bool:
+    return {"step", "y", "x"} <= set(maps.dims) <= {"step", *MAP_DIMS}
+
+
 def _no_maps(value: Any) -> str:
     """Return the message for a value that is no map for each step."""
     rule = "Give a method's result, or its variable `saliency` with dims (step, y, x) and the coordinate step."
     if not isinstance(value, xr.DataArray):
         return f"The games need the maps of a method, and were given {type(value).__name__}. {rule}"
-    if further := [str(dim) for dim in value.dims if dim not in ("step", "y", "x")]:
+    if further := [str(dim) for dim in value.dims if dim not in ("step", *MAP_DIMS)]:
         choice = f"saliency.isel({further[0]}=0)"
         return f"The saliency has the further dim {further[0]}. Choose one map a step: {choice}. {rule}"
     return f"The saliency has dims {value.dims} and coordinates {tuple(value.coords)}. {rule}"
 
 
 def _steps_of(trace: Trace, maps: xr.DataArray) -> list[Step]:
-    """Return the steps that the maps explain; raises `InputError` for maps with the time steps of another run."""
+    """Return the steps that the maps explain; raises `InputError` for maps of another run, or of other dims."""
     steps: list[Step] = choose(trace, maps.step.values.tolist())
+    if (dims := steps[0].layout.dims) != map_dims(maps):
+        raise InputError(
+            f"The maps have dims {maps.dims}, and a map of this run has {dims}. Give the trace that the maps explain."
+        )
     if "timestep" in maps.coords:
         for step, timestep in zip(steps, np.atleast_1d(maps.timestep.values), strict=True):
             if not np.isclose(step.timestep, timestep):
@@ -286,9 +311,7 @@ def coordinates_of(steps: Sequence[Step]) -> dict[str, Any]:
 def _labelled(steps: Sequence[Step], curves: np.ndarray, player: _Player) -> xr.Dataset:
     """Return curves (game, step, raw and normalised, point) as a dataset with their areas and coordinates."""
     distance, curve = curves[:, :, 0], curves[:, :, 1]
-    flat = ~curve.any(axis=-1)
-    height, width = steps[0].grid
-    total = height * width
+    flat, total = ~curve.any(axis=-1), steps[0].layout.positions
     coords = {
         "game": list(GAMES),
         "higher_is_better": ("game", [game.higher_is_better for game in GAMES.values()]),

@@ -13,7 +13,8 @@ import xarray as xr
 
 from ..attributors.base import Advance, choose
 from ..errors import InputError
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from ..targets import Target
 from .games import coordinates_of
 from .metrics import metric, with_facts, without_gaps
@@ -88,7 +89,10 @@ class Perturbation(ABC):
 
     @abstractmethod
     def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return I (n, channels, h, w) for a sample (1, channels, h, w), and weights (n, channels or 1, h, w)."""
+        """Return I (n, channels, *map) for a sample (1, channels, *map), and weights (n, channels or 1, *map).
+
+        A map is (h, w), or (frames, h, w).
+        """
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ class Squares(Perturbation):
     """A square at a random place is taken away, I = M (x − fill). A map's value is the cost of taking a position away.
 
     For maps of contributions: Integrated Gradients, occlusion, RISE. Sides are drawn evenly from 1 position to
-    `largest` of the shorter side; `fill` stands in their place. Raises `InputError` for a `largest` beyond 0 to 1.
+    `largest` of the shorter side; `fill` stands in their place. In a clip it is taken from a random stretch of frames.
+    Raises `InputError` for a `largest` beyond 0 to 1.
     """
 
     largest: float = 0.5
@@ -108,20 +113,28 @@ class Squares(Perturbation):
 
     def draw(self, sample: torch.Tensor, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         height, width = sample.shape[-2:]
-        masks = np.zeros((count, 1, height, width), np.float32)
+        masks = np.zeros((count, 1, *sample.shape[2:]), np.float32)
         for mask in masks[:, 0]:
             side = rng.integers(1, max(1, round(self.largest * min(height, width))) + 1)
             top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-            mask[top : top + side, left : left + side] = 1
+            frames = [_stretch(number, rng) for number in mask.shape[:-2]]
+            mask[(*frames, slice(top, top + side), slice(left, left + side))] = 1
         weights = torch.from_numpy(masks).to(sample)
         return weights * (sample - self.fill), weights
+
+
+def _stretch(frames: int, rng: np.random.Generator) -> slice:
+    """Return a random stretch of frames, of a length from 1 to all."""
+    length = rng.integers(1, frames + 1)
+    first = rng.integers(frames - length + 1)
+    return slice(first, first + length)
 
 
 @dataclass(frozen=True)
 class GaussianNoise(Perturbation):
     """Noise of standard deviation `sd`. A map's value is the rate at which the target changes with the sample.
 
-    For maps of sensitivity, (channels, h, w): a gradient. A map (h, w) counts as the same for each channel.
+    For maps of sensitivity, (channels, *map): a gradient. A map alone counts as the same for each channel.
     """
 
     sd: float = 0.1
@@ -136,7 +149,7 @@ class GaussianNoise(Perturbation):
 class Probe:
     """The measured changes of a step's target under perturbations: one probe serves every method's map.
 
-    `weights` (n, channels or 1, h, w) sum a map to its predictions; `measured` (n,) is f(x) − f(x − I).
+    `weights` (n, channels or 1, [frames,] h, w) sum a map to its predictions; `measured` (n,) is f(x) − f(x − I).
     """
 
     weights: np.ndarray
@@ -162,25 +175,26 @@ class Probe:
         if count < 2:
             raise InputError(f"count is {count}. Give at least 2 perturbations to measure infidelity; 256 are usual.")
         score, rng = target.at(step), np.random.default_rng([seed, step.index])
-        taken, weights = (perturbation or Squares()).draw(step.sample, count, rng)
-        before, changes = _number(score(step.sample)), []
+        sample = step.as_maps(step.sample)
+        taken, weights = (perturbation or Squares()).draw(sample, count, rng)
+        before, changes = _number(score(sample)), []
         for portion in torch.split(taken, batch_size):
-            changes.append(before - _number(score(step.sample - portion)))
+            changes.append(before - _number(score(sample - portion)))
             if advance is not None:
                 advance(len(portion))
         return cls(weights.double().cpu().numpy(), torch.cat(changes).double().cpu().numpy())
 
     def predicted(self, attribution: np.ndarray) -> np.ndarray:
-        """Return Iᵀφ (n,) of a map φ, (h, w) or (channels, h, w); raises `InputError` off the sample's grid."""
+        """Return Iᵀφ (n,) of a map φ, (*map) or (channels, *map); raises `InputError` off the sample's grid."""
         phi = np.asarray(attribution, dtype=np.float64)
-        channels = [phi] if phi.ndim == 2 else list(phi)
+        channels = [phi] if phi.ndim == self.weights.ndim - 2 else list(phi)
         phi = np.stack([without_gaps(channel) for channel in channels])
         if phi.shape[1:] != self.weights.shape[2:]:
+            have, wanted = (" × ".join(map(str, shape)) for shape in (phi.shape[1:], self.weights.shape[2:]))
             raise InputError(
-                f"The map is {phi.shape[1]} × {phi.shape[2]} and the sample {self.weights.shape[2]} × "
-                f"{self.weights.shape[3]}. Give the map on the sample's grid, as methods make it."
+                f"The map is {have} and the sample {wanted}. Give the map on the sample's grid, as methods make it."
             )
-        return np.asarray((self.weights * phi).sum(axis=(1, 2, 3)))
+        return np.asarray((self.weights * phi).sum(axis=tuple(range(1, self.weights.ndim))))
 
     def infidelity(self, attribution: np.ndarray) -> dict[str, float]:
         """Return `infidelity`, `relative_infidelity`, `infidelity_beyond_area` and the optimal `scale` of a map."""
@@ -210,7 +224,7 @@ def _number(scores: torch.Tensor) -> torch.Tensor:
 def infidelities(
     trace: Trace, saliency: xr.DataArray, target: Target, perturbation: Perturbation | None = None, **options: Any
 ) -> xr.Dataset:
-    """Compute `Probe.infidelity` of every step's map, (step, y, x): variables with dims (step,).
+    """Compute `Probe.infidelity` of every step's map, (step, [frame,] y, x): variables with dims (step,).
 
     `options` are those of `Probe.of`.
     """
@@ -225,7 +239,8 @@ def infidelities(
 
 
 def steps_of(trace: Trace, saliency: xr.DataArray) -> list[Step]:
-    """Return the steps that maps (step, y, x) explain; raises `InputError` for maps with other dims."""
-    if set(saliency.dims) != {"step", "y", "x"}:
-        raise InputError(f"The maps have dims {saliency.dims}. Give one map a step: dims (step, y, x).")
+    """Return the steps that maps (step, [frame,] y, x) explain; raises `InputError` for maps with other dims."""
+    dims = ("step", *trace[0].layout.dims)
+    if set(saliency.dims) != set(dims):
+        raise InputError(f"The maps have dims {saliency.dims}. Give one map a step: dims ({', '.join(dims)}).")
     return choose(trace, saliency.step.values.tolist())

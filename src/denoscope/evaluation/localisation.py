@@ -1,8 +1,9 @@
 """Does a map point at the object? Metrics against known masks.
 
-Every metric here takes a map (h, w) and a boolean mask of the same shape. All but `mass_inside` use only the order of
-the map's values, since maps of different methods have no common scale or zero. All raise `InputError` for a mask that
-is empty, covers everything or has another size, and for a map with NaN or infinite values. A flat map is at chance.
+Every metric here takes a map (h, w), or (frames, h, w), and a boolean mask of the same shape. All but `mass_inside` use
+only the order of the map's values, since maps of different methods have no common scale or zero. All raise `InputError`
+for a mask that is empty, covers everything or has another size, and for a map with NaN or infinite values. A flat map
+is at chance.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 from scipy import ndimage, stats
 
 from ..errors import InputError
-from .metrics import Metric, metric, metrics_of, over_maps, without_gaps
+from .metrics import Metric, map_dims, metric, metrics_of, over_maps, without_gaps
 from .stages import rank_agreement, share_inside
 
 
@@ -138,15 +139,21 @@ def mass_inside(saliency: np.ndarray, mask: np.ndarray) -> float:
 
 
 def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
-    """Compute every metric of localisation of every map: dims of `saliency` without y and x, each with its facts.
+    """Compute every metric of localisation of every map: dims of `saliency` without those of a map, with their facts.
 
     >>> scores = localisation(DFRise()(trace, steps=[6, 15]).saliency, mask)
     >>> scores.auroc.dims, scores.auroc.attrs["higher_is_better"]
     (('step',), True)
 
-    Maps are enlarged bilinearly to the mask's size. Raises `InputError` where mask and maps have other proportions.
+    Maps are enlarged linearly to the mask's size: (height, width), or (frames, height, width) for maps with frames.
+    Raises `InputError` where mask and maps have other proportions, or one of them has frames.
     """
-    height, width = np.shape(mask)
+    height, width = np.shape(mask)[-2:]
+    if np.ndim(mask) != len(map_dims(saliency)):
+        raise InputError(
+            f"The maps have the dims {map_dims(saliency)} and the mask has shape {np.shape(mask)}. Give a mask of the "
+            "same dims: one for all frames is np.stack([mask] * frames)."
+        )
     if saliency.sizes["y"] * width != saliency.sizes["x"] * height:
         raise InputError(
             f"The maps are {saliency.sizes['y']} × {saliency.sizes['x']} and the mask is {height} × {width}, which has "
@@ -154,7 +161,7 @@ def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
         )
 
     def scores(compute: Metric) -> xr.DataArray:
-        return over_maps(lambda each: compute(on_grid(each, height, width), mask), saliency, name=compute.name)
+        return over_maps(lambda each: compute(on_grid(each, *np.shape(mask)), mask), saliency, name=compute.name)
 
     return xr.Dataset({name: scores(compute) for name, compute in metrics_of("localisation").items()})
 
@@ -162,6 +169,11 @@ def localisation(saliency: xr.DataArray, mask: np.ndarray) -> xr.Dataset:
 def _comparable(saliency: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return map and mask as arrays; raises `InputError` where they cannot be compared."""
     saliency, mask = without_gaps(saliency), np.asarray(mask, bool)
+    if saliency.ndim != mask.ndim:
+        raise InputError(
+            f"The map has shape {saliency.shape} and the mask {mask.shape}. Give one map at a time: (h, w), or "
+            "(frames, h, w) for a clip, and a mask of the same dims."
+        )
     if saliency.shape != mask.shape:
         raise InputError(
             f"The map has shape {saliency.shape} and the mask {mask.shape}. Bring the map to the mask's size first: "
@@ -186,11 +198,10 @@ def _ious(saliency: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.asarray(hits / (chosen + mask.sum() - hits))
 
 
-def on_grid(saliency: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Enlarge a map (h, w) bilinearly to (height, width), cell centres on cell centres."""
-    rows = _centres(saliency.shape[0], height)
-    columns = _centres(saliency.shape[1], width)
-    places = np.meshgrid(rows, columns, indexing="ij")
+def on_grid(saliency: np.ndarray, *shape: int) -> np.ndarray:
+    """Enlarge a map (h, w) or (frames, h, w) linearly to a shape of as many dims, cell centres on cell centres."""
+    centres = [_centres(small, large) for small, large in zip(saliency.shape, shape, strict=True)]
+    places = np.meshgrid(*centres, indexing="ij")
     return np.asarray(ndimage.map_coordinates(saliency, places, order=1, mode="nearest"))
 
 

@@ -158,21 +158,33 @@ def with_facts(values: xr.DataArray, name: str) -> xr.DataArray:
     return values.assign_attrs(metric_named(name).facts)
 
 
+MAP_DIMS = ("frame", "y", "x")
+"""The dims of a map; those of a picture have no frames."""
+
+
+def map_dims(saliency: xr.DataArray) -> tuple[str, ...]:
+    """Return the dims of an array that are those of a map: (y, x), or (frame, y, x) for a clip."""
+    return tuple(name for name in MAP_DIMS if name in saliency.dims)
+
+
 def over_maps(function: Callable[..., float], *maps: xr.DataArray | np.ndarray, name: str) -> xr.DataArray:
-    """Apply a function of whole maps (y, x) at every place of the other dims: dims of `maps` without y and x.
+    """Apply a function of whole maps ([frame,] y, x) at every place of the other dims: dims of `maps` without these.
 
     The values carry the facts of the metric `name`.
     """
-    core_dims = [["y", "x"] if isinstance(each, xr.DataArray) else [] for each in maps]
+    core_dims = [map_dims(each) if isinstance(each, xr.DataArray) else () for each in maps]
     values = xr.apply_ufunc(function, *maps, input_core_dims=core_dims, vectorize=True, keep_attrs=False)
     return with_facts(values, name)
 
 
 def without_gaps(saliency: Any) -> np.ndarray:
-    """Return a map (h, w) as float64; raises `InputError` for NaN or infinite values, or other dims."""
+    """Return a map (h, w) or (frames, h, w) as float64; raises `InputError` for other dims, NaN or infinite values."""
     values = np.asarray(saliency, dtype=np.float64)
-    if values.ndim != 2:
-        raise InputError(f"A map has two dims, (h, w), and this has shape {values.shape}. Give one map at a time.")
+    if values.ndim not in (2, 3):
+        raise InputError(
+            f"A map has the dims (h, w), or (frames, h, w) of a clip, and this has shape {values.shape}. Give one map "
+            "at a time."
+        )
     if gaps := int((~np.isfinite(values)).sum()):
         raise InputError(
             f"The map has NaN or infinite values at {gaps} of its {values.size} positions, so they cannot be compared. "

@@ -9,7 +9,9 @@ import xarray as xr
 
 from ..attributors.base import Advance
 from ..errors import InputError
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
+from ..vision.clips import by_frame
 from .games import brought_to, coordinates_of, ranks
 from .infidelity import steps_of
 from .metrics import metric, with_facts, without_gaps
@@ -36,39 +38,44 @@ def advantage(chosen: np.ndarray, elsewhere: np.ndarray) -> float:
 
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From pictures (n, 3, height, width) and one picture (1, 3, height, width) to distances (n,)."""
+"""From pictures (n, 3, [frames,] height, width) and one such picture to distances (n,)."""
 
 
 def root_mean_square(pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
     """Return the root of the mean squared difference, (n,), in units of the pictures' [0, 1]."""
-    return (pictures - picture).square().mean(dim=(1, 2, 3)).sqrt()
+    return (pictures - picture).square().mean(dim=tuple(range(1, pictures.ndim))).sqrt()
 
 
 @dataclass(frozen=True, eq=False)
 class WithinMask:
-    """`root_mean_square` inside a boolean mask (height, width); raises `InputError` for an empty or misfit mask."""
+    """`root_mean_square` inside a boolean mask (height, width), of a clip also (frames, height, width).
+
+    Raises `InputError` for an empty or misfit mask.
+    """
 
     mask: np.ndarray
 
     def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
         mask = np.asarray(self.mask, bool)
-        if mask.shape != tuple(pictures.shape[-2:]) or not mask.any():
+        if mask.shape not in (tuple(pictures.shape[-2:]), tuple(pictures.shape[2:])) or not mask.any():
+            size = " × ".join(map(str, pictures.shape[2:]))
             raise InputError(
-                f"The mask has shape {mask.shape} with {int(mask.sum())} positions, and the pictures are "
-                f"{pictures.shape[-2]} × {pictures.shape[-1]}. Give the object's mask in the pictures' size."
+                f"The mask has shape {mask.shape} with {int(mask.sum())} positions, and the pictures are {size}. Give "
+                "the object's mask in the pictures' size."
             )
         inside = torch.from_numpy(mask).to(pictures.device)
-        return (pictures - picture)[..., inside].square().mean(dim=(1, 2)).sqrt()
+        return root_mean_square(pictures[..., inside], picture[..., inside])
 
 
 @dataclass(frozen=True, eq=False)
 class OfFeatures:
-    """Euclidean distance of an encoder's features (n, d), such as the bundled CLIP's."""
+    """Euclidean distance of an encoder's features (n, d), such as the bundled CLIP's; of clips the mean over frames."""
 
     encoder: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, pictures: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-        return (self.encoder(pictures) - self.encoder(picture)).square().sum(dim=1).sqrt()
+        distances = (by_frame(self.encoder, pictures) - by_frame(self.encoder, picture)).square().sum(dim=-1).sqrt()
+        return distances if distances.ndim == 1 else distances.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Resampling:
             raise InputError(f"draws is {self.draws}. Give at least 1 draw of other noise; 8 are usual.")
 
     def samples(self, step: Step, saliency: np.ndarray) -> torch.Tensor:
-        """Return samples x_t with other noise in the map's top region, then in others like it: (2 · draws, c, h, w).
+        """Return 2 · draws samples x_t with other noise in the map's top region, then in others like it.
 
         Each draw is one field of noise; either region takes its own part of it. The clean prediction stays as it is.
         """
@@ -98,15 +105,15 @@ class Resampling:
         region = top_region(saliency, self.share)
         regions = [region] * self.draws + [elsewhere(region, rng) for _ in range(self.draws)]
         chosen = torch.from_numpy(np.stack(regions))[:, None].to(step.sample.device)
-        original = step.pred_original_sample
-        noise = step.level.noise(step.sample, step.model_output)
+        sample, output = step.as_maps(step.sample), step.as_maps(step.model_output)
+        original, noise = step.level.original(sample, output), step.level.noise(sample, output)
         fresh = rng.standard_normal((self.draws, *noise.shape[1:]), dtype=np.float32)
         other = torch.from_numpy(np.concatenate([fresh, fresh])).to(noise)
-        return step.level.noisy(original, torch.where(chosen, other, noise))
+        return step.as_samples(step.level.noisy(original, torch.where(chosen, other, noise)))
 
 
 def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
-    """Return the highest `share` of the positions of a map (h, w), at least one, as a boolean mask; ties row by row.
+    """Return the highest `share` of the positions of a map, at least one, as a boolean mask; ties row by row.
 
     >>> top_region(np.array([[0.1, 0.9], [0.3, 0.2]]), share=0.5)
     array([[False,  True],
@@ -116,15 +123,15 @@ def top_region(saliency: np.ndarray, share: float) -> np.ndarray:
 
 
 def elsewhere(region: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a region of the same size and form at another place, the picture's edges joined.
+    """Return a region of the same size and form at another place, edges joined, those of a clip's time too.
 
     It is drawn from the quarter of all shifts that overlap the region least: a large region has none without overlap.
     """
-    spectrum = np.fft.fft2(region)
-    overlaps = np.fft.ifft2(spectrum * spectrum.conj()).real.round().astype(int)
+    spectrum = np.fft.fftn(region)
+    overlaps = np.fft.ifftn(spectrum * spectrum.conj()).real.round().astype(int)
     limit = np.sort(overlaps, axis=None)[(region.size - 1) // 4]
     shift = np.unravel_index(rng.choice(np.flatnonzero(overlaps <= limit)), region.shape)
-    return np.roll(region, shift, axis=(0, 1))
+    return np.roll(region, shift, axis=tuple(range(region.ndim)))
 
 
 def resampling(
@@ -151,7 +158,8 @@ def resampling(
     settings, steps = options or Resampling(), steps_of(trace, saliency)
     changes = []
     for step in steps:
-        changes.append(_changes(trace, step, saliency.sel(step=step.index).values, measures, settings, advance))
+        values = saliency.sel(step=step.index).transpose(*step.layout.dims).values
+        changes.append(_changes(trace, step, values, measures, settings, advance))
     coords = {"distance": list(measures), **coordinates_of(steps), "region": ["top", "elsewhere"]}
     dims = ("distance", "step", "region", "draw")
     change = xr.DataArray(np.stack(changes, axis=1), coords, dims)
@@ -170,13 +178,12 @@ def _changes(
     advance: Advance | None,
 ) -> np.ndarray:
     """Return the distances of one step's final pictures by every measure, (measures, 2, draws)."""
-    height, width = step.grid
-    samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, height, width))])
-    pictures = []
-    for portion in torch.split(samples, options.batch_size):
-        pictures.append(step.decoder.decode(trace.continued(step.index, portion)))
+    samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, *step.layout.shape))])
+    unit, pictures = len(step.sample), []
+    for portion in torch.split(samples, options.batch_size * unit):
+        pictures.append(step.decode(trace.continued(step.index, portion)))
         if advance is not None:
-            advance(len(portion))
-    untouched, others = torch.split(torch.cat(pictures), [1, len(samples) - 1])
+            advance(len(portion) // unit)
+    untouched, others = torch.split(torch.cat(pictures), [1, 2 * options.draws])
     changes = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
     return np.stack(changes).reshape(len(measures), 2, options.draws)

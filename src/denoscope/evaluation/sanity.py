@@ -20,7 +20,8 @@ from ..attributors.base import Advance, Attributor, choose
 from ..criteria import SANITY_TOLERANCE
 from ..errors import InputError
 from ..recording.hooks.layers import called_layers, other_times, randomised
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from .intervals import Interval, bootstrap
 from .metrics import over_maps
 from .stability import agreement, own_maps, remade
@@ -176,7 +177,7 @@ class ShuffledTime:
     @classmethod
     def of(cls, trace: Trace, seed: int = 0) -> "ShuffledTime":
         """Draw an order of the time steps that a trace's denoiser got; raises `InputError` for fewer than two."""
-        timesteps = tuple(dict.fromkeys(step.replay.time for step in trace if step.engine is not None))
+        timesteps = tuple(dict.fromkeys(step.direct.time for step in trace if step.direct is not None))
         if len(timesteps) < 2:
             raise InputError(
                 f"The time steps {list(timesteps)} cannot be shuffled: there are fewer than two. Record more steps."
@@ -206,6 +207,7 @@ def record_with_other_times(trace: Trace, change: TimeChange) -> Trace:
         )
     with other_times(trace.model.denoiser, change):
         again: Trace = trace.model.trace(*args, **call)
+    again.made_under(partial(other_times, trace.model.denoiser, change, needed=False))
     return again if picture is None else again.picture(picture)
 
 

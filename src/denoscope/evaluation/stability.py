@@ -10,7 +10,8 @@ import xarray as xr
 
 from ..attributors.base import Advance, Attributor, choose
 from ..errors import InputError
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from .metrics import metric, over_maps, without_gaps
 from .stages import rank_agreement
 
@@ -56,7 +57,7 @@ def seed_agreement(
 
 
 def neighbour_agreement(saliency: xr.DataArray) -> xr.DataArray:
-    """Compare each step's map with that of the step before it: agreement, dims of `saliency` without y and x.
+    """Compare each step's map with that of the step before it: agreement, dims of `saliency` without the map's.
 
     The first step, which has none before it, is left out. Raises `InputError` for fewer than two steps.
     """

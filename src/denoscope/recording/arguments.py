@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from ..errors import DenoscopeError, InputError, did_you_mean
-from .components import size_multiple
+from .components import scheduler_of, size_multiple
 from .memory import refuse_too_large
 from .refusals import FORESEEN, refuse
 
@@ -164,7 +164,7 @@ class Call:
             raise InputError(
                 f"num_inference_steps is {steps!r}. A picture needs at least 1 denoising step; 20 to 50 are usual."
             )
-        scheduler = self.pipeline.scheduler
+        scheduler = scheduler_of(self.pipeline)
         trained = training_steps(scheduler)
         if hasattr(scheduler, "alphas_cumprod") and steps > trained:
             raise InputError(

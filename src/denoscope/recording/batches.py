@@ -1,5 +1,7 @@
 """The number of samples that go through a network at once."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -16,13 +18,13 @@ def samples_at_once(
     elsewhere: int = POSITIONS_ELSEWHERE,
     most: int = MOST_SAMPLES,
 ) -> int:
-    """Return how many samples like this one, (n, ..., h, w), to compute at once on its device: 1 to `most`.
+    """Return how many samples like this one, (n, channels, [frames,] h, w), to compute at once on its device.
 
-    `on_cpu` and `elsewhere` are the positions h · w that may be in memory together.
+    1 to `most`. `on_cpu` and `elsewhere` are the positions [frames ·] h · w that may be in memory together.
 
     >>> samples_at_once(torch.zeros(1, 4, 16, 16)), samples_at_once(torch.zeros(1, 4, 128, 128))
     (64, 1)
     """
-    positions = sample.shape[-2] * sample.shape[-1]
+    positions = math.prod(sample.shape[2:])
     limit = on_cpu if sample.device.type == "cpu" else elsewhere
     return int(np.clip(limit // positions, 1, most))

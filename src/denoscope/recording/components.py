@@ -1,4 +1,4 @@
-"""The parts of a pipeline: denoiser, autoencoder and text encoders, and the refusal of parts that cannot be used."""
+"""The parts of a pipeline: networks, schedulers, autoencoder, text encoders, and the refusal of unusable ones."""
 
 from typing import Any
 
@@ -6,8 +6,19 @@ import torch
 
 from ..errors import ModelError
 
-DENOISERS = ("unet", "transformer")
-AUTOENCODERS = ("vae", "vqvae")
+DENOISERS = (
+    "unet",
+    "transformer",
+    "transformer_2",
+    "dit",
+    "prior",
+    "prior_prior",
+    "decoder",
+    "super_res_first",
+    "super_res_last",
+)
+"""Names that diffusers' pipelines have for their denoisers."""
+AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "bert")
 
 
@@ -17,13 +28,40 @@ def parts_of(pipeline: Any, names: tuple[str, ...]) -> list[Any]:
     return [part for part in parts if part is not None]
 
 
+def networks_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Return the networks of a pipeline by their names, each once."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, part in _components(pipeline).items():
+        if isinstance(part, torch.nn.Module) and part not in found.values():
+            found[name] = part
+    return found
+
+
+def schedulers_of(pipeline: Any) -> dict[str, Any]:
+    """Return the schedulers of a pipeline by their names: one, or one for each of several stages."""
+    return {name: part for name, part in _components(pipeline).items() if hasattr(part, "set_timesteps")}
+
+
+def _components(pipeline: Any) -> dict[str, Any]:
+    """Return the registered parts of a pipeline, and those that it only has as attributes."""
+    registered = getattr(pipeline, "components", None) or {}
+    named = {name: getattr(pipeline, name, None) for name in (*DENOISERS, "scheduler")}
+    return {**dict(registered), **{name: part for name, part in named.items() if part is not None}}
+
+
+def scheduler_of(pipeline: Any) -> Any:
+    """Return the scheduler of a pipeline; the last one of a pipeline with several stages; None if there is none."""
+    own = getattr(pipeline, "scheduler", None)
+    return own if own is not None else next(reversed(schedulers_of(pipeline).values()), None)
+
+
 def denoiser_of(pipeline: Any) -> torch.nn.Module:
     """Return the U-Net or transformer of a pipeline; raises `ModelError` if it has none."""
     denoisers = parts_of(pipeline, DENOISERS)
     if not denoisers:
         raise ModelError(
-            f"{type(pipeline).__name__} has no denoiser: Denoscope listens at pipe.unet or pipe.transformer. "
-            "Give a diffusers pipeline that has one of them."
+            f"{type(pipeline).__name__} has no denoiser: Denoscope listens at pipe.unet, pipe.transformer and other "
+            f"parts with one of the names {', '.join(DENOISERS[2:])}. Give a diffusers pipeline that has one of them."
         )
     denoiser: torch.nn.Module = denoisers[0]
     return denoiser

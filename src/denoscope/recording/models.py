@@ -4,9 +4,10 @@ import inspect
 import operator
 import textwrap
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -15,7 +16,7 @@ import torch
 from ..errors import InputError, ModelError, ScheduleError
 from . import schedules
 from .arguments import Call, default_of, training_steps
-from .components import TEXT_ENCODERS, autoencoder_of, denoiser_of, parts_of, refuse_unusable
+from .components import TEXT_ENCODERS, autoencoder_of, denoiser_of, parts_of, refuse_unusable, scheduler_of
 from .hooks.schedulers import made_scheduler, refuse_fixed_grid, swapped_scheduler
 from .loading import BUNDLED, UNSAFE, _from_pretrained, _source, device_of, precision_of, quiet_libraries
 from .patterns import layers_of
@@ -66,7 +67,7 @@ def load(
 
 
 def _own_pipeline(pipeline: Any, dtype: torch.dtype | str | None, device: Any) -> Any:
-    if not callable(pipeline) or not hasattr(pipeline, "scheduler"):
+    if not callable(pipeline) or scheduler_of(pipeline) is None:
         raise ModelError(
             f"{pipeline!r:.80} ({type(pipeline).__name__}) is not a model: give the name of a bundled model "
             f"({', '.join(BUNDLED)}), a hub id, a folder saved by save_pretrained, or a loaded diffusers pipeline."
@@ -93,6 +94,7 @@ class Model:
 
     pipeline: Any
     name: str
+    _latest: list[Any] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         denoiser_of(self.pipeline)
@@ -177,7 +179,7 @@ class Model:
             return planned.run(kwargs, steps_done)
 
         with swapped_scheduler(self.pipeline, scheduler) as used:
-            return record(self, self.denoiser, used, run, timesteps, call, step_done)
+            return record(self, used, run, timesteps, call, (planned.positional, kwargs), step_done)
 
     def _warn_of_cut(self, texts: Sequence[str]) -> None:
         for text in texts if self.takes_text else ():
@@ -206,7 +208,7 @@ class Model:
         return {**planned.named, "num_inference_steps": len(timesteps)}, timesteps
 
     def _timesteps(self, schedule: Schedule, shift: float | None, steps: int) -> list[int] | None:
-        return schedules.resolve(schedule, steps, shift, training_steps(self.pipeline.scheduler))
+        return schedules.resolve(schedule, steps, shift, training_steps(scheduler_of(self.pipeline)))
 
     def step_count(
         self,
@@ -220,7 +222,7 @@ class Model:
         Raises `ScheduleError` for time steps, a scheduler or both together that a run would be refused for.
         """
         timesteps = self._timesteps(schedule, shift, steps)
-        used = made_scheduler(self.pipeline.scheduler, scheduler)
+        used = made_scheduler(scheduler_of(self.pipeline), scheduler)
         if timesteps is not None:
             refuse_fixed_grid(used)
         try:
@@ -231,7 +233,7 @@ class Model:
 
     def scheduler_name(self, scheduler: str | None = None) -> str:
         """Return the class of a run's scheduler: the pipeline's own, or the one that it is swapped for."""
-        return type(self.pipeline.scheduler).__name__ if scheduler is None else schedules.SCHEDULERS[scheduler]
+        return type(scheduler_of(self.pipeline)).__name__ if scheduler is None else schedules.SCHEDULERS[scheduler]
 
     def default(self, name: str) -> Any:
         """Return the pipeline's own value for an argument that is left out; None if it has none."""
@@ -293,10 +295,19 @@ class Model:
     # Its pictures.
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
-        """Turn samples (n, channels, h, w) into pictures (n, 3, height, width) in [0, 1]; differentiable."""
-        autoencoder = self.autoencoder
-        if autoencoder is not None:
-            scaling = autoencoder.config.get("scaling_factor") or 1.0
-            shift = autoencoder.config.get("shift_factor") or 0.0
-            samples = autoencoder.decode(samples.to(autoencoder.dtype) / scaling + shift, return_dict=False)[0]
-        return (samples / 2 + 0.5).clamp(0, 1)
+        """Turn samples into pictures (n, 3, [frames,] height, width) in [0, 1] as the latest recorded run does.
+
+        Differentiable. `Step.decode` does it as its own run does. Raises `ModelError` if no trace of the model is left.
+        """
+        decoding = self._latest[0]() if self._latest else None
+        if decoding is None:
+            raise ModelError(
+                "The model has no recorded run, and how samples become pictures is the pipeline's own business. Record "
+                "a picture first, trace = model.trace(...), and decode with trace.decode(samples)."
+            )
+        pictures: torch.Tensor = decoding(samples)
+        return pictures
+
+    def remember(self, decoding: Any) -> None:
+        """Keep the way to pictures of the latest run, for as long as its trace is there."""
+        self._latest[:] = [weakref.ref(decoding)]

@@ -5,7 +5,7 @@ import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any, NoReturn
 
 import torch
@@ -137,9 +137,21 @@ def _hands_on(frame: FrameType, code: CodeType, pipeline: Any) -> bool:
         function, owners = getattr(value, "__func__", None), (getattr(value, "__self__", None),)
         if isinstance(value, functools.partial):  # as accelerate replaces the forward of a module
             function, owners = value.func, value.args
+        elif isinstance(value, FunctionType):  # as users replace a method of a part
+            function, owners = value, _holders(value, pipeline)
         if getattr(function, "__code__", None) is code and any(_is_part(owner, pipeline) for owner in owners):
             return True
     return False
+
+
+def _holders(function: FunctionType, pipeline: Any) -> tuple[Any, ...]:
+    """Return the parts that have a function as an attribute of their own, or had it before they were listened to."""
+    parts = [part for part in (pipeline, *vars(pipeline).values()) if hasattr(part, "__dict__")]
+    return tuple(
+        part
+        for part in parts
+        if any(function is value or function is getattr(value, "__wrapped__", None) for value in vars(part).values())
+    )
 
 
 def _is_of_package(value: Any) -> bool:

@@ -23,17 +23,19 @@ import xarray as xr
 from ..attributors.base import Advance, choose, options_of
 from ..errors import InputError, shown_value
 from ..recording.batches import samples_at_once
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
+from ..vision.clips import middle_frame
 from ..vision.frames import draw_noise
 
 Attributes = Mapping[str, Any]
 """The value of each attribute of a picture; None for an attribute that the picture lacks."""
 
 Reader = Callable[[np.ndarray], Attributes]
-"""A function from a picture (height, width, channels) in [0, 1] to its attributes."""
+"""A function from a picture (height, width, channels) in [0, 1] to its attributes; of a clip it is the middle frame."""
 
 Entry = tuple[int, torch.Tensor]
-"""A sample (1, channels, h, w) and the index of the step at which it enters the run."""
+"""A sample, of the pipeline's own shape for one picture, and the index of the step at which it enters the run."""
 
 
 @torch.no_grad()
@@ -46,20 +48,21 @@ def finish(
     batch_size: int = 64,
     advance: Advance | None = None,
 ) -> torch.Tensor:
-    """Walk each sample from its step to the end of the run; return clean samples (entries, channels, h, w), in order.
+    """Walk each sample from its step to the end of the run; return their clean samples in order, one behind the other.
 
     `eta` is DDIM's η: 0 is deterministic, 1 as noisy as DDPM. Each entry has a random stream of its own, so the result
     does not depend on `batch_size`. `advance` is called with the number of entries finished.
     """
     order = sorted(range(len(entries)), key=lambda i: entries[i][0])
+    unit = len(entries[0][1])
     ends: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), batch_size):
         group = order[start : start + batch_size]
         walked = _walked(steps, [entries[i] for i in group], eta, [_stream(seed, i) for i in group])
-        ends |= dict(zip(group, walked, strict=True))
+        ends |= dict(zip(group, torch.split(walked, unit), strict=True))
         if advance is not None:
             advance(len(group))
-    return torch.stack([ends[i] for i in range(len(entries))])
+    return torch.cat([ends[i] for i in range(len(entries))])
 
 
 def _stream(seed: int, index: int) -> torch.Generator:
@@ -71,16 +74,16 @@ def _walked(
     steps: Sequence[Step], entries: Sequence[Entry], eta: float, streams: Sequence[torch.Generator]
 ) -> torch.Tensor:
     """Walk entries, ordered by their steps, to the end of the run; each joins at its step."""
-    x = entries[0][1][:0]
+    x, unit = entries[0][1][:0], len(entries[0][1])
     for index, step in enumerate(steps):
         x = torch.cat([x, *(sample for start, sample in entries if start == index)])
         if len(x):
-            x = next_sample(step, x, eta, streams[: len(x)])
+            x = next_sample(step, x, eta, streams[: len(x) // unit])
     return x
 
 
 def next_sample(step: Step, samples: torch.Tensor, eta: float, streams: Sequence[torch.Generator]) -> torch.Tensor:
-    """Return x_{t−1} of samples (n, channels, h, w), each with fresh noise of its own stream.
+    """Return x_{t−1} of samples, each with fresh noise of its own stream: as many rows a stream as make one picture.
 
     x_{t−1} = α' x0 + √(σ'² − η²τ²) ε + η τ z, where τ² = σ'² (1 − (α σ' / α' σ)²) is the variance of x_{t−1} given x_t
     and x0 (Song, Meng, Ermon 2021, equations 12 and 16). The last step goes to x0.
@@ -90,7 +93,8 @@ def next_sample(step: Step, samples: torch.Tensor, eta: float, streams: Sequence
         return step.next_sample(samples)
     prediction = step.predict(samples)
     spread = eta * after.sigma * max(0.0, 1 - (level.alpha * after.sigma / (after.alpha * level.sigma)) ** 2) ** 0.5
-    fresh = torch.stack([torch.randn(samples.shape[1:], generator=stream) for stream in streams]).to(samples)
+    shape = (len(samples) // len(streams), *samples.shape[1:])
+    fresh = torch.cat([torch.randn(shape, generator=stream) for stream in streams]).to(samples)
     remaining = max(0.0, after.sigma**2 - spread**2) ** 0.5
     noise = (remaining * level.noise(samples, prediction) + spread * fresh) / after.sigma
     return after.noisy(level.original(samples, prediction), noise)
@@ -134,23 +138,22 @@ class Experiment(ABC):
         return int(np.random.SeedSequence([self.seed, checksum]).generate_state(1, np.uint64)[0])
 
     def _noise(self, trace: Trace) -> list[torch.Tensor]:
-        """Return a noise (1, channels, h, w) for each draw."""
+        """Return a noise of the sample's shape for each draw."""
         sample = trace[0].sample
-        noises = draw_noise(sample.shape[1:], self.draws, self._seed_of(trace)).to(sample)
-        return [noise[None] for noise in noises]
+        return list(draw_noise(sample.shape, self.draws, self._seed_of(trace)).to(sample))
 
     def _ends(
         self, steps: Sequence[Step], entries: Sequence[Entry], trace: Trace, advance: Advance | None
     ) -> list[Attributes]:
         """Finish every entry and read the attributes of its picture."""
-        size = self.batch_size or samples_at_once(entries[0][1])
+        size = self.batch_size or samples_at_once(steps[0].as_maps(entries[0][1]))
         seed = self._seed_of(trace)
         samples = finish(steps, entries, eta=self.eta, seed=seed, batch_size=size, advance=advance)
-        return [self._read(steps[0], sample[None]) for sample in samples]
+        return [self._read(steps[0], sample) for sample in torch.split(samples, len(entries[0][1]))]
 
     @torch.no_grad()
     def _read(self, step: Step, sample: torch.Tensor) -> Attributes:
-        picture = step.decoder.decode(sample)[0].movedim(0, -1).float().cpu().numpy()
+        picture = middle_frame(step.decode(sample))[0].movedim(0, -1).float().cpu().numpy()
         attributes = self.reader(picture)
         if not isinstance(attributes, Mapping) or not attributes:
             raise InputError(

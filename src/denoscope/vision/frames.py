@@ -16,7 +16,8 @@ import torch
 
 from ..errors import InputError, did_you_mean, shown_value
 from ..recording.models import LARGEST_SEED
-from ..recording.traces import Step, Trace
+from ..recording.steps import Step
+from ..recording.traces import Trace
 from .noising import log_snr_of, noise_levels, noising_scheduler, noising_timesteps, scheduler_settings
 
 Space = Literal["input", "image"]
@@ -207,7 +208,8 @@ def ddpm(clean: torch.Tensor, scheduler: Any = None, count: int = 100, draws: in
 def frames_of(trace: Trace, what: Literal["clean", "sample"] = "clean") -> Frames:
     """Return the decoded pictures of a recorded run, in [0, 1]: the predicted clean pictures, or the samples x_t.
 
-    `clean` of the result is the finished picture. Raises `InputError` for a trace of several pictures, or another word.
+    `clean` of the result is the finished picture. Raises `InputError` for a trace of several pictures or of a clip, or
+    for another word.
     """
     if what not in _DECODED:
         raise InputError(f"A trace has no pictures {shown_value(what)}. {did_you_mean(str(what), _DECODED)}")
@@ -215,6 +217,11 @@ def frames_of(trace: Trace, what: Literal["clean", "sample"] = "clean") -> Frame
         raise InputError(
             f"This trace holds {trace.pictures} pictures, and a sequence of frames is of one picture. "
             "Choose it: frames_of(trace.picture(0))."
+        )
+    if trace[0].layout.frames is not None:
+        raise InputError(
+            "This trace is of a clip, and a sequence of frames is of one picture over the steps. Explain the trace "
+            "itself: attributor(trace)."
         )
     frames = [StepFrame(step.index, step.timestep, step.log_snr, step, _DECODED[what]) for step in trace]
     finished = _in_colour(_decoded_result, trace[-1])[0]
@@ -240,11 +247,11 @@ def _decoded_clean(step: Step) -> torch.Tensor:
 
 
 def _decoded_sample(step: Step) -> torch.Tensor:
-    return step.decoder.decode(step.sample)
+    return step.decode(step.sample)
 
 
 def _decoded_result(step: Step) -> torch.Tensor:
-    return step.decoder.decode(step.prev_sample)
+    return step.decode(step.prev_sample)
 
 
 _DECODED: dict[str, Callable[[Step], torch.Tensor]] = {"clean": _decoded_clean, "sample": _decoded_sample}

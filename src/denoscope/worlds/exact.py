@@ -284,7 +284,7 @@ class ExactPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """Make pictures; `output_type` is "pil" or "np"."""
+        """Make pictures; `output_type` is "pil", "np" or "pt"."""
         scheduler = self.scheduler
         scheduler.set_timesteps(num_inference_steps)
         noise = torch.randn(batch_size, *self.unet.world.shape, generator=generator)
@@ -293,7 +293,10 @@ class ExactPipeline(DiffusionPipeline):
         for t in scheduler.timesteps:
             output = self.unet(scheduler.scale_model_input(x, t), t).sample
             x = scheduler.step(output, t, x, **options).prev_sample
-        images = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        tensors: Any = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return ImagePipelineOutput(images=tensors)
+        images = tensors.permute(0, 2, 3, 1).numpy()
         if output_type != "np":
             to_pil: Any = self.numpy_to_pil
             images = to_pil(images)

@@ -7,7 +7,7 @@ import numpy as np
 from ...attributors.masks import GridMasks
 from ...evaluation.attacks import Attack, Differentiable, MaximumBall, attacks, contrast_map, gradient_map
 from ...evaluation.metrics import Metric
-from ...recording.traces import Step
+from ...recording.steps import Step
 from ...targets import Closeness
 from ..pictures import MethodMaps, RecordedPicture
 from .registry import Measured, check
@@ -80,5 +80,5 @@ def _differentiable(step: Step, method: str, num_masks: int) -> Differentiable |
 
 
 def _few_masks(step: Step, num_masks: int) -> np.ndarray:
-    (height, width), count = step.grid, min(num_masks, MOST_MASKS)
-    return np.concatenate(list(GridMasks().stream(height, width, 0, count, count)))
+    count = min(num_masks, MOST_MASKS)
+    return np.concatenate(list(GridMasks().stream(step.layout.shape, 0, count, count)))

@@ -9,13 +9,14 @@ import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from ...errors import CaptureError, RecordingError
+from .trees import map_tensors, tensor_of
 
 SAMPLE_NAMES = ("sample", "hidden_states")
 """The names that diffusers' denoisers have for the argument with the sample."""
@@ -23,16 +24,36 @@ SAMPLE_NAMES = ("sample", "hidden_states")
 STEP_NAMES = ("model_output", "timestep", "sample")
 """The arguments of a scheduler's step that are recorded, in diffusers' usual order."""
 
+CHECKED_STEPS = {0, *(2**power for power in range(12))}
+"""Steps at which the scheduler is asked for its own clean prediction, beside the run."""
+
 _being_recorded: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
-class DenoiserCall:
-    """One call of the denoiser: its arguments as they were passed, and its output, None if that is no tensor."""
+class ModuleCall:
+    """One call of a part of the pipeline: the arguments as they were passed, and the output as it was given.
 
+    Lists and dicts of arguments are copies, since some networks empty them. Tensors are shared.
+    """
+
+    name: str
+    module: torch.nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: torch.Tensor | None
+    output: Any
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderCall:
+    """One call of `decode` of a part of the pipeline, its autoencoder."""
+
+    name: str
+    module: torch.nn.Module
+    latents: torch.Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +62,8 @@ class SchedulerStep:
 
     `sigma_index` is the scheduler's position in `sigmas`, where it has one. `scale` is the factor by which the
     scheduler's own `scale_model_input` multiplies the samples of this step. `problem` says why the call cannot be read
-    as (model output, time step, sample); None if it can.
+    as (model output, time step, sample); None if it can. `original` is the clean prediction that the scheduler itself
+    returned beside the next sample, None if it returned none.
     """
 
     model_output: torch.Tensor
@@ -51,49 +73,171 @@ class SchedulerStep:
     sigma_index: int | None
     scale: float = 1.0
     problem: str | None = None
+    original: torch.Tensor | None = None
+
+
+OnStep = Callable[[list[ModuleCall], SchedulerStep, Any], None]
+"""Called after each step with the calls of parts since the step before, the step and its scheduler."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a recording has heard besides the steps: the calls of `decode` since the last step, and new beginnings.
+
+    `beginnings` are the numbers of steps that were done when a scheduler's `set_timesteps` was called.
+    """
+
+    decodings: list[DecoderCall]
+    beginnings: list[int]
+    problems: list[str]
 
 
 @contextmanager
 def recording(
-    denoiser: torch.nn.Module, scheduler: Any, on_step: Callable[[list[DenoiserCall], SchedulerStep], None]
-) -> Iterator[None]:
-    """Call `on_step` after every `scheduler.step`, with the denoiser's calls since the step before.
+    modules: Mapping[str, torch.nn.Module], schedulers: Mapping[str, Any], on_step: OnStep
+) -> Iterator[Heard]:
+    """Call `on_step` after every `scheduler.step`, with the calls of the pipeline's parts since the step before.
 
-    A step without tensors for the prediction and the sample is passed over. Raises `RecordingError` if the denoiser is
-    already being recorded. Leaves denoiser and scheduler as they were.
+    `modules` are the networks of the pipeline by their names. A step without tensors for the prediction and the sample
+    is passed over. Raises `RecordingError` if a network is already being recorded. Leaves all as it was.
     """
-    if denoiser in _being_recorded:
-        raise RecordingError(
-            f"This {type(denoiser).__name__} is being recorded already. Recordings cannot be nested: "
-            "let the first one finish, or load the pipeline a second time."
-        )
-    calls: list[DenoiserCall] = []
+    _refuse_nested(modules)
+    calls: list[ModuleCall] = []
+    heard, depth, steps = Heard([], [], []), [0], [0]
 
-    def on_output(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        tensor = tensor_of(output)
-        calls.append(DenoiserCall(args, kwargs, None if tensor is None else tensor.detach()))
+    with ExitStack() as undo:
+        _being_recorded.update(modules.values())
+        for module in modules.values():
+            undo.callback(_being_recorded.discard, module)
+        for name, module in modules.items():
+            undo.enter_context(_listening(name, module, depth, calls.append))
+            if hasattr(module, "decode"):
+                undo.enter_context(replaced_method(module, "decode", _decoding(name, module, heard.decodings)))
+        for scheduler in {id(value): value for value in schedulers.values()}.values():
+            stepped = _stepped(scheduler, calls, heard, steps, on_step)
+            undo.enter_context(replaced_method(scheduler, "step", stepped))
+            undo.enter_context(replaced_method(scheduler, "set_timesteps", _beginning(heard, steps)))
+        yield heard
+
+
+def _refuse_nested(modules: Mapping[str, torch.nn.Module]) -> None:
+    for module in modules.values():
+        if module in _being_recorded:
+            raise RecordingError(
+                f"This {type(module).__name__} is being recorded already. Recordings cannot be nested: "
+                "let the first one finish, or load the pipeline a second time."
+            )
+
+
+@contextmanager
+def _listening(
+    name: str, module: torch.nn.Module, depth: list[int], on_call: Callable[[ModuleCall], None]
+) -> Iterator[None]:
+    """Call `on_call` after each call of a module that no other part made; the arguments are those before the call."""
+    entered: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def before(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entered.append(map_tensors(lambda tensor: tensor, (args, kwargs)))
+        depth[0] += 1
+
+    def after(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        depth[0] = max(depth[0] - 1, 0)
+        taken = entered.pop() if entered else (args, kwargs)
+        if depth[0] == 0:
+            on_call(ModuleCall(name, module, *taken, output))
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after, with_kwargs=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _decoding(name: str, module: torch.nn.Module, decodings: list[DecoderCall]) -> Callable[..., Any]:
+    def decode(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        latents, tensor = args[0] if args else kwargs.get("z"), tensor_of(output)
+        if isinstance(latents, torch.Tensor) and tensor is not None:
+            others = {key: value for key, value in kwargs.items() if key != "z"}
+            decodings.append(DecoderCall(name, module, latents.detach(), args[1:], others, tensor.detach()))
+        return output
+
+    return decode
+
+
+def _beginning(heard: Heard, steps: list[int]) -> Callable[..., Any]:
+    def set_timesteps(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        heard.beginnings.append(steps[0])
+        return original(*args, **kwargs)
+
+    return set_timesteps
+
+
+def _stepped(
+    scheduler: Any, calls: list[ModuleCall], heard: Heard, steps: list[int], on_step: OnStep
+) -> Callable[..., Any]:
+    """Return the step that hands what it sees to `on_step`, and to the pipeline what the scheduler returned."""
 
     def stepped(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        owner = getattr(step, "__self__", scheduler)  # a copy of the scheduler that the pipeline made steps here too
         arguments = StepArguments.of(step, args, kwargs)
         with torch.inference_mode(False):  # what is recorded under it could have no gradients
             before = None if arguments is None else arguments.copied()
-        scale = 1.0 if before is None else scheduler_scale(scheduler, before)
+        scale = 1.0 if before is None else scheduler_scale(owner, before)
+        own_original = _own_original(owner, step, args, kwargs) if steps[0] in CHECKED_STEPS and before else None
         result = step(*args, **kwargs)
-        previous = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", result)
-        if before is not None and isinstance(previous, torch.Tensor):
+        previous = sample_of_result(result)
+        if before is None or not isinstance(previous, torch.Tensor):
+            heard.problems.append(f"{type(owner).__name__}.step was called without tensors for prediction and sample")
+        else:
+            told = original_of_result(result)
+            original = told if told is not None else own_original
             with torch.inference_mode(False), torch.no_grad():
-                on_step(calls.copy(), before.scheduler_step(previous, _sigma_index(scheduler), scale))
+                taken = before.scheduler_step(previous, _sigma_index(owner), scale, original)
+                on_step(calls.copy(), taken, scheduler)
+            steps[0] += 1
         calls.clear()
+        heard.decodings.clear()
         return result
 
-    _being_recorded.add(denoiser)
-    handle = denoiser.register_forward_hook(on_output, with_kwargs=True)
+    return stepped
+
+
+def sample_of_result(result: Any) -> Any:
+    """Return the next sample that `scheduler.step` returned, in whichever form."""
+    return result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", result)
+
+
+def _own_original(
+    scheduler: Any, step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Return the clean prediction of a scheduler's next step, asked of a copy with random streams of its own."""
+    if "return_dict" not in inspect.signature(step).parameters or len(args) > len(STEP_NAMES):
+        return None
+    beside = copy.copy(scheduler)
+    own = {key: value for key, value in vars(scheduler).items() if isinstance(value, (list, dict, torch.Tensor))}
+    vars(beside).update(map_tensors(lambda tensor: tensor.detach().clone(), own))  # some write over them
+    others = {key: value for key, value in kwargs.items() if key not in ("generator", "return_dict")}
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    devices = sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})
     try:
-        with replaced_method(scheduler, "step", stepped):
-            yield
-    finally:
-        handle.remove()
-        _being_recorded.discard(denoiser)
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            return original_of_result(type(scheduler).step(beside, *args, **others, return_dict=True))
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None  # recording must not end the user's call
+
+
+def original_of_result(result: Any) -> torch.Tensor | None:
+    """Return the clean prediction that `scheduler.step` returned under a name; None if it returned none."""
+    for name in ("pred_original_sample", "denoised"):
+        value = getattr(result, name, None)
+        if isinstance(value, torch.Tensor):
+            return value
+    return None
 
 
 @contextmanager
@@ -160,6 +304,9 @@ class StepArguments:
     timestep: Any
     sample: torch.Tensor
     problem: str | None
+    names: tuple[str, ...] = ()
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "StepArguments | None":
@@ -176,18 +323,26 @@ class StepArguments:
             problem = f"its scheduler's step has no argument {' and no '.join(missing)}, but {', '.join(names)}"
         elif isinstance(timestep, torch.Tensor) and not bool((timestep == timestep.flatten()[:1]).all()):
             problem = f"one scheduler step takes {timestep.numel()} time steps that differ"
-        return cls(model_output, timestep, sample, problem)
+        return cls(model_output, timestep, sample, problem, tuple(names), args, kwargs)
+
+    def with_values(self, values: Mapping[str, torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the step's arguments with other values for some that it has by these names."""
+        named = {name: value for name, value in values.items() if name in self.kwargs}
+        args = [values.get(name, value) for name, value in zip(self.names, self.args, strict=False)]
+        return (*args, *self.args[len(args) :]), {**self.kwargs, **named}
 
     def copied(self) -> "StepArguments":
         """Return the arguments as they are now, whatever the scheduler writes into its tensors."""
         model_output, sample = self.model_output.detach().clone(), self.sample.detach().clone()
         return StepArguments(model_output, self.timestep, sample, self.problem)
 
-    def scheduler_step(self, previous: torch.Tensor, sigma_index: int | None, scale: float) -> SchedulerStep:
+    def scheduler_step(
+        self, previous: torch.Tensor, sigma_index: int | None, scale: float, original: torch.Tensor | None = None
+    ) -> SchedulerStep:
         """Return the recorded step, with the sample that it led to."""
-        prev_sample = previous.detach().clone()
+        timestep, following = _number(self.timestep), previous.detach().clone()
         return SchedulerStep(
-            self.model_output, _number(self.timestep), self.sample, prev_sample, sigma_index, scale, self.problem
+            self.model_output, timestep, self.sample, following, sigma_index, scale, self.problem, original
         )
 
 
@@ -225,56 +380,3 @@ def _sigma_index(scheduler: Any) -> int | None:
     """Return the position in `sigmas` of the step that was just taken; None for schedulers that count none."""
     position = getattr(scheduler, "step_index", None)
     return None if position is None else int(position) - 1
-
-
-def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
-    """Apply a function to every tensor of nested tuples, lists and dicts; everything else stays."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: map_tensors(function, value) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(map_tensors(function, value) for value in tree)
-    return tree
-
-
-def shared_tensors(tree: Any, earlier: Any) -> Any:
-    """Return the tree with every tensor that equals its counterpart in `earlier` shared with it, the others copied."""
-    if isinstance(tree, torch.Tensor):
-        same = isinstance(earlier, torch.Tensor) and earlier.shape == tree.shape and torch.equal(earlier, tree)
-        return earlier if same else tree.detach().clone()
-    if isinstance(tree, dict):
-        earlier = earlier if isinstance(earlier, dict) else {}
-        return {key: shared_tensors(value, earlier.get(key)) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        alike = isinstance(earlier, (tuple, list)) and len(earlier) == len(tree)
-        counterparts = earlier if alike else [None] * len(tree)
-        return type(tree)(shared_tensors(a, b) for a, b in zip(tree, counterparts, strict=True))
-    return tree
-
-
-def tensors_of(tree: Any) -> list[torch.Tensor]:
-    """Return every tensor of nested tuples, lists and dicts."""
-    tensors: list[torch.Tensor] = []
-    map_tensors(tensors.append, tree)
-    return tensors
-
-
-def tensor_of(output: Any) -> torch.Tensor | None:
-    """Return the tensor that a module gave: its output, the first of several, or `sample`; None if that is none."""
-    if isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    elif not isinstance(output, torch.Tensor):
-        output = getattr(output, "sample", None)
-    return output if isinstance(output, torch.Tensor) else None
-
-
-def output_of(output: Any) -> torch.Tensor:
-    """Return the tensor that a module gave; raises `CaptureError` if it gave none."""
-    tensor = tensor_of(output)
-    if tensor is None:
-        raise CaptureError(
-            f"A module of the denoiser gave {type(output).__name__} and no tensor, so its output cannot be read. "
-            "Choose layers that give a tensor."
-        )
-    return tensor

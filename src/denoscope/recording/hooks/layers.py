@@ -11,35 +11,46 @@ import numpy as np
 import torch
 
 from ...errors import CaptureError
-from .calls import output_of
+from .trees import output_of
 
 OnOutput = Callable[[str, torch.Tensor], torch.Tensor | None]
 
+Choice = Callable[[str, Any], int]
+"""The place of the tensor that counts in what a layer gave, from the layer's path and its output."""
+
 
 @contextmanager
-def activations(root: torch.nn.Module, layers: Sequence[str], on_output: OnOutput) -> Iterator[None]:
+def activations(
+    root: torch.nn.Module,
+    layers: Sequence[str],
+    on_output: OnOutput,
+    choice: Choice | None = None,
+    *,
+    all_called: bool = True,
+) -> Iterator[None]:
     """Call `on_output(path, output)` for each output of these modules, in the order in which they run.
 
     Outputs keep their graph. A tensor that `on_output` returns is handed on in the output's place. Layers are dotted
-    paths below `root`; of a tuple the first element is the output. Raises `CaptureError` if one of the layers gave no
-    tensor or was not called by the end.
+    paths below `root`; of a tuple the first element is the output, or the one of `choice`. Raises `CaptureError` if
+    one of the layers gave no tensor, or was not called by the end where `all_called` says that it must be.
     """
     silent = set(layers)
 
     def hook(path: str, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         silent.discard(path)
-        instead = on_output(path, output_of(output))
+        place = choice(path, output) if choice is not None and isinstance(output, tuple) else 0
+        instead = on_output(path, output[place] if place else output_of(output))
         if instead is not None and isinstance(output, torch.Tensor):
             return instead
         if instead is not None and isinstance(output, tuple):
-            return (instead, *output[1:])
+            return (*output[:place], instead, *output[place + 1 :])
         return output
 
     with ExitStack() as undo:
         for path in layers:
             undo.callback(root.get_submodule(path).register_forward_hook(functools.partial(hook, path)).remove)
         yield
-    if silent:
+    if silent and all_called:
         raise CaptureError(
             f"The layers {', '.join(sorted(silent))} of this {type(root).__name__} gave no output: they were not "
             "called. Choose layers that the denoiser runs through."
@@ -109,10 +120,10 @@ TIME = "timestep"
 
 
 @contextmanager
-def other_times(root: torch.nn.Module, change: Callable[[float], float]) -> Iterator[None]:
+def other_times(root: torch.nn.Module, change: Callable[[float], float], *, needed: bool = True) -> Iterator[None]:
     """While open, the denoiser is passed `change(t)` in place of the time step t; the scheduler is not.
 
-    Raises `CaptureError` if it takes no time step, or was not called at all.
+    Raises `CaptureError` if it takes no time step, or was not called at all although that is `needed`.
     """
     place, changed_times = time_place(root), []
 
@@ -135,7 +146,7 @@ def other_times(root: torch.nn.Module, change: Callable[[float], float]) -> Iter
         yield
     finally:
         handle.remove()
-    if not changed_times:
+    if needed and not changed_times:
         raise CaptureError(
             f"This {type(root).__name__} was not called, so no time step was changed. Call the pipeline inside."
         )

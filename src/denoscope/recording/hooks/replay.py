@@ -1,127 +1,243 @@
-"""A recorded denoiser call, sent again with other samples: the direct engine.
+"""Recorded denoiser calls, made again with other samples: the direct engine.
 
-No pipeline is known by name here. Which argument of the denoiser is the sample, how it was scaled, what else was put
-behind its channels and how the guidance halves were mixed are read off the recorded numbers. `Step.predict` checks the
-result against the recording before its first answer.
+No pipeline is known by name here. Which argument is the sample, how it was scaled, what else lies beside it in the same
+tensor, which part of an output counts and how outputs were mixed are read off the recorded numbers. `engines.py` checks
+the result against the recording, and against the pipeline's own code, before the first answer.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
 
 from ...errors import ReplayError, in_short
-from .calls import SAMPLE_NAMES, DenoiserCall, SchedulerStep, map_tensors, output_of, shared_tensors
+from .calls import SAMPLE_NAMES, ModuleCall, SchedulerStep
 from .layers import TIME, time_place
-
-DEPEND_ON_SAMPLE = (
-    "down_block_additional_residuals",
-    "mid_block_additional_residual",
-    "controlnet_block_samples",
-    "block_controlnet_hidden_states",
-)
-"""Arguments that ControlNet and its kin compute from the sample: the recorded ones are wrong for another sample."""
+from .mixing import Mixture
+from .trees import map_tensors, output_of, shared_tensors
 
 Conditioning = tuple[tuple[Any, ...], dict[str, Any]]
-"""The positional and the named arguments of the denoiser, with None in the sample's place."""
+"""The positional and the named arguments of a denoiser, with None in the sample's place."""
 
 SCALE_DIFFERENCE = {torch.float64: 1e-6, torch.float32: 1e-6}
 """Largest relative difference between the scheduler's scale and the fitted one; 1e-3 in half precision."""
+SAME = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+"""Largest difference, relative to the largest value, of two tensors that are one up to rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The part of a larger tensor that has a sample's shape: `copies` batches, and a stretch of one further axis."""
+
+    copies: int
+    axis: int
+    start: int
+    size: int
+    is_whole: bool = True
+
+    @classmethod
+    def candidates(cls, whole: Sequence[int], part: Sequence[int]) -> list["Part"]:
+        """Return the parts of this shape that a tensor may hold: the first stretch of the longer axis, and the last."""
+        if len(whole) != len(part) or whole[0] % part[0]:
+            return []
+        longer = [axis for axis in range(1, len(part)) if whole[axis] != part[axis]]
+        if len(longer) > 1 or any(whole[axis] < part[axis] for axis in longer):
+            return []
+        axis = longer[0] if longer else 1
+        size, room = part[axis], whole[axis] - part[axis]
+        return [cls(whole[0] // part[0], axis, start, size, not room) for start in ((0, room) if room else (0,))]
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return the part of a tensor, copies behind each other."""
+        return whole.narrow(self.axis, self.start, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserCall:
+    """One recorded call of a denoiser, ready to be made with other samples.
+
+    The sample, times `scale`, is the `part` of one argument; `beside` is that argument, for what lies beside the
+    sample in it, None if nothing does. `place` is the argument's name, or its position. `taken` is the part of the
+    output that counts.
+    """
+
+    name: str
+    denoiser: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: int | str
+    part: Part
+    scale: float
+    beside: torch.Tensor | None
+    taken: Part
+
+    @classmethod
+    def of(cls, call: ModuleCall, step: SchedulerStep, earlier: "DenoiserCall | None") -> "DenoiserCall":
+        """Read a call off its recording; raises `ReplayError` for one of another form."""
+        place, seen = _sample_argument(call)
+        part, scale = _located(seen, step)
+        args, kwargs = list(call.args), dict(call.kwargs)
+        if isinstance(place, int):
+            args[place] = None
+        else:
+            kwargs[place] = None
+        beside = seen.detach() if seen.shape[part.axis] > part.size else None
+        before = None if earlier is None else (earlier.args, earlier.kwargs, earlier.beside)
+        stored = shared_tensors((tuple(args), kwargs, beside), before)
+        return cls(call.name, call.module, stored[0], stored[1], place, part, scale, stored[2], _taken(call, step))
+
+    def __call__(self, samples: torch.Tensor, batch: int) -> list[torch.Tensor]:
+        """Return the part of the output that counts for each copy of the batch, (n, ...) each."""
+        n = len(samples)
+
+        def rows(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.repeat_interleave(n // batch, dim=0) if self.batched(tensor, batch) else tensor
+
+        x = torch.cat([self.scale * samples] * self.part.copies)
+        if self.beside is not None:
+            axis, end = self.part.axis, self.part.start + self.part.size
+            before, after = (
+                self.beside.narrow(axis, 0, self.part.start),
+                self.beside.narrow(axis, end, self.beside.shape[axis] - end),
+            )
+            x = torch.cat([rows(before), x, rows(after)], dim=axis)
+        args, kwargs = map_tensors(rows, (self.args, self.kwargs))
+        if isinstance(self.place, int):
+            args = (*args[: self.place], x, *args[self.place + 1 :])
+        else:
+            kwargs = {**kwargs, self.place: x}
+        output = self.taken.of(output_of(self.denoiser(*args, **kwargs)))
+        return list(torch.split(output, n))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the whole input is the sample, and the whole output counts."""
+        return self.beside is None and self.taken.is_whole
+
+    def batched(self, tensor: torch.Tensor, batch: int) -> bool:
+        """Return True if a tensor of the conditioning has a row for each row of the denoiser's batch."""
+        return tensor.ndim > 0 and len(tensor) == self.part.copies * batch
+
+    def rows(self, indices: Sequence[int], batch: int) -> Conditioning:
+        """Return the conditioning of some rows of the denoiser's batch."""
+
+        def chosen(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor[list(indices)] if self.batched(tensor, batch) else tensor
+
+        args, kwargs = map_tensors(chosen, (self.args, self.kwargs))
+        return args, kwargs
+
+    def picture(self, rows: range, batch: int, earlier: "DenoiserCall | None") -> "DenoiserCall":
+        """Return the call for some rows of the batch; conditioning equal to that of `earlier` is shared with it."""
+        indices = [copy * batch + row for copy in range(self.part.copies) for row in rows]
+        args, kwargs = self.rows(indices, batch)
+        beside = None if self.beside is None else self.beside[indices]
+        before = None if earlier is None else (earlier.args, earlier.kwargs, earlier.beside)
+        args, kwargs, beside = shared_tensors((args, kwargs, beside), before)
+        return replace(self, args=args, kwargs=kwargs, beside=beside)
+
+    def copy(self, index: int, batch: int) -> "DenoiserCall":
+        """Return the call with one copy of the batch alone."""
+        indices = range(index * batch, (index + 1) * batch)
+        args, kwargs = self.rows(indices, batch)
+        beside = None if self.beside is None else self.beside[list(indices)]
+        alone = (replace(part, copies=1) for part in (self.part, self.taken))
+        return replace(self, args=args, kwargs=kwargs, beside=beside, part=next(alone), taken=next(alone))
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """How to send other samples through the denoiser as one recorded step did.
+    """How to send other samples through the denoiser as one recorded step did: its calls, and how they were mixed."""
 
-    The denoiser saw `copies` times the batch, each `scale * sample` with `extra` channels behind it, and the
-    scheduler received `first + weight (second − first)` of the two copies. Since any guidance
-    `u + w (c − u)` is such a mixture, whichever half comes first, `weight` is fitted to the recorded numbers.
-    """
-
-    denoiser: torch.nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    calls: tuple[DenoiserCall, ...]
+    mixture: Mixture
     batch: int
-    copies: int
-    scale: float
-    weight: float
-    extra: torch.Tensor | None
 
     @classmethod
-    def of(
-        cls, denoiser: torch.nn.Module, calls: list[DenoiserCall], step: SchedulerStep, earlier: "Replay | None"
-    ) -> "Replay":
+    def of(cls, calls: Sequence[ModuleCall], step: SchedulerStep, earlier: "Replay | None") -> "Replay":
         """Read the replay of one step off its recording; raises `ReplayError` if the step has another form."""
         if step.problem is not None:
-            raise ReplayError(_cannot(step.problem))
-        if len(calls) != 1:
-            raise ReplayError(_cannot(f"its denoiser was called {len(calls)} times before one scheduler step"))
+            raise ReplayError(cannot(step.problem))
+        if not calls:
+            raise ReplayError(cannot("no denoiser was called before this scheduler step"))
         try:
-            return cls._read(denoiser, calls[0], step, earlier)
+            return cls._read(calls, step, earlier)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ReplayError(_cannot(f"reading its denoiser's call failed ({in_short(error, 120)})")) from error
+            raise ReplayError(cannot(f"reading its denoiser's call failed ({in_short(error, 120)})")) from error
 
     @classmethod
-    def _read(
-        cls, denoiser: torch.nn.Module, call: DenoiserCall, step: SchedulerStep, earlier: "Replay | None"
-    ) -> "Replay":
-        args, kwargs, seen = _without_sample(call)
-        residuals = [name for name in DEPEND_ON_SAMPLE if kwargs.get(name) is not None]
-        if residuals:
-            raise ReplayError(
-                _cannot(f"another network read the sample first and gave its denoiser {residuals[0]} (ControlNet?)")
-            )
-        copies = _copies(call, seen, step)
-        batch, channels = step.sample.shape[:2]
-        sample_seen, output = seen[:batch, :channels], call.output
-        assert output is not None  # _copies refuses it
-        args, kwargs = shared_tensors((args, kwargs), (earlier.args, earlier.kwargs) if earlier else None)
-        extra = seen[:batch, channels:].clone() if seen.shape[1] > channels else None
-        first, second = output[:batch], output[-batch:]
-        weight = _slope(second - first, step.model_output - first)
-        return cls(denoiser, args, kwargs, batch, copies, _scale(step, sample_seen), weight, extra)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """How much each copy counts in the guided prediction, Σ share · copy: (1 − w, w), or (1,) without guidance."""
-        return (1.0,) if self.copies == 1 else (1 - self.weight, self.weight)
+    def _read(cls, calls: Sequence[ModuleCall], step: SchedulerStep, earlier: "Replay | None") -> "Replay":
+        before = earlier.calls if earlier is not None and len(earlier.calls) == len(calls) else (None,) * len(calls)
+        read = tuple(DenoiserCall.of(call, step, old) for call, old in zip(calls, before, strict=True))
+        outputs: list[torch.Tensor] = []
+        for call, one in zip(calls, read, strict=True):
+            outputs += torch.split(one.taken.of(output_of(call.output)), len(step.sample))
+        mixture = Mixture.fitted(outputs, step.sample, step.model_output)
+        if mixture is None:
+            raise ReplayError(cannot("what its scheduler received is no sum of its denoiser's outputs"))
+        return cls(read, mixture, len(step.sample))
 
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the guided prediction for samples (n, channels, h, w); n is the recorded batch, or any if that is 1.
+        """Return the prediction for samples (n, ...); n is the recorded batch, or any if that is 1.
 
         Raises `ReplayError` for another number of samples.
         """
-        n = len(samples)
-        if self.batch not in (1, n):
+        if self.batch not in (1, len(samples)):
             raise ReplayError(
-                f"{n} samples were given to a step that was recorded with {self.batch} pictures. "
+                f"{len(samples)} samples were given to a step that was recorded with {self.batch} pictures. "
                 "Choose one picture of the trace first: trace.picture(0)."
             )
-        for_samples = self._rows(n)
-        x = self.scale * samples
-        if self.extra is not None:
-            extra = for_samples(self.extra.repeat(self.copies, *[1] * (self.extra.ndim - 1)))
-            x = torch.cat([x, extra[:n]], dim=1)
-        x = torch.cat([x] * self.copies)
-        args, kwargs = map_tensors(for_samples, (self.args, self.kwargs))
-        output = output_of(_called(self.denoiser, x, args, kwargs))
-        if self.copies == 1:
-            return output
-        first, second = output[:n], output[n:]
-        return first + self.weight * (second - first)
+        outputs: list[torch.Tensor] = reduce(lambda done, call: done + call(samples, self.batch), self.calls, [])
+        return self.mixture(outputs, samples)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How much each copy of each call counts in the prediction: (1 − w, w) with guidance, or (1,)."""
+        return self.mixture.shares
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the batch the denoiser saw, in all calls together."""
+        return len(self.shares)
+
+    @property
+    def weight(self) -> float:
+        """The guidance scale w of u + w (c − u), whichever half comes first; 1 without guidance."""
+        return self.shares[-1]
+
+    @property
+    def single(self) -> DenoiserCall:
+        """The one call of the step; raises `ReplayError` for several."""
+        if len(self.calls) > 1:
+            raise ReplayError(
+                f"This pipeline calls its denoiser {len(self.calls)} times a step, and this question is about one "
+                "call with both halves of guidance. Record without guidance, guidance_scale=1, to ask it."
+            )
+        return self.calls[0]
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network that was called, the last one of several."""
+        return self.calls[-1].denoiser
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The named arguments of the one call."""
+        return self.single.kwargs
 
     @property
     def context(self) -> torch.Tensor | None:
         """The text that cross-attention reads, (copies · pictures, tokens, features); None if there is none."""
-        context = self.kwargs.get("encoder_hidden_states", self.args[2] if len(self.args) > 2 else None)
+        call = self.single
+        context = call.kwargs.get("encoder_hidden_states", call.args[2] if len(call.args) > 2 else None)
         return context if isinstance(context, torch.Tensor) else None
 
     def half(self, copy: int) -> "Replay":
         """Return the replay of one copy alone: the denoiser's own prediction, before any guidance."""
-        args, kwargs = self._only(range(copy * self.batch, (copy + 1) * self.batch))
-        return replace(self, args=args, kwargs=kwargs, copies=1, weight=1.0)
+        return Replay((self.single.copy(copy, self.batch),), Mixture((1.0,)), self.batch)
 
     def nearest_text(self, embedding: torch.Tensor) -> tuple[int, float]:
         """Return the row of the denoiser's batch whose text is nearest to an embedding, (1, tokens, features).
@@ -142,70 +258,63 @@ class Replay:
     @property
     def time(self) -> float:
         """The time step that was passed to the denoiser, in the denoiser's units."""
-        place = time_place(self.denoiser)
-        time = self.kwargs[TIME] if TIME in self.kwargs else self.args[place]
+        call = self.calls[-1]
+        time = call.kwargs[TIME] if TIME in call.kwargs else call.args[time_place(call.denoiser)]
         return float(time.flatten()[0] if isinstance(time, torch.Tensor) else time)
 
-    def picture(self, index: int, earlier: "Replay | None" = None) -> "Replay":
-        """Return the replay of one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
-        rows = [copy * self.batch + index for copy in range(self.copies)]
-        shared = (earlier.args, earlier.kwargs) if earlier else None
-        args, kwargs = shared_tensors(self._only(rows), shared)
-        extra = None if self.extra is None else self.extra[index : index + 1]
-        return replace(self, args=args, kwargs=kwargs, batch=1, extra=extra)
-
-    def _only(self, rows: Sequence[int]) -> Conditioning:
-        """Return the conditioning of some rows of the denoiser's batch."""
-
-        def of_rows(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor[list(rows)] if self._is_batched(tensor) else tensor
-
-        args, kwargs = map_tensors(of_rows, (self.args, self.kwargs))
-        return args, kwargs
-
-    def _is_batched(self, tensor: torch.Tensor) -> bool:
-        return tensor.ndim > 0 and len(tensor) == self.copies * self.batch
-
-    def _rows(self, n: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Return the function that gives every batched tensor of the conditioning one row per sample."""
-        times = n // self.batch
-        return lambda tensor: tensor.repeat_interleave(times, dim=0) if self._is_batched(tensor) else tensor
+    def picture(self, index: int, unit: int, earlier: "Replay | None" = None) -> "Replay":
+        """Return the replay of one picture of the batch, `unit` rows; equal conditioning is shared with `earlier`."""
+        rows = range(index * unit, (index + 1) * unit)
+        before: Sequence[DenoiserCall | None] = (None,) * len(self.calls) if earlier is None else earlier.calls
+        calls = (call.picture(rows, self.batch, old) for call, old in zip(self.calls, before, strict=True))
+        return replace(self, calls=tuple(calls), batch=unit)
 
 
-def _without_sample(call: DenoiserCall) -> tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]:
-    """Return the arguments with None in the sample's place, and the sample; raises `ReplayError` if it is no tensor."""
+def _sample_argument(call: ModuleCall) -> tuple[int | str, torch.Tensor]:
+    """Return the place and the value of the argument with the sample; raises `ReplayError` if it is no tensor."""
+    place: int | str
     if call.args:
-        args, kwargs, sample = (None, *call.args[1:]), call.kwargs, call.args[0]
+        place, sample = 0, call.args[0]
     else:
         names = [name for name in SAMPLE_NAMES if name in call.kwargs]
         if not names:
-            raise ReplayError(_cannot(f"no argument of its denoiser is called {' or '.join(SAMPLE_NAMES)}"))
-        args, kwargs, sample = (), {**call.kwargs, names[0]: None}, call.kwargs[names[0]]
+            raise ReplayError(cannot(f"no argument of its denoiser is called {' or '.join(SAMPLE_NAMES)}"))
+        place, sample = names[0], call.kwargs[names[0]]
     if not isinstance(sample, torch.Tensor):
-        raise ReplayError(_cannot(f"its denoiser takes its samples as a {type(sample).__name__} and not as one tensor"))
-    return args, kwargs, sample
+        raise ReplayError(cannot(f"its denoiser takes its samples as a {type(sample).__name__} and not as one tensor"))
+    return place, sample
 
 
-def _copies(call: DenoiserCall, seen: torch.Tensor, step: SchedulerStep) -> int:
-    """Return how many copies of the batch the denoiser saw, 1 or 2; raises `ReplayError` if it saw something else."""
-    batch = len(step.sample)
-    copies = len(seen) // batch
-    if copies not in (1, 2) or len(seen) % batch or seen[:batch, : step.sample.shape[1]].shape != step.sample.shape:
-        shapes = f"{tuple(seen.shape)} for a sample of {tuple(step.sample.shape)}"
-        raise ReplayError(_cannot(f"its denoiser saw an input of {shapes}"))
-    if call.output is None:
-        raise ReplayError(_cannot("its denoiser gave no tensor"))
-    if call.output.shape != (copies * batch, *step.model_output.shape[1:]):
-        shapes = f"{tuple(call.output.shape)} became {tuple(step.model_output.shape)}"
-        raise ReplayError(_cannot(f"the denoiser's output of {shapes} on its way to the scheduler"))
-    return copies
+def _located(seen: torch.Tensor, step: SchedulerStep) -> tuple[Part, float]:
+    """Return the part of the denoiser's input that is the sample, and its scale; raises `ReplayError` if none is."""
+    for part in Part.candidates(seen.shape, step.sample.shape):
+        copies = torch.split(part.of(seen), len(step.sample))
+        scale = _scale(step, copies[0])
+        if all(alike(copy, scale * step.sample) for copy in copies):
+            return part, scale
+    shapes = f"{tuple(seen.shape)} for a sample of {tuple(step.sample.shape)}"
+    raise ReplayError(cannot(f"its denoiser saw an input of {shapes}, and the sample is no part of it"))
 
 
-def _called(denoiser: torch.nn.Module, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if args:
-        return denoiser(x, *args[1:], **kwargs)
-    name = next(name for name in SAMPLE_NAMES if name in kwargs)
-    return denoiser(**{**kwargs, name: x})
+def _taken(call: ModuleCall, step: SchedulerStep) -> Part:
+    """Return the part of the output that has the prediction's shape; raises `ReplayError` if there is none."""
+    if not isinstance(call.output, (torch.Tensor, tuple, list)) and getattr(call.output, "sample", None) is None:
+        raise ReplayError(cannot("its denoiser gave no tensor"))
+    output = output_of(call.output)
+    parts = Part.candidates(output.shape, step.model_output.shape)
+    if not parts:
+        shapes = f"{tuple(output.shape)} became {tuple(step.model_output.shape)}"
+        raise ReplayError(cannot(f"the denoiser's output of {shapes} on its way to the scheduler"))
+    return parts[0]
+
+
+def alike(value: torch.Tensor, expected: torch.Tensor, slack: float = 1.0) -> bool:
+    """Return True if two tensors are one up to the rounding of their dtype."""
+    if value.shape != expected.shape:
+        return False
+    value, expected = value.detach(), expected.detach()
+    scale = expected.abs().max().clamp(min=1e-12)
+    return float((value.to(expected) - expected).abs().max() / scale) <= slack * SAME.get(expected.dtype, 1e-2)
 
 
 def _scale(step: SchedulerStep, seen: torch.Tensor) -> float:
@@ -216,21 +325,17 @@ def _scale(step: SchedulerStep, seen: torch.Tensor) -> float:
     """
     if not step.sample.any() and math.isfinite(step.scale):
         return step.scale
-    fitted = _slope(step.sample, seen)
+    fitted = slope(step.sample, seen)
     largest = SCALE_DIFFERENCE.get(step.sample.dtype, 1e-3) * abs(step.scale)
     return step.scale if abs(fitted - step.scale) <= largest else fitted
 
 
-def _slope(x: torch.Tensor, y: torch.Tensor) -> float:
+def slope(x: torch.Tensor, y: torch.Tensor) -> float:
     """Return the k that brings k x closest to y; 1 where x is zero."""
-    x, y = x.cpu().double(), y.cpu().double()  # not every device has double precision
+    x, y = x.detach().cpu().double(), y.detach().cpu().double()  # not every device has double precision
     square = (x * x).sum()
     return float((x * y).sum() / square) if square > 0 else 1.0
 
 
-def _cannot(reason: str) -> str:
-    return (
-        f"This pipeline's steps were recorded but cannot be replayed: {reason}. Denoscope replays a denoiser that is "
-        "called once a step, alone or with two guidance halves, u + w (c − u). If guidance is the reason, "
-        "guidance_scale=1 switches it off."
-    )
+def cannot(reason: str) -> str:
+    return f"The denoiser of this step cannot be asked directly: {reason}."

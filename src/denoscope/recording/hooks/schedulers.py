@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...errors import ModelError, ScheduleError, one_line, sentence
+from ..components import scheduler_of
 from ..schedules import SCHEDULERS, check_scheduler
 from .calls import replaced_method
 
@@ -54,7 +55,7 @@ def swapped_scheduler(pipeline: Any, name: str | None) -> Iterator[Any]:
     Raises `ScheduleError` as `made_scheduler` does, and for a pipeline that does not scale samples although the new
     scheduler needs it.
     """
-    original = pipeline.scheduler
+    original = scheduler_of(pipeline)
     if name is None:
         yield original
         return

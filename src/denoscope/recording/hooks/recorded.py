@@ -1,0 +1,79 @@
+"""What is stored of a call so that it can be made again: its arguments, its random streams, its steps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from .blanks import blank_of
+from .calls import ModuleCall
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedStep:
+    """What a resumed call needs of a step: the prediction and the next sample, and blanks of the networks' outputs.
+
+    `copies` is how often the pipeline repeats each sample in the step's tensors, 1 as a rule. `beside` is True for a
+    calculation with the scheduler beside the samples, as Cosmos makes one.
+    """
+
+    model_output: torch.Tensor
+    sample: torch.Tensor
+    prev_sample: torch.Tensor
+    blanks: tuple[tuple[str, Any], ...]
+    copies: int = 1
+    beside: bool = False
+
+    def folded(self, copies: int) -> "RecordedStep":
+        """Return the step of a pipeline that repeats each sample, with one copy of its tensors."""
+        first = slice(0, len(self.sample) // copies)
+        parts = {name: getattr(self, name)[first] for name in ("model_output", "sample", "prev_sample")}
+        return replace(self, **parts, copies=copies)
+
+    @classmethod
+    def of(cls, calls: Sequence[ModuleCall], step: Any) -> "RecordedStep":
+        blanks = tuple((call.name, blank_of(call.output)) for call in calls)
+        return cls(step.model_output, step.sample, step.prev_sample, blanks)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedCall:
+    """The user's call: the pipeline, its arguments, and the random streams as they were before it."""
+
+    pipeline: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    streams: Mapping[int, tuple[torch.device, torch.Tensor]]
+    common_stream: torch.Tensor
+
+    @classmethod
+    def of(cls, pipeline: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "RecordedCall":
+        """Keep the arguments of a call that is about to be made."""
+        generators = generators_in((args, dict(kwargs)))
+        streams = {id(generator): (generator.device, generator.get_state()) for generator in generators}
+        return cls(pipeline, args, dict(kwargs), streams, torch.get_rng_state())
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments once more, with generators that are where they were at first."""
+
+        def again(value: Any) -> Any:
+            if isinstance(value, torch.Generator):
+                device, state = self.streams[id(value)]
+                generator = torch.Generator(device)
+                generator.set_state(state)
+                return generator
+            if isinstance(value, list):
+                return [again(inner) for inner in value]
+            if type(value) is dict:
+                return {key: again(inner) for key, inner in value.items()}
+            return value
+
+        return tuple(again(value) for value in self.args), {key: again(value) for key, value in self.kwargs.items()}
+
+
+def generators_in(tree: Any) -> list[torch.Generator]:
+    if isinstance(tree, torch.Generator):
+        return [tree]
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return [generator for value in values for generator in generators_in(value)]

@@ -1,0 +1,66 @@
+"""Nested arguments and outputs of modules: tuples, lists and dicts with tensors in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...errors import CaptureError
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], tree: Any) -> Any:
+    """Apply a function to every tensor of nested tuples, lists and dicts; everything else stays."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return _sequence_like(tree, [map_tensors(function, value) for value in tree])
+    return tree
+
+
+def _sequence_like(tree: Any, values: list[Any]) -> Any:
+    """Return values as a list, a tuple or a named tuple, as the tree is."""
+    return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+
+
+def shared_tensors(tree: Any, earlier: Any) -> Any:
+    """Return the tree with every tensor that equals its counterpart in `earlier` shared with it, the others copied."""
+    if isinstance(tree, torch.Tensor):
+        same = isinstance(earlier, torch.Tensor) and earlier.shape == tree.shape and torch.equal(earlier, tree)
+        return earlier if same else tree.detach().clone()
+    if isinstance(tree, dict):
+        earlier = earlier if isinstance(earlier, dict) else {}
+        return {key: shared_tensors(value, earlier.get(key)) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        alike = isinstance(earlier, (tuple, list)) and len(earlier) == len(tree)
+        counterparts = earlier if alike else [None] * len(tree)
+        return _sequence_like(tree, [shared_tensors(a, b) for a, b in zip(tree, counterparts, strict=True)])
+    return tree
+
+
+def tensors_of(tree: Any) -> list[torch.Tensor]:
+    """Return every tensor of nested tuples, lists and dicts."""
+    tensors: list[torch.Tensor] = []
+    map_tensors(tensors.append, tree)
+    return tensors
+
+
+def tensor_of(output: Any) -> torch.Tensor | None:
+    """Return the tensor that a module gave: its output, the first of several, or `sample`; None if that is none."""
+    if isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    elif not isinstance(output, torch.Tensor):
+        output = getattr(output, "sample", None)
+    return output if isinstance(output, torch.Tensor) else None
+
+
+def output_of(output: Any) -> torch.Tensor:
+    """Return the tensor that a module gave; raises `CaptureError` if it gave none."""
+    tensor = tensor_of(output)
+    if tensor is None:
+        raise CaptureError(
+            f"A module of the denoiser gave {type(output).__name__} and no tensor, so its output cannot be read. "
+            "Choose layers that give a tensor."
+        )
+    return tensor
