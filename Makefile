@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 OUT := out/demo
 
-.PHONY: help demo test check bench slow clean
+.PHONY: help demo test check bench families slow clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -29,6 +29,9 @@ check: $(READY) ## lint, check the format and the types
 bench: $(READY) ## measure speed and fidelity
 	$(RUN) benchmarks/run.py
 	$(RUN) benchmarks/study.py
+
+families: $(READY) ## measure every small pipeline: recorded, replayed, decoded, explained
+	$(RUN) benchmarks/families.py
 
 slow: $(READY) ## run the tests that take minutes
 	$(RUN) -m pytest -m slow

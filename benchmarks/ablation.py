@@ -35,7 +35,7 @@ from denoscope.attributors.masks import BalancedMasks
 from denoscope.errors import InputError
 from denoscope.evaluation import GAMES, auroc, bootstrap, games, on_grid, random_ranking
 from denoscope.evaluation.games import batch_for, coordinates_of, no_advance
-from denoscope.recording.traces import Step
+from denoscope.recording.steps import Step
 from denoscope.report.leaderboard import cell_text
 from denoscope.targets import FeatureCloseness, PredictionTarget, Similarity
 from denoscope.vision.encoders import Features, load_encoder
@@ -95,12 +95,12 @@ def maps_of_step(
     advance: Advance,
 ) -> np.ndarray:
     """Return maps and standard errors of a step, (2, targets, h, w)."""
-    height, width = step.sample.shape[-2:]
+    shape = step.layout.shape
     judges = [target.of(step) for target in targets.values()]
     surrogates_of = Surrogates.of(step, 0.5)
-    moments = [MaskMoments.zero(height, width, surrogates_of)] * len(judges)
+    moments = [MaskMoments.zero(shape, surrogates_of)] * len(judges)
     scalar = [False] * len(judges)
-    for masks in BalancedMasks().stream(height, width, seed, num_masks, batch_size or batch_for(step)):
+    for masks in BalancedMasks().stream(shape, seed, num_masks, batch_size or batch_for(step)):
         samples = step.sample * torch.from_numpy(masks).to(step.sample)[:, None]
         outputs, surrogates = step.predict(samples), surrogates_of(masks)
         scores = [judge(samples, outputs).double().cpu().numpy() for judge in judges]

@@ -45,7 +45,7 @@ def scores_of_scene(seed: int, masks: int, picture: str, attack: dict[str, Any])
         return None
     trace, mask = recorded
     step = trace[STEP]
-    fixed = np.concatenate(list(GridMasks().stream(*step.sample.shape[-2:], 0, masks, masks)))
+    fixed = np.concatenate(list(GridMasks().stream(step.layout.shape, 0, masks, masks)))
     maps = {"DF-RISE contrast": contrast_map(step, Closeness(), fixed), "gradient magnitude": gradient_map(step)}
     search = Attack(MaximumBall(attack["radius"]), attack["iterations"])
     seen = functools.partial(trace.continued, STEP) if picture == "final" else step.predict_original

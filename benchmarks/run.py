@@ -27,7 +27,8 @@ import denoscope
 from denoscope import DFCam, DFRise, Words
 from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates, kept_mean, kept_ratio, plain_sum
 from denoscope.attributors.masks import BalancedMasks, Masks, PixelMasks
-from denoscope.recording.traces import Step, Trace
+from denoscope.recording.steps import Step
+from denoscope.recording.traces import Trace
 from denoscope.worlds.shapes.scenes import Scene
 
 PROMPT = "a small striped red circle on a white background"
@@ -76,9 +77,8 @@ Pool = tuple[np.ndarray, np.ndarray]
 
 def scored(step: Step, masks: Masks, count: int, seed: int) -> Pool:
     score, drawn, maps = DFRise.paper().target.at(step), [], []
-    height, width = step.sample.shape[-2:]
     with torch.inference_mode():
-        for chunk in masks.stream(height, width, seed, count, 64):
+        for chunk in masks.stream(step.layout.shape, seed, count, 64):
             drawn.append(chunk)
             maps.append(score(step.sample * torch.from_numpy(chunk)[:, None]).numpy())
     return np.concatenate(drawn), np.concatenate(maps)
@@ -87,7 +87,7 @@ def scored(step: Step, masks: Masks, count: int, seed: int) -> Pool:
 def agreement(estimator: Estimator, pool: Pool, count: int, truth: np.ndarray, surrogates: Surrogates) -> float:
     """Return the rank correlation of an estimator's map from the first `count` masks with the truth."""
     masks, maps = (part[:count] for part in pool)
-    moments = MaskMoments.zero(*truth.shape, surrogates).with_masks(masks, maps, surrogates(masks))
+    moments = MaskMoments.zero(truth.shape, surrogates).with_masks(masks, maps, surrogates(masks))
     return float(stats.spearmanr(estimator(moments)[0].ravel(), truth.ravel()).statistic)
 
 
@@ -115,7 +115,7 @@ def calls_of(scene: int, name: str) -> dict:
     step = picture_of(Scene.random(scene))[STEPS[name]]
     surrogates = Surrogates.of(step, 0.5)
     masks, maps = scored(step, PixelMasks(), CONVERGED, 1000)
-    truth, _ = kept_ratio(MaskMoments.zero(*maps.shape[1:]).with_masks(masks, maps))
+    truth, _ = kept_ratio(MaskMoments.zero(maps.shape[1:]).with_masks(masks, maps))
     parts = range(0, CONVERGED, PUBLISHED)
     published = [(masks[start : start + PUBLISHED], maps[start : start + PUBLISHED]) for start in parts]
     ours = [scored(step, BalancedMasks(), OURS, 3000 + i) for i in range(8)]
