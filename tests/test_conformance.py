@@ -64,6 +64,15 @@ CLASS_METHODS = {
 }
 METHODS = sorted({*denoscope.list_methods(), *CLASS_METHODS})
 CELLS = [(name, family) for family in FAMILIES for name in METHODS]
+SLOW = ("animatediff", "dit")
+"""Families that are asked one sample at a time, which takes long: `make slow` runs their cells."""
+
+
+def marked(name: str, family: str) -> Any:
+    """A cell as pytest's parameters."""
+    return pytest.param(name, family, marks=[pytest.mark.slow] if family in SLOW else [])
+
+
 CHEAP = {
     "num_masks": 16,
     "num_samples": 8,
@@ -244,7 +253,7 @@ def failing(denoiser: torch.nn.Module, failure: type[BaseException], after: floa
 # The cells.
 
 
-@pytest.mark.parametrize(("name", "family"), CELLS)
+@pytest.mark.parametrize(("name", "family"), [marked(*cell) for cell in CELLS])
 def test_cell(name, family):
     run, cell = run_of(family), (name, family)
     explain = functools.partial(attributor(name, run.trace), run.trace, EXPLAINED)
