@@ -213,14 +213,9 @@ class Run:
         return answer.arrived is not None and alike(answer.arrived[: len(sample)], sample)
 
     def _first_entries(self) -> list[Entry]:
-        """Return where the first sample was returned, the last such place first."""
+        """Return where the first sample was returned, the last such place first; raises as the pipeline does."""
         recorded = self.recorded(0).sample
-        nowhere = Question(recorded, self.places[0], None, Entry("none"))
-        try:
-            heard = self.resumption.ask(nowhere).firsts
-        except FAILURES as error:
-            refuse_memory(error)
-            return []
+        heard = self.resumption.ask(Question(recorded, self.places[0], None, Entry("none"))).firsts
         entries = [entry for place in heard for entry in self._entries_at(recorded, *place)]
         return sorted(entries, key=lambda entry: (entry.kind == NOISE, not entry.repeated))
 
