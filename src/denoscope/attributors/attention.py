@@ -50,6 +50,11 @@ class LayerMean:
             )
         if self.heads is not None:
             probabilities = probabilities[:, list(self.heads)]
+        if self.positions is not None and max(self.positions, default=0) >= probabilities.shape[-1]:
+            raise InputError(
+                f"The layer {layer} reads {probabilities.shape[-1]} tokens of text, and the prompt's words go on to "
+                f"token {max(self.positions)}. Shorten the prompt, or choose words at its beginning, phrases=(...)."
+            )
         return probabilities if self.positions is None else probabilities[..., list(self.positions)]
 
     def mean(self) -> torch.Tensor:

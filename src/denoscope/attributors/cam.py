@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from ..errors import InputError
-from ..recording.hooks.layers import activations
+from ..recording.hooks.layers import activations, whole_graph
 from ..recording.patterns import layers_of
 from ..recording.steps import Step
 from ..targets import trace_step
@@ -149,18 +149,22 @@ def responses_of(step: Step, patterns: Sequence[str] | None) -> dict[str, LayerR
     """
     denoiser = step.denoiser
     direct = step.asks_directly and len(step.replay.calls) == 1 and step.replay.calls[0].is_whole
+    if not direct:
+        _ = step.engine  # checked before anything listens, so that the check's own calls are not heard
     layers, blocks = chosen_layers(denoiser, patterns), blocks_of(denoiser)
     heard = _Outputs(step, allow_several=not direct)
     paths = (*(("",) if direct else ()), *dict.fromkeys((*layers, *blocks)))
     listening = activations(denoiser, paths, heard.keep, heard.choice, all_called=patterns is not None)
-    with torch.enable_grad(), at_rest(denoiser), listening:
+    with torch.enable_grad(), at_rest(denoiser), whole_graph(denoiser), listening:
         prediction = step.repeat() if direct else step.predict(step.sample.detach().clone().requires_grad_())
         y = torch.cat(heard.outputs[""]).float().sum() if direct else prediction.float().sum()
-    outputs = {path: found for path, found in heard.outputs.items() if path}
-    tokens = Tokens.measured(step, prediction, {path: found for path, found in outputs.items() if path in blocks})
+    outputs = {path: each for path, each in heard.outputs.items() if path}
+    measured = {path: each for path, each in outputs.items() if path in blocks and path not in heard.of_text}
+    tokens = Tokens.measured(step, prediction, measured)
     if patterns is None:
-        outputs = {path: [output for output in found if tokens.shows(output)] for path, found in outputs.items()}
-    wanted = [path for path, found in outputs.items() if path in layers and found]
+        shown = {path: [output for output in each if tokens.shows(output)] for path, each in outputs.items()}
+        outputs = {path: each for path, each in shown.items() if path not in heard.of_text}
+    wanted = [path for path, each in outputs.items() if path in layers and each]
     if not wanted:
         raise InputError(_no_maps(denoiser))
     flat = [output for path in wanted for output in outputs[path]]
@@ -199,19 +203,26 @@ def blocks_of(denoiser: torch.nn.Module) -> tuple[str, ...]:
 
 
 class _Outputs:
-    """The outputs of layers by their paths while a step is predicted, each call's behind the other."""
+    """The outputs of layers by their paths while a step is predicted, each call's behind the other.
+
+    `of_text` are the layers that read no sample, or that give text and picture as sequences of one length, so that
+    the picture's cannot be told.
+    """
 
     def __init__(self, step: Step, allow_several: bool):
         self.step, self.allow_several = step, allow_several
         self.outputs: dict[str, list[torch.Tensor]] = {}
+        self.of_text: set[str] = set()
         self.sizes = {math.prod(grid) for grid in reduced(step.layout.shape)}
 
     def choice(self, path: str, output: tuple[Any, ...]) -> int:
         """Return the place of the picture in a block's output by its number of positions; the longest if none fits."""
-        for place, part in enumerate(output):
-            if _is_sequence(part) and part.shape[1] in self.sizes:
-                return place
         lengths = {place: part.shape[1] for place, part in enumerate(output) if _is_sequence(part)}
+        fitting = [place for place, length in lengths.items() if length in self.sizes]
+        if len({lengths[place] for place in fitting}) < len(fitting):
+            self.of_text.add(path)
+        if fitting:
+            return max(fitting, key=lengths.__getitem__)
         return max(lengths, key=lengths.__getitem__, default=0)
 
     def keep(self, path: str, output: torch.Tensor) -> torch.Tensor:
@@ -221,6 +232,8 @@ class _Outputs:
                 f'The layer "{path}" runs several times in one call of this {type(self.step.denoiser).__name__}, so it '
                 "has no one output to explain. Choose the layer around it."
             )
+        if not output.requires_grad:
+            self.of_text.add(path)
         kept = output if output.requires_grad else output.requires_grad_()
         self.outputs.setdefault(path, []).append(kept)
         return output.clone()
@@ -234,7 +247,8 @@ def _is_sequence(part: Any) -> bool:
 def _no_maps(denoiser: torch.nn.Module) -> str:
     return (
         f"No layer of this {type(denoiser).__name__} is known to give maps of the picture: none has as many positions "
-        'as the sample, whole or in patches. Choose layers that have, layers=("**.attn",); model.layers() lists all.'
+        "as the sample, whole or in patches, or text and picture are sequences of one length and cannot be told apart. "
+        'Choose layers of the picture, such as layers=("**.attn",), which model.layers() lists, or another size.'
     )
 
 

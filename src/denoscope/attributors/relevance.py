@@ -16,6 +16,7 @@ import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError
 from ..recording.hooks.attention import AttentionCall, attending
+from ..recording.hooks.layers import whole_graph
 from ..recording.prompts import Prompt, Word, prompt_of, read
 from ..recording.steps import Step
 from ..recording.traces import Trace
@@ -153,7 +154,7 @@ def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> lis
         on_gradient(reduce)
         calls.append(call)
 
-    with torch.enable_grad():
+    with torch.enable_grad(), whole_graph(network):
         with attending(network, listen, through=True):
             y = output().float().sum()
         torch.autograd.grad(y, calls[0].probabilities, allow_unused=True)
@@ -318,7 +319,8 @@ class _RelevanceOfRun(Attributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        predict, size = step.half(self.text.half), step.grid
+        without_guidance = step.replay.copies == 1  # a callback may end guidance during the run
+        predict, size = step.half(0 if without_guidance else self.text.half), step.grid
         attentions = weighed(self.text.denoiser, lambda: predict(step.sample))
         _refuse_joint(attentions, self.text)
         if self.settings.by_block:

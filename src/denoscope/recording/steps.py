@@ -310,11 +310,11 @@ class Step:
     def repeat(self) -> torch.Tensor:
         """Return the prediction for the step's own sample, by the recorded denoiser calls alone, for hooks to hear.
 
-        Differentiable. Raises `ReplayError` if it is not the prediction that the scheduler received, or if the
-        denoiser cannot be asked directly.
+        Differentiable: under gradients, whatever depends on the sample has a graph. Raises `ReplayError` if it is not
+        the prediction that the scheduler received, or if the denoiser cannot be asked directly.
         """
         replay = self.replay
-        again = replay(self.sample)
+        again = replay(self.sample.detach().clone().requires_grad_() if torch.is_grad_enabled() else self.sample)
         if not self.checked:
             self._refuse_other(replay, again)
         return self._finite(again)
@@ -349,7 +349,7 @@ def layout_of(run: Run) -> Layout:
         if picture is None:
             with torch.no_grad():
                 picture = decoding(last)
-        run.layout = measured(last, run.unit, picture.shape[2:], decoding)
+        run.layout = measured(last, run.unit, picture.shape[2:], decoding, trusted=run.is_chain)
     layout: Layout = run.layout
     return layout
 

@@ -134,8 +134,10 @@ def inputs_of(
 ) -> torch.Tensor:
     """Return inputs (n, 3, *size) of pictures (n, 3, H, W) in [0, 1]: the picture resized, (pixel − mean) / std.
 
-    Bilinear, with antialiasing; differentiable.
+    Bilinear, with antialiasing; differentiable. Pictures in half precision are resized in single precision, since not
+    every device can resize them, and returned in their own dtype.
     """
     if images.shape[-2:] != size:
-        images = interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
+        own, images = images.dtype, images.to(torch.promote_types(images.dtype, torch.float32))
+        images = interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).to(own)
     return (images - channels(mean, images)) / channels(std, images)

@@ -13,6 +13,34 @@ import torch
 from ...errors import CaptureError
 from .trees import output_of
 
+
+def layers_in(root: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return a module and all below it, fast, as this is asked for at every prediction.
+
+    A module that stands in several places is there several times.
+    """
+    layers = [root]
+    for layer in layers:
+        layers += [below for below in layer._modules.values() if below is not None]
+    return layers
+
+
+@contextmanager
+def whole_graph(root: torch.nn.Module) -> Iterator[None]:
+    """While open, the network keeps its whole graph: gradient checkpointing, which computes parts twice, is off."""
+    checkpointing = [layer for layer in layers_in(root) if vars(layer).get(CHECKPOINTING)]
+    for layer in checkpointing:
+        setattr(layer, CHECKPOINTING, False)
+    try:
+        yield
+    finally:
+        for layer in checkpointing:
+            setattr(layer, CHECKPOINTING, True)
+
+
+CHECKPOINTING = "gradient_checkpointing"
+"""The switch of diffusers' and transformers' networks for gradient checkpointing."""
+
 OnOutput = Callable[[str, torch.Tensor], torch.Tensor | None]
 
 Choice = Callable[[str, Any], int]
