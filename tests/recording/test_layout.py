@@ -127,3 +127,13 @@ def test_frames_of_a_sample_have_their_pictures(frames, pictures):
     """Identity: the pictures of all frames one by one are all pictures, each once."""
     parts = [picture_frames(slice(frame, frame + 1), frames, pictures) for frame in range(frames)]
     assert [one for part in parts for one in range(pictures)[part]] == list(range(pictures))
+
+
+def test_a_view_of_a_panorama_has_no_place():
+    """Its sample, 4 × 64, is one view of 4 × 72 positions: nearly of the picture's proportions, and not the picture."""
+    family = FAMILIES["sd-panorama"]
+    pipeline = family.build()
+    pipeline.set_progress_bar_config(disable=True)
+    trace = denoscope.load(pipeline).trace(seed=1, **family.call())
+    assert trace[0].sample.shape[-2:] == (4, 64)
+    assert "no known place on the picture" in refusal(lambda: trace[0].layout)

@@ -227,7 +227,7 @@ class Decoding:
 
     def _pictures(self, samples: torch.Tensor, count: int, gradient: bool) -> torch.Tensor:
         values = self._asked(samples, count, gradient, "pt")
-        pictures = in_unit(values, self._range_of(values))
+        pictures = in_unit(values, self._range_of_tensors())
         if gradient and not pictures.requires_grad:
             raise ReplayError(
                 "The pipeline makes its pictures in a way that has no gradients. Use a method without gradients, such "
@@ -266,10 +266,9 @@ class Decoding:
             return result
         raise error
 
-    def _range_of(self, values: torch.Tensor) -> tuple[float, float]:
+    def _range_of_tensors(self) -> tuple[float, float]:
         """Return how this pipeline's tensors are brought to [0, 1], measured once on the recorded sample."""
         if self._range is None:
-            own = values if values is not None and len(values) == len(self.last) else None
             with torch.no_grad():
                 own = self._asked(self.last, 1, False, "pt")
                 truth = self.picture if self.picture is not None else self._asked(self.last, 1, False, "np")
@@ -317,9 +316,9 @@ def by_channel(sample: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tenso
         return None
     scale = ((x - x_mean) * (z - z_mean)).mean(dim=dims, keepdim=True) / variance
     shift = z_mean - scale * x_mean
-    if (shift.abs() <= 1e-6 * scale.abs() * variance.sqrt()).all() and float(
-        scale.std() if scale.numel() > 1 else 0
-    ) <= 1e-6 * float(scale.abs().max()):
+    is_unshifted = bool((shift.abs() <= 1e-6 * scale.abs() * variance.sqrt()).all())
+    is_one_scale = float(scale.max() - scale.min()) <= 1e-6 * float(scale.abs().max())
+    if is_unshifted and is_one_scale:  # one number, free of the rounding of each channel
         scale, shift = scale.mean().expand_as(scale), torch.zeros_like(shift)
     if not alike(latents, (scale * x + shift).to(latents.device, latents.dtype), slack=2):
         return None

@@ -23,6 +23,7 @@ from .comparing import (
     tolerance,
 )
 from .hooks.calls import ModuleCall, SchedulerStep
+from .hooks.layers import layers_in
 from .hooks.replay import Replay, alike, slope
 from .hooks.resume import NOISE, PREPARES, Answer, Entry, Question, Resumption, expanded, rows_by_frames
 from .hooks.trees import map_tensors, output_of
@@ -53,6 +54,7 @@ class Run:
     """One sampling of a recorded call, which can be asked again.
 
     `places` are its steps' places among all steps of the call, `unit` the rows of a sample that make one picture.
+    `is_chain` is True if each step's sample is the result of the step before.
     """
 
     resumption: Resumption
@@ -60,6 +62,7 @@ class Run:
     unit: int
     directs: list[Replay | None]
     signatures: list[Signature]
+    is_chain: bool = True
     decoding: Any = None
     layout: Any = None
     entries: dict[bool, Entry] = field(default_factory=dict)
@@ -90,8 +93,9 @@ class Run:
 
     def fingerprint(self) -> int:
         """Return a number that changes when weights of the pipeline are written to, moved, replaced or added."""
-        weights = (weights for module in self.resumption.modules.values() for weights in module.parameters())
-        value = hash(tuple([weights._version ^ weights.data_ptr() for weights in weights]))
+        layers = [layer for module in self.resumption.modules.values() for layer in layers_in(module)]
+        weights = [weight for layer in layers for weight in layer._parameters.values() if weight is not None]
+        value = hash(tuple([weight._version ^ weight.data_ptr() for weight in weights]))
         if value != self.remembered:
             self.remembered = value
             self.resumption.memory.clear()
@@ -134,17 +138,7 @@ class Run:
         return torch.cat(predictions)
 
     def _asked(self, index: int, samples: torch.Tensor, count: int, gradient: bool) -> torch.Tensor:
-        try:
-            answer = self.answer(index, samples, count, gradient)
-        except DenoscopeError:
-            raise
-        except FAILURES as error:
-            refuse_memory(error)
-            way = " with gradients" if gradient else ""
-            raise ReplayError(
-                f"The pipeline, called again{way} from the middle for step {index}, failed: {in_short(error)} Use a "
-                "method without gradients, such as df-rise or occlusion, if this one needs them."
-            ) from error
+        answer = self.answer(index, samples, count, gradient)
         assert answer.prediction is not None and answer.arrived is not None  # `Resumption.ask` refuses it
         if not alike(answer.arrived[: len(samples)], samples.detach()):
             raise ReplayError(
@@ -181,7 +175,7 @@ class Run:
             return False
         assert answer.prediction is not None
         prediction = answer.prediction[: len(recorded.model_output)]
-        allowed = max(TOLERANCE.get(prediction.dtype, 0), 0.0) or MOST_ROUNDING
+        allowed = TOLERANCE.get(prediction.dtype, MOST_ROUNDING)
         return difference(prediction, recorded.model_output) <= allowed
 
     def entry(self, index: int) -> Entry:
@@ -189,9 +183,7 @@ class Run:
         first = index == 0
         if first not in self.entries:
             candidates = self._first_entries() if first else [Entry("step"), Entry("callback")]
-            self.entries[first] = next(
-                (entry for entry in candidates if self._arrives(index, entry)), Entry("step") if not first else Entry()
-            )
+            self.entries[first] = next((entry for entry in candidates if self._arrives(index, entry)), Entry("step"))
         entry = self.entries[first]
         if first and entry.kind == "step":
             raise ReplayError(

@@ -138,21 +138,27 @@ def _in_time(frames: int, pictures: int) -> bool:
 
 
 def _in_proportion(h: int, w: int, height: int, width: int) -> bool:
-    """Return True if a grid has the picture's proportions, up to one cell."""
-    return h <= height and w <= width and abs(h * width - w * height) <= max(height, width)
+    """Return True if a grid has the picture's proportions exactly: a view of a panorama nearly has."""
+    return h <= height and w <= width and h * width == w * height
 
 
 def measured(
-    sample: torch.Tensor, unit: int, picture: Sequence[int], decode: Callable[[torch.Tensor], torch.Tensor]
+    sample: torch.Tensor,
+    unit: int,
+    picture: Sequence[int],
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    trusted: bool = True,
 ) -> Layout:
     """Return the layout of a sample of one picture; raises `InputError` if none is confirmed.
 
     `picture` is (h, w), or (frames, h, w). `decode` turns samples into pictures. Unpacked samples with rows and columns
-    last, or of which one order of axes alone has the picture's proportions, need no probe.
+    last, or of which one order of axes alone has the picture's proportions, need no probe, unless they are not
+    `trusted` to be the whole picture: a panorama is sampled view by view.
     """
     found = candidates(sample.shape[1:], unit, picture)
     plain = [layout for layout in found if layout.order == "cyx"]
-    if plain or (len(found) == 1 and "p" not in found[0].order):
+    if trusted and (plain or (len(found) == 1 and "p" not in found[0].order)):
         return plain[0] if plain else found[0]
     if len({layout.frames for layout in found}) > 1:
         in_time = {layout: _later(layout, sample, decode) for layout in found}
@@ -164,7 +170,8 @@ def measured(
         raise InputError(
             f"The samples of this run, {tuple(sample.shape)} for {' × '.join(map(str, picture))} pixels, have no known "
             "place on the picture: no order of their positions is one in which a disturbed place of the sample "
-            "changes that place of the picture. Methods that make maps need one."
+            "changes that place of the picture. Methods that make maps need one. A picture that the pipeline crops or "
+            "resizes has none: switch that off where it can be, as with use_resolution_binning=False."
         )
     return best
 

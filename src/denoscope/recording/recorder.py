@@ -58,12 +58,13 @@ class _Recorder:
         names = tuple(call.name for call in calls)
         asked = [call for call in calls if call.name in self.denoisers]
         before = sampling.steps[-1] if sampling.steps else None
+        taken = _sharing(taken, before)
         direct, refusal = _direct(asked, taken, sampling.directs[-1] if sampling.directs else None)
         sampling.steps.append(_step(scheduler, taken, direct, refusal, before))
         sampling.directs.append(direct)
         sampling.signatures.append(Signature.of(names, asked))
         sampling.places.append(len(self.recorded))
-        self.recorded.append(RecordedStep.of(calls, _sharing(taken, before)))
+        self.recorded.append(RecordedStep.of(calls, taken))
         if self.advance is not None:
             self.advance(1)
 
@@ -138,7 +139,8 @@ def _finished(
         resumption.steps[place] = resumption.steps[place].folded(copies)
     batch = rows // copies
     unit = batch // pictures if pictures and batch % pictures == 0 else 1
-    run = Run(resumption, sampling.places, unit, sampling.directs, sampling.signatures)
+    chained = all(before.prev_sample is after.sample for before, after in pairwise(sampling.steps))
+    run = Run(resumption, sampling.places, unit, sampling.directs, sampling.signatures, chained)
     run.fingerprint()  # what resumed calls remember is forgotten when weights change from now on
     run.decoding = Decoding(run, result, tuple(heard.decodings))
     steps = [
@@ -159,9 +161,8 @@ def _of_the_picture(samplings: Sequence[_Sampling]) -> _Sampling:
     Warns of earlier ones by the same scheduler. A stage with a scheduler of its own, as a prior has, is none of them.
     """
     last = next((sampling for sampling in reversed(samplings) if _follows(sampling)), samplings[-1])
-    beside = [sampling for sampling in samplings if sampling.places[-1] > last.places[0] and _follows(sampling)] or [
-        last
-    ]
+    overlapping = [sampling for sampling in samplings if sampling.places[-1] > last.places[0]]
+    beside = [sampling for sampling in overlapping if _follows(sampling)] or [last]
     earlier = [sampling for sampling in samplings if sampling.places[-1] < last.places[0]]
     before = [sampling for sampling in earlier if sampling.scheduler is last.scheduler]
     if before:
@@ -204,10 +205,10 @@ def _copies(steps: Sequence[Step], pictures: int | None) -> int:
     return copies
 
 
-def _sharing(taken: SchedulerStep, before: Step | None) -> SchedulerStep | Any:
-    """Return the recorded tensors of a step; a sample that is the step before's result is stored once."""
+def _sharing(taken: SchedulerStep, before: Step | None) -> SchedulerStep:
+    """Return a step whose sample, if it is the step before's result, is that very tensor, so that it is stored once."""
     if before is not None and torch.equal(before.prev_sample, taken.sample):
-        return RecordedStep(taken.model_output, before.prev_sample, taken.prev_sample, ())
+        return replace(taken, sample=before.prev_sample)
     return taken
 
 
@@ -218,15 +219,13 @@ def _step(
     refusal: ReplayError | None,
     before: Step | None,
 ) -> Step:
-    """Build a step; what equals the step before's is shared with it, not stored again."""
+    """Build a step from what was heard of it."""
     noise, level_refusal = _noise(scheduler, taken)
-    follows = before is not None and torch.equal(before.prev_sample, taken.sample)
-    sample = before.prev_sample if before is not None and follows else taken.sample
     return Step(
         index=0 if before is None else before.index + 1,
         timestep=taken.timestep,
         noise=noise,
-        sample=sample,
+        sample=taken.sample,
         model_output=taken.model_output,
         prev_sample=taken.prev_sample,
         direct=direct,

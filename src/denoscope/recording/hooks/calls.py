@@ -89,7 +89,6 @@ class Heard:
 
     decodings: list[DecoderCall]
     beginnings: list[int]
-    problems: list[str]
 
 
 @contextmanager
@@ -103,7 +102,7 @@ def recording(
     """
     _refuse_nested(modules)
     calls: list[ModuleCall] = []
-    heard, depth, steps = Heard([], [], []), [0], [0]
+    heard, depth, steps = Heard([], []), [0], [0]
 
     with ExitStack() as undo:
         _being_recorded.update(modules.values())
@@ -191,9 +190,7 @@ def _stepped(
         own_original = _own_original(owner, step, args, kwargs) if steps[0] in CHECKED_STEPS and before else None
         result = step(*args, **kwargs)
         previous = sample_of_result(result)
-        if before is None or not isinstance(previous, torch.Tensor):
-            heard.problems.append(f"{type(owner).__name__}.step was called without tensors for prediction and sample")
-        else:
+        if before is not None and isinstance(previous, torch.Tensor):
             told = original_of_result(result)
             original = told if told is not None else own_original
             with torch.inference_mode(False), torch.no_grad():

@@ -1,6 +1,7 @@
 """What is stored of a call so that it can be made again: its arguments, its random streams, its steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,13 +47,25 @@ class RecordedCall:
     kwargs: Mapping[str, Any]
     streams: Mapping[int, tuple[torch.device, torch.Tensor]]
     common_stream: torch.Tensor
+    stream_of_gpu: torch.Tensor | None = None
 
     @classmethod
     def of(cls, pipeline: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "RecordedCall":
         """Keep the arguments of a call that is about to be made."""
         generators = generators_in((args, dict(kwargs)))
         streams = {id(generator): (generator.device, generator.get_state()) for generator in generators}
-        return cls(pipeline, args, dict(kwargs), streams, torch.get_rng_state())
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        of_gpu = torch.cuda.get_rng_state() if on_gpu else None
+        return cls(pipeline, args, dict(kwargs), streams, torch.get_rng_state(), of_gpu)
+
+    @contextmanager
+    def common_streams(self) -> Iterator[None]:
+        """Set torch's own random streams to where they were before the call; afterwards they go on as if not used."""
+        with torch.random.fork_rng(devices=[] if self.stream_of_gpu is None else [torch.cuda.current_device()]):
+            torch.set_rng_state(self.common_stream)
+            if self.stream_of_gpu is not None:
+                torch.cuda.set_rng_state(self.stream_of_gpu)
+            yield
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments once more, with generators that are where they were at first."""
@@ -73,6 +86,7 @@ class RecordedCall:
 
 
 def generators_in(tree: Any) -> list[torch.Generator]:
+    """Return every generator of nested tuples, lists and dicts."""
     if isinstance(tree, torch.Generator):
         return [tree]
     values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()

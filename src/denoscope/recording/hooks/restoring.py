@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 
+from .layers import layers_in
+
+PROCESSOR = "processor"
+"""The name that attention layers have for the part that computes the attention."""
+
 
 @contextmanager
 def restored(pipeline: Any, others: Iterable[Any] = (), *, after_failure_only: bool = False) -> Iterator[None]:
@@ -32,11 +37,10 @@ def _saved(pipeline: Any, others: list[Any]) -> Any:
     attributes = [(owner, _copied(vars(owner))) for owner in plain if hasattr(owner, "__dict__")]
     modules = [part for part in _parts(pipeline) if isinstance(part, torch.nn.Module)]
     dtypes = [(module, _dtype(module)) for module in modules]
+    layers = [layer for module in modules for layer in layers_in(module)]
     processors = [
-        (layer, layer.processor) for module in modules for layer in module.modules() if hasattr(layer, "processor")
+        (layer, layer.processor) for layer in layers if PROCESSOR in vars(layer) or PROCESSOR in layer._modules
     ]
-
-    layers = [layer for module in modules for layer in module.modules()]
     switches = [(layer, {key: value for key, value in vars(layer).items() if type(value) is bool}) for layer in layers]
 
     def put_back() -> None:
@@ -62,8 +66,12 @@ def _saved(pipeline: Any, others: list[Any]) -> Any:
 def _parts(pipeline: Any) -> list[Any]:
     """Return the parts that a call may change: networks, schedulers and guiders, but no tokenizers."""
     values = getattr(pipeline, "components", None) or vars(pipeline)
-    return [part for part in values.values() if isinstance(part, torch.nn.Module) or hasattr(part, "set_timesteps")
-            or hasattr(part, "set_state")]  # fmt: skip
+    changing = ("set_timesteps", "set_state")
+    return [
+        part
+        for part in values.values()
+        if isinstance(part, torch.nn.Module) or any(hasattr(part, name) for name in changing)
+    ]
 
 
 def _copied(values: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -44,7 +44,8 @@ class Entry:
     """Where samples enter a resumed call: what the step before returns, its callback, or the first samples' function.
 
     The first samples' function is named by `kind`; `ordinal` is its call, `path` the tensor in what it returned, and
-    `factor` the recorded sample's multiple of that tensor.
+    `factor` the recorded sample's multiple of that tensor. `repeated` is False where the pipeline repeats it later, and
+    `by_frames` True where it makes a row of each frame of (n, channels, frames, h, w).
     """
 
     kind: str = "step"
@@ -64,7 +65,6 @@ class Answer:
     result: Any = None
     calls: list[ModuleCall] = field(default_factory=list)
     firsts: list[tuple[str, int, tuple[int, ...], torch.Tensor]] = field(default_factory=list)
-    latents: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ class Resumption:
             undo.enter_context(_in_silence(pipeline))
             undo.enter_context(torch.inference_mode(False))
             undo.enter_context(torch.enable_grad() if question.gradient else torch.no_grad())
-            undo.enter_context(torch.random.fork_rng(devices=[]))
-            torch.set_rng_state(self.call.common_stream)
+            undo.enter_context(self.call.common_streams())
             undo.enter_context(self.timesteps())
             for context in self.contexts:
                 undo.enter_context(context())
@@ -195,9 +194,10 @@ class _Running:
         """Take the place of the networks' calls, the schedulers' steps and the first samples' functions."""
         pipeline = self.resumption.call.pipeline
         for name, module in self.resumption.modules.items():
+            compiled = module._compiled_call_impl is not None
             own_call = (
-                "_compiled_call_impl" if module._compiled_call_impl is not None else "_call_impl"
-            )  # beneath hooks
+                "_compiled_call_impl" if compiled else "_call_impl"
+            )  # beneath `forward`, so users' hooks see no zeros
             undo.enter_context(replaced_method(module, own_call, self._forward(name, module)))
             for method in ("encode", "decode"):
                 if hasattr(module, method):
@@ -253,8 +253,6 @@ class _Running:
     def _method(self, name: str) -> Callable[..., Any]:
         def method(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if name.endswith("decode") and self.position >= self.end:
-                latents = args[0] if args else kwargs.get("z")
-                self.answer.latents += [latents.detach()] if isinstance(latents, torch.Tensor) else []
                 return original(*args, **kwargs)
             return self._remembered(name, original, args, kwargs)
 
