@@ -147,7 +147,7 @@ def calls(_: Trace) -> dict:
 def floor(trace: Trace, count: int = 256) -> dict:
     """Time DF-RISE ÷ the same number of samples through the raw batched denoiser with guidance."""
     step, attributor = trace[14], DFRise.paper(num_masks=count)
-    chunk = len(attributor._chunks(step, np.empty((64, *step.sample.shape[-2:])))[0])
+    chunk = len(attributor._chunks(step.sample, np.empty((64, *step.sample.shape[-2:])))[0])
     unet, text = trace.model.denoiser, step.replay.kwargs["encoder_hidden_states"]
     samples = step.sample.repeat(chunk, 1, 1, 1)
 
