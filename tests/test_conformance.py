@@ -28,10 +28,8 @@ from denoscope.errors import DenoscopeError, Interrupted
 REFUSED: dict[tuple[str, str], str] = {
     ("relevance", "sd3"): "The text that the denoiser read is not what the pipeline's text",
     ("relevance-reference", "sd3"): "The text that the denoiser read is not what the pipeline's text",
-    ("words", "sd3"): "This model's denoiser has no cross-attention that attends from the",
     ("relevance", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
     ("relevance-reference", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
-    ("words", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
     ("df-cam-reference", "pixart"): "The published code guides gradients and activations each on its own,",
     ("relevance", "pixart"): "The text that the denoiser read is not what the pipeline's text",
     ("relevance-reference", "pixart"): "The text that the denoiser read is not what the pipeline's text",
@@ -39,24 +37,25 @@ REFUSED: dict[tuple[str, str], str] = {
     ("relevance", "dit"): "The denoiser of this step cannot be asked directly: what its",
     ("relevance-reference", "dit"): "The denoiser of this step cannot be asked directly: what its",
     ("words", "dit"): "DiTPipeline takes no prompt, so there are no words to show. Load a",
+    ("concepts", "dit"): "DiTPipeline takes no prompt, so there are no words to show. Load a",
     ("relevance", "ddpm"): "DDPMPipeline has no words to give relevance to: its denoiser reads no",
     ("relevance-reference", "ddpm"): "DDPMPipeline has no words to give relevance to: its denoiser reads no",
     ("words", "ddpm"): "DDPMPipeline takes no prompt, so there are no words to show. Load a",
+    ("concepts", "ddpm"): "DDPMPipeline takes no prompt, so there are no words to show. Load a",
     ("relevance", "ddim"): "DDIMPipeline has no words to give relevance to: its denoiser reads no",
     ("relevance-reference", "ddim"): "DDIMPipeline has no words to give relevance to: its denoiser reads no",
     ("words", "ddim"): "DDIMPipeline takes no prompt, so there are no words to show. Load a",
+    ("concepts", "ddim"): "DDIMPipeline takes no prompt, so there are no words to show. Load a",
     ("df-cam-reference", "animatediff"): "The published code guides gradients and activations each on its own,",
     ("relevance", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
     ("relevance-reference", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
-    ("words", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
     ("df-cam-reference", "wan"): "The published code guides gradients and activations each on its own,",
     ("relevance", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
     ("relevance-reference", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
-    ("words", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
 }
 """Cells that are refused, with a part of the message. All others give a map."""
 
-NUMBER_OF_CELLS = 132
+NUMBER_OF_CELLS = 143
 CLASS_METHODS = {
     "gradient-shap": denoscope.GradientShap,
     "integrated-gradients": denoscope.IntegratedGradients,
@@ -74,6 +73,7 @@ def marked(name: str, family: str) -> Any:
 
 
 CHEAP = {
+    "concepts": ("blue sky", "red"),
     "num_masks": 16,
     "num_samples": 8,
     "max_dist": 2.0,  # more segments of LIME

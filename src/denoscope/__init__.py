@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these lines and
     from .attributors.base import list_methods as list_methods
     from .attributors.base import register as register
     from .attributors.cam import DFCam as DFCam
+    from .attributors.concepts import Concepts as Concepts
     from .attributors.gradients import GradientShap as GradientShap
     from .attributors.gradients import IntegratedGradients as IntegratedGradients
     from .attributors.lime import Lime as Lime
@@ -64,6 +65,7 @@ _HOMES = {
     "attributors.occlusion": "Occlusion",
     "attributors.relevance": "Relevance",
     "attributors.rise": "DFRise",
+    "attributors.concepts": "Concepts",
     "attributors.words": "Words words_at",
     "commands.compare": "compare",
     "commands.comparisons": "Comparison",

@@ -30,7 +30,7 @@ from denoscope.recording.traces import Trace
 from denoscope.targets import Target
 
 WITHOUT_LABEL = [
-    *["df-cam", "df-cam-reference", "df-rise", "df-rise-contrast", "df-rise-reference"],
+    *["concepts", "df-cam", "df-cam-reference", "df-rise", "df-rise-contrast", "df-rise-reference"],
     *["lime", "relevance", "relevance-reference", "words"],
 ]
 OF_LABEL = ["gradient-shap", "integrated-gradients", "occlusion"]
@@ -269,6 +269,7 @@ def test_explaining_a_step_alone_is_refused_where_the_run_is_needed(trace):
 @pytest.mark.parametrize("name", list_methods())
 def test_inference_mode_of_the_caller_and_other_default_dtypes_change_nothing(trace, name):
     options = {"num_masks": 8} if name.startswith("df-rise") else {"num_samples": 8} if name == "lime" else {}
+    options |= {"concepts": ("blue sky",)} if name == "concepts" else {}
     explain = method(name, **options)
     plain = explain(trace, [1])
     with torch.inference_mode():

@@ -8,7 +8,6 @@ from families.every import FAMILIES
 from small import flux, refusal, stable_diffusion, stable_diffusion_3
 
 import denoscope
-from denoscope.attributors.attention import LayerMean
 
 CALL = dict(seed=1, num_inference_steps=3)
 
@@ -52,12 +51,15 @@ def test_gradient_checkpointing_in_training_changes_nothing(explain):
     assert unet.training and unet.is_gradient_checkpointing
 
 
-def test_words_behind_what_a_layer_reads_are_refused():
+@pytest.mark.filterwarnings("ignore:The prompt is longer")
+def test_words_behind_what_the_denoiser_reads_are_cut_off():
     """Kandinsky 3 hands its denoiser fewer tokens than its tokenizer pads to."""
-    mean = LayerMean((2, 2), None, slice(0, 1), positions=(1, 5))
-    assert "reads 4 tokens of text" in refusal(mean.hear, "attn2", torch.rand(1, 2, 4, 4))
-    mean.hear("attn2", torch.rand(1, 2, 4, 6))
-    assert mean.mean().shape == (1, 2, 2, 2)
+    pipeline, call = FAMILIES["kandinsky-3"].build(), FAMILIES["kandinsky-3"].call()
+    pipeline.set_progress_bar_config(disable=True)
+    long = {**call, "prompt": "a large red circle left of " * 30 + "a square"}
+    trace = denoscope.load(pipeline).trace(**long, seed=1)
+    assert "was cut off" in refusal(denoscope.Words(phrases=("square",)), trace, [0])
+    assert denoscope.Words(phrases=("circle",))(trace, [0]).saliency.shape[:2] == (1, 1)
 
 
 def test_text_as_long_as_the_picture_is_not_taken_for_it():

@@ -177,7 +177,7 @@ def test_rest_is_counted_so_that_no_thread_wakes_another():
     assert state_of(network) == before
 
 
-OPTIONS = {"lime": {"num_samples": 8}} | {
+OPTIONS = {"lime": {"num_samples": 8}, "concepts": {"concepts": ("blue sky",)}} | {
     f"df-rise{form}": {"num_masks": 8} for form in ("", "-contrast", "-reference")
 }
 

@@ -12,7 +12,8 @@ import denoscope
 from denoscope import Relevance, Words, words_at
 from denoscope.attributors.attention import LayerMean, enlarged
 from denoscope.errors import Interrupted, ModelError
-from denoscope.recording.hooks.attention import attention_layers
+from denoscope.recording.hooks.attention import AttentionCall, attention_layers
+from denoscope.recording.listening import Attended
 from denoscope.recording.prompts import read
 
 PROMPT = "a red circle left of a blue zebra, on white"
@@ -156,7 +157,7 @@ def test_attention_is_shared_out_among_all_tokens():
     """On the layer's own grid a place's shares sum to one; enlarged, to at least one, as what was negative is 0."""
     torch.manual_seed(0)
     probabilities = torch.randn(2, 3, 24, 7).softmax(dim=-1)
-    own, larger = enlarged(probabilities, (6, 4)) / 3, enlarged(probabilities, (12, 8)) / 3
+    own, larger = (enlarged(probabilities, shape, (6, 4)) / 3 for shape in ((6, 4), (12, 8)))
     torch.testing.assert_close(own.sum(dim=1), torch.ones(2, 6, 4))
     torch.testing.assert_close(own[1, 5], probabilities[1, :, :, 5].mean(dim=0).reshape(6, 4))
     assert larger.min() >= 0 and (larger.sum(dim=1) > 1 - 1e-5).all()
@@ -173,9 +174,9 @@ def test_recording_and_replay_agree(recorded):
 
 
 def test_one_map_of_each_token_is_kept_for_a_step(recorded):
-    """Whatever the number of layers and halves: float32, (tokens, h, w)."""
+    """Whatever the number of layers: float32, (tokens, h, w) of both halves, which are told apart afterwards."""
     trace, heard, _ = recorded
-    assert heard.nbytes == len(trace) * 32 * 12 * 8 * 4
+    assert heard.nbytes == len(trace) * 2 * 32 * 12 * 8 * 4
 
 
 def test_the_picture_is_the_same(model, recorded):
@@ -228,7 +229,7 @@ def test_pieces_phrases_and_repeated_words(recorded):
     trace, heard, _ = recorded
     maps = Words()(trace, [1])
     assert maps.pieces.sel(token="zebra") == 5 and maps.position.sel(token="a (2)") == 6
-    pieces = heard.maps_by_step[1][0, 8:13].mean(dim=0)
+    pieces = heard.tokens(trace, 1)[8:13].mean(dim=0)
     np.testing.assert_allclose(maps.saliency.sel(step=1, token="zebra"), pieces, atol=1e-6)
     phrases = Words(phrases=("Red Circle", "blue zebra", "a (2)"))(trace, [1])
     assert ",".join(phrases.token.values) == "Red Circle,blue zebra,a (2)"
@@ -243,7 +244,7 @@ def test_special_tokens_come_last(recorded):
     trace, heard, _ = recorded
     maps = Words(phrases=("circle",), special_tokens=True)(trace, [1])
     assert list(maps.token.values) == ["circle", "<|startoftext|>", "<|endoftext|>", "<padding>"]
-    ends, padding = heard.maps_by_step[1][0, [0, 16]], heard.maps_by_step[1][0, 17:].mean(dim=0)
+    ends, padding = heard.tokens(trace, 1)[[0, 16]], heard.tokens(trace, 1)[17:].mean(dim=0)
     np.testing.assert_allclose(maps.saliency.sel(step=1)[1:3], ends, atol=1e-6)
     np.testing.assert_allclose(maps.saliency.sel(step=1, token="<padding>"), padding, atol=1e-6)
     assert maps.pieces.sel(token="<padding>") == 15
@@ -270,10 +271,12 @@ def test_a_layer_is_gone_once_it_was_heard():
     """Two layers of other sizes and numbers of heads: every head counts alike."""
     torch.manual_seed(0)
     first, second = torch.rand(2, 3, 16, 5), torch.rand(2, 1, 4, 5)
-    found = LayerMean((4, 4), rows=slice(1, 2), positions=[2, 4])
-    found.hear("first", first)
-    found.hear("second", second)
-    expected = (enlarged(first, (4, 4)) + enlarged(second, (4, 4)))[1:2, [2, 4]] / 4
+    found = LayerMean((4, 4), numbers=[2, 4])
+    for name, probabilities, grid in (("first", first, (4, 4)), ("second", second, (2, 2))):
+        call = AttentionCall(name, True, taken=probabilities)
+        places = tuple(range(probabilities.shape[2]))
+        found.hear(Attended(call, (1,), {number: [number] for number in range(5)}, places, grid))
+    expected = (enlarged(first, (4, 4), (4, 4)) + enlarged(second, (4, 4), (2, 2)))[1, [2, 4]] / 4
     torch.testing.assert_close(found.mean(), expected)
 
 
@@ -337,13 +340,10 @@ def test_models_without_words_are_refused(model):
     assert "frames were given" in refusal(Words(), [])
 
 
-def test_text_and_picture_in_one_sequence_have_no_word_maps(model):
+def test_text_and_picture_in_one_sequence_have_no_relevance(model):
     joint = denoscope.load(stable_diffusion_3(model.pipeline))
     joint.pipeline.set_progress_bar_config(disable=True)
     call = dict(height=32, width=32, num_inference_steps=1, seed=0, output_type="latent")
-    assert "one sequence" in refusal(Words(), joint.trace("a red circle", **call), kind=ModelError)
-    with pytest.raises(ModelError, match="one sequence"), Words().recording(joint):
-        joint.trace("a red circle", **call)
     for relevance in (Relevance.paper(), Relevance.reference()):
         message = refusal(relevance, joint.trace("a red circle", **call), kind=ModelError)
         assert "no cross-attention" in message and "df-rise" in message

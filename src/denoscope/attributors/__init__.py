@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-Needs = Literal["label", "words"]
-"""The thing that a method must know besides the sequence: a class label, or the words of a prompt."""
+Needs = Literal["label", "words", "concepts"]
+"""The thing that a method must know besides the sequence: a class label, the words of a prompt, or other words."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class BuiltIn:
 
 
 BUILT_IN = {
+    "concepts": BuiltIn("concepts", needs="concepts"),
     "df-cam": BuiltIn("cam"),
     "df-cam-reference": BuiltIn("cam"),
     "df-rise": BuiltIn("rise"),

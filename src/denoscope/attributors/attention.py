@@ -1,102 +1,163 @@
-"""Maps of every token of a text: the cross-attention of the denoiser's layers and heads, enlarged and averaged."""
+"""Maps of every token of a text: the attention of the picture to it, over layers and heads, enlarged and averaged."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.nn.functional import interpolate
 
 from ..errors import InputError, ModelError
+from ..figures.clips import map_frame
 from ..recording.hooks.attention import attention_layers
+from ..recording.listening import Attended
 from ..recording.patterns import matching
-from .relevance import grid_of
 
 Half = Literal["conditional", "unconditional"]
-HALVES = {
-    "conditional": ("prompt", slice(-1, None)),
-    "unconditional": ("negative_prompt", slice(0, 1)),
-}
-"""The argument with the text of a half of guidance, and its place among the batch's copies: diffusers' order."""
+HALVES = ("conditional", "unconditional")
+"""The halves of guidance: that of the prompt, and that of the negative prompt."""
+
+AT_ONCE = 2**26
+"""Attention probabilities of one layer that are held at once; more are computed head by head."""
 
 
 @dataclass(eq=False)
 class LayerMean:
     """The mean over layers and heads of attention maps, taken layer by layer: no layer is stored.
 
-    `grid` is the sample's (h, w); `rows` of the batch and `positions` of the text are chosen from each layer.
+    `shape` is the map's (h, w) or (frames, h, w). `numbers` are the positions of the text whose maps are wanted. A
+    position that lies at several keys of a layer has the sum of them; layers that do not read it do not count for it.
+    Of plain samples (pictures, channels, h, w) each head is enlarged and clamped alone, as in DAAM; of others heads are
+    added first.
     """
 
-    grid: tuple[int, int]
+    shape: tuple[int, ...]
+    numbers: Sequence[int]
     heads: Sequence[int] | None = None
-    rows: slice | None = None
-    positions: Sequence[int] | None = None
-    count: int = 0
     total: torch.Tensor | None = None
+    summed: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    counts: torch.Tensor | None = None
 
-    def hear(self, layer: str, probabilities: torch.Tensor) -> None:
-        """Add a layer's attention, (rows, heads, queries, tokens)."""
-        chosen = self._chosen(layer, probabilities.detach()[self.rows or slice(None)])
-        added = enlarged(chosen, self.grid)
-        self.total = added if self.total is None else self.total + added
-        self.count += chosen.shape[1]
-
-    def _chosen(self, layer: str, probabilities: torch.Tensor) -> torch.Tensor:
-        number = probabilities.shape[1]
-        if self.heads is not None and max(self.heads) >= number:
-            raise InputError(
-                f"The layer {layer} has no head {max(self.heads)}: its heads are 0 to {number - 1}. "
-                "Choose heads that all chosen layers have, or fewer layers."
+    def hear(self, attended: Attended) -> None:
+        """Add an attention of the picture to the text."""
+        if attended.grid is None:
+            raise ModelError(
+                f"The layer {attended.call.layer} attends from {len(attended.queries)} positions of the picture to the "
+                f"text, and they are on no grid of the map of {' × '.join(map(str, self.shape))}, whole or in patches. "
+                "Choose other layers, layers=(...)."
             )
-        if self.heads is not None:
-            probabilities = probabilities[:, list(self.heads)]
-        if self.positions is not None and max(self.positions, default=0) >= probabilities.shape[-1]:
-            raise InputError(
-                f"The layer {layer} reads {probabilities.shape[-1]} tokens of text, and the prompt's words go on to "
-                f"token {max(self.positions)}. Shorten the prompt, or choose words at its beginning, phrases=(...)."
-            )
-        return probabilities if self.positions is None else probabilities[..., list(self.positions)]
+        for by_token, heard in by_number(attended, self.numbers, self.heads):
+            if attended.is_plain and len(self.shape) == 2:
+                maps = enlarged(by_token, self.shape, attended.grid)[0]
+                self.total = maps if self.total is None else self.total + maps
+            else:
+                summed = by_token.float().sum(dim=1)
+                before = self.summed.get(attended.grid)
+                self.summed[attended.grid] = summed if before is None else before + summed
+            self.counts = heard if self.counts is None else self.counts + heard
 
     def mean(self) -> torch.Tensor:
-        """Return the mean, (rows, tokens, h, w); raises `ModelError` when no layer attended to a text."""
-        if self.total is None:
-            raise ModelError(
-                "This model's denoiser has no cross-attention that attends from the picture to a text in the layers "
-                "asked for, so there are no word maps. Layers of self-attention have none, nor do models that read "
-                "text and picture as one sequence (Stable Diffusion 3, Flux). Use a model such as Stable Diffusion and "
-                "its layers attn2, or another method, such as df-rise."
-            )
-        return self.total / self.count
+        """Return the mean, (tokens, [frames,] h, w); raises `ModelError` when no layer attended to the text."""
+        total = self.total
+        for grid, summed in self.summed.items():
+            maps = enlarged_clip(summed, self.shape, grid)
+            total = maps if total is None else total + maps
+        if total is None or self.counts is None:
+            raise ModelError(NO_TEXT)
+        counts = self.counts.clamp(min=1).to(total.device)
+        return total / counts.reshape(-1, *[1] * len(self.shape))
 
 
-def enlarged(probabilities: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Return attention (rows, heads, queries, tokens) as maps (rows, tokens, h, w) on a grid, summed over heads."""
-    rows, columns = grid_of(probabilities.shape[2], *grid)
-    total = probabilities.new_zeros((len(probabilities), probabilities.shape[3], *grid), dtype=torch.float32)
+@dataclass(eq=False)
+class FlatMean:
+    """The sum over layers and heads of attention whose grid is not known yet, for each number of positions.
+
+    `totals` are (rows, queries, tokens) by rows and queries, `counts` how often each token was read.
+    """
+
+    numbers: Sequence[int]
+    heads: Sequence[int] | None = None
+    totals: dict[tuple[int, tuple[int, ...]], torch.Tensor] = field(default_factory=dict)
+    counts: torch.Tensor | None = None
+
+    def hear(self, attended: Attended) -> None:
+        """Add an attention of the picture to the text."""
+        key = (len(attended.rows), attended.queries)
+        for by_token, heard in by_number(attended, self.numbers, self.heads):
+            total = by_token.float().sum(dim=1)
+            self.totals[key] = self.totals[key] + total if key in self.totals else total
+            self.counts = heard if self.counts is None else self.counts + heard
+
+
+def by_number(
+    attended: Attended, numbers: Sequence[int], heads: Sequence[int] | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the picture's attention to positions of the text, (rows, heads, queries, numbers), in portions of heads.
+
+    The second value is how many heads of a position were heard, (numbers). Yields nothing for a layer that reads none.
+    """
+    columns = [attended.keys.get(number, []) for number in numbers]
+    keys = [key for column in columns for key in column]
+    owners = [i for i, column in enumerate(columns) for _ in column]
+    is_read = torch.tensor([bool(column) for column in columns], dtype=torch.float32)
+    for chosen in portions(attended, heads) if keys else ():
+        if owners == list(range(len(numbers))):
+            by_token = chosen if keys == list(range(chosen.shape[3])) else chosen[..., keys]
+        else:
+            by_token = chosen.new_zeros((*chosen.shape[:3], len(numbers)))
+            by_token.index_add_(3, torch.tensor(owners, device=chosen.device), chosen[..., keys])
+        yield by_token, is_read * chosen.shape[1]
+
+
+NO_TEXT = (
+    "None of the denoiser's layers that were asked for attends from the picture to the text: there are no word maps. "
+    "Layers of self-attention have none. Leave layers out for all that read the text, or use another method, such as "
+    "df-rise."
+)
+
+
+def portions(attended: Attended, heads: Sequence[int] | None) -> list[torch.Tensor]:
+    """Return the picture's attention of chosen heads, (rows, heads, queries, keys) in portions, all keys.
+
+    Raises `InputError` for a head that is not there.
+    """
+    call = attended.call
+    number = call.heads
+    if heads is not None and max(heads) >= number:
+        raise InputError(
+            f"The layer {call.layer} has no head {max(heads)}: its heads are 0 to {number - 1}. "
+            "Choose heads that all chosen layers have, or fewer layers."
+        )
+    chosen = list(range(number)) if heads is None else list(heads)
+    rows, queries = list(attended.rows), list(attended.queries)
+    return call.of(rows, queries, chosen, AT_ONCE)
+
+
+def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
+    """Return attention (rows, heads, queries, tokens) as maps (rows, tokens, h, w) of a shape, summed over heads.
+
+    Each head is enlarged by cubic interpolation, and negative values are clamped to 0, as in DAAM.
+    """
+    total = probabilities.new_zeros((len(probabilities), probabilities.shape[3], *shape), dtype=torch.float32)
     for head in probabilities.unbind(dim=1):
-        maps = head.mT.reshape(len(head), -1, rows, columns).float()
-        total += interpolate(maps, size=grid, mode="bicubic").clamp(min=0)
+        maps = head.mT.reshape(len(head), -1, *grid).float()
+        total += interpolate(maps, size=list(shape), mode="bicubic").clamp(min=0)
     return total
 
 
-def half_of(half: Half, copies: torch.Tensor) -> torch.Tensor:
-    """Return a half of the batch's copies, (1, ...); without guidance there is the conditional one only."""
-    if half == "unconditional" and len(copies) == 1:
-        raise InputError(
-            "The unconditional half was asked for, and this picture was made without guidance: there is only the "
-            'conditional one. Use half="conditional", or make the picture with a guidance_scale above 1.'
-        )
-    return copies[HALVES[half][1]]
+def enlarged_clip(summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
+    """Return attention (rows, queries, tokens) as maps (tokens, [frames,] h, w) of a shape.
 
-
-def grid_of_samples(sample: torch.Tensor) -> tuple[int, int]:
-    """Return the (h, w) of samples; raises `ModelError` for packed ones."""
-    if sample.ndim != 4:
-        raise ModelError(
-            f"The samples of this model have shape {tuple(sample.shape)} and not (pictures, channels, h, w), so that "
-            "what attends to a word has no known place. Word maps need a model whose samples are not packed."
-        )
-    return sample.shape[-2], sample.shape[-1]
+    The rows are the frames, or one row holds them all.
+    """
+    maps = summed.flatten(0, 1).mT.reshape(-1, *grid)
+    if len(shape) == 3:
+        maps = maps[:, [map_frame(i, grid[0], shape[0]) for i in range(shape[0])]]
+    if maps.shape[-2:] == tuple(shape[-2:]):
+        return maps
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    larger = interpolate(flat, size=list(shape[-2:]), mode="bicubic").clamp(min=0)
+    return larger.reshape(*maps.shape[:-2], *shape[-2:])
 
 
 def chosen_layers(denoiser: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:

@@ -14,13 +14,14 @@ import xarray as xr
 
 from ..errors import InputError
 from ..recording.hooks.layers import activations, whole_graph
+from ..recording.layout import reduced
 from ..recording.patterns import layers_of
 from ..recording.steps import Step
 from ..targets import trace_step
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
-from .tokens import Tokens, reduced
+from .tokens import Tokens
 
 PUBLISHED_LAYERS = ("**.{resnets,attentions,downsamplers,upsamplers}.*", "!mid_block.attentions.*")
 """The outputs of every residual, attention and resampling part of a U-Net, but the attention of its middle."""

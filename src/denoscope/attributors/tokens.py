@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import torch
 
 from ..errors import InputError
+from ..recording.layout import halved, inside_box, reduced
 from ..recording.steps import Step
 
 SHARE = 0.9
@@ -85,25 +85,6 @@ class Tokens:
         return None if grid is None else Stretch(0, grid)
 
 
-def halved(shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return a grid, and the grids that remain when its sides are halved again and again, rounding up.
-
-    >>> halved((3, 4))
-    [(3, 4), (2, 2), (1, 1)]
-    """
-    *frames, height, width = shape
-    factors = [2**i for i in range(max(height, width).bit_length())]
-    return [(*frames, math.ceil(height / f), math.ceil(width / f)) for f in factors]
-
-
-def reduced(shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the grids of patches that a map may be cut into: whole, halved, and each side by a divisor of both."""
-    *frames, height, width = shape
-    sides = [(height // f, width // f) for f in range(1, min(height, width) + 1) if height % f == 0 == width % f]
-    counts: list[tuple[int, ...]] = [(n // f,) for n in frames for f in range(1, n + 1) if n % f == 0] or [()]
-    return list(dict.fromkeys([*halved(shape), *((*count, *side) for count, side in product(counts, sides))]))
-
-
 def _stretch(step: Step, prediction: torch.Tensor, output: torch.Tensor, shape: tuple[int, ...]) -> Stretch | None:
     """Return the picture's positions in a block's output; None if none are confirmed."""
     if not output.requires_grad:
@@ -116,11 +97,11 @@ def _stretch(step: Step, prediction: torch.Tensor, output: torch.Tensor, shape: 
     frames = shape[0] if len(shape) == 3 else 1
     by_row = weight.reshape(-1, frames, weight.shape[1]).sum(dim=0) if len(weight) % frames == 0 else weight[:0]
     for grid in reduced(shape):
-        stretch = _found(weight.sum(dim=0), _inside(box, shape, grid))
+        stretch = _found(weight.sum(dim=0), inside_box(box, shape, grid))
         if stretch is not None:
             return Stretch(stretch, grid)
         if len(shape) == 3 and grid[0] == frames > 1 and len(by_row):
-            inside = _inside(box, shape, grid)
+            inside = inside_box(box, shape, grid)
             places = [_found(by_row[frame], inside[frame]) for frame in range(frames) if bool(inside[frame].any())]
             elsewhere = by_row[~inside.flatten(1).any(dim=1)].sum() / by_row.sum().clamp(min=1e-30)
             if places[0] is not None and len(set(places)) == 1 and float(elsewhere) <= 1 - SHARE:
@@ -141,11 +122,3 @@ def _found(weight: torch.Tensor, inside: torch.Tensor) -> int | None:
     if end > len(weight):
         return None
     return start if float(weight[start:end][places].sum()) / total >= SHARE else None
-
-
-def _inside(box: Sequence[slice], shape: Sequence[int], grid: Sequence[int]) -> torch.Tensor:
-    """Return the box of a map in a coarser grid, as a mask of the grid's shape."""
-    inside = torch.zeros(tuple(grid), dtype=torch.bool)
-    ends = [math.ceil(part.stop * size / side) for part, size, side in zip(box, grid, shape, strict=True)]
-    inside[tuple(slice(0, end) for end in ends)] = True
-    return inside

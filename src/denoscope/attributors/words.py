@@ -1,4 +1,4 @@
-"""Word maps: the places that attend to each word of the prompt, by the cross-attention of the denoiser.
+"""Word maps: the places that attend to each word of the prompt, by the attention of the denoiser.
 
 Source: Tang et al. 2023, What the DAAM: Interpreting Stable Diffusion Using Cross Attention (ACL). Their maps are
 summed over time; here they are kept for every step.
@@ -6,26 +6,26 @@ summed over time; here they are kept for every step.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import CaptureError, InputError, did_you_mean, shown_value
-from ..recording.hooks.attention import AttentionCall, attending
-from ..recording.hooks.calls import denoising
+from ..errors import InputError, did_you_mean, shown_value
+from ..recording.listening import listening, reading_of
 from ..recording.models import Model
-from ..recording.prompts import Word, chosen_words, refuse_wordless, text_of, tokens_read
+from ..recording.prompts import Word, chosen_words, refuse_wordless
+from ..recording.reading import Reading
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
 from . import Needs
-from .attention import HALVES, Half, LayerMean, chosen_layers, grid_of_samples, half_of
+from .attention import HALVES, Half, LayerMean, chosen_layers
 from .base import Advance, Attributor, StepResult, picture_size, register
-from .relevance import refuse_packed_and_clips
+from .recorded_words import RecordedMaps, listening_while_recording
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture, the far edges excluded."""
@@ -34,23 +34,27 @@ Box = tuple[float, float, float, float]
 @register("words")
 @dataclass(frozen=True)
 class Words(Attributor):
-    """Cross-attention maps of the words of the prompt, for every step.
+    """Attention maps of the words of the prompt, for every step.
 
     >>> maps = Words(phrases=("red circle", "white background"))(trace, steps=[6, 15])
     >>> maps.saliency.sel(step=15, token="red circle").dims
     ('y', 'x')
 
-    softmax(Q Kᵀ / √d) of every cross-attention layer and head, enlarged to the sample's size (bicubic, clamped at 0),
-    mean over layers and heads. The map of a word of several pieces, or of a phrase, is the mean over its tokens, as in
-    DAAM: so a word's value does not depend on how many pieces it is spelled in, and words compare.
+    softmax(Q Kᵀ / √d) from the picture to the text, in every layer that reads the text: by cross-attention, where the
+    text is a sequence of its own (Stable Diffusion, PixArt, Wan), or by joint attention, where text and picture are
+    one sequence (Stable Diffusion 3, Flux, Qwen-Image). Which positions are text, and which picture, is measured.
+    Enlarged to the sample's size (bicubic, clamped at 0), mean over layers and heads. The map of a word of several
+    pieces, or of a phrase, is the mean over its tokens in all encoders, as in DAAM: so a word's value does not depend
+    on how many pieces it is spelled in, and words compare. Clips have a dimension `frame`.
 
     `phrases` None is every word of the prompt; what is there again is "a (2)", "red circle (2)" and so on.
-    `special_tokens` adds those at the start, the end and behind it. `half` "unconditional" is of the negative prompt.
-    `layers` are dotted paths or patterns such as "up_blocks.**", `heads` numbers from 0. The same maps without
-    replaying: `words.recording(model)`.
+    `special_tokens` adds those at the start, the end, behind it, and "<instruction>", the pipeline's own words.
+    `half` "unconditional" is of the negative prompt. `layers` are dotted paths or patterns such as "up_blocks.**",
+    `heads` numbers from 0. `prompt_text` labels a picture made from prompt_embeds, such as weighted ones. The same
+    maps without replaying: `words.recording(model)`.
 
-    Raises `InputError` for a word, phrase, layer or head that is not there, `ModelError` for a model without
-    cross-attention.
+    Raises `InputError` for a word, phrase, layer or head that is not there, `ModelError` for a model whose denoiser
+    reads no text by attention.
     """
 
     needs: ClassVar[Needs | None] = "words"
@@ -60,6 +64,7 @@ class Words(Attributor):
     half: Half = "conditional"
     layers: tuple[str, ...] | None = None
     heads: tuple[int, ...] | None = None
+    prompt_text: str | None = None
 
     title = "Word maps"
     reading = (
@@ -81,23 +86,21 @@ class Words(Attributor):
             raise InputError(f"The heads {tuple(self.heads or ())} cannot be chosen: heads are counted from 0.")
 
     def prepared(self, sequence: Trace | Frames) -> Attributor:
-        trace = _prompted(sequence)
-        layers = chosen_layers(trace.model.denoiser, self.layers)
-        words = self.words_of(trace, tokens_read(trace))
+        trace = prompted(sequence, "Word maps are")
+        reading = reading_of(trace[0], self.half, self.prompt_text)
+        layers = chosen_layers(trace[0].denoiser, self.layers)
+        words = self.words_of(reading)
         positions = _positions(words)
 
         def maps_at(step: Step) -> torch.Tensor:
-            return replayed(step, self, layers, positions)
+            own = reading_of(step, self.half, self.prompt_text)  # another denoiser's, where several take turns
+            return replayed(step, own, self, layers, positions)
 
-        return _WordsOfRun(self, words, maps_at, picture_size(trace))
+        return _WordsOfRun(self, words, maps_at, picture_size(trace), reading)
 
-    def words_of(self, trace: Trace, tokens: int) -> tuple[Word, ...]:
-        """Return the words or phrases to map, in the text that this guidance half reads, padded to `tokens`.
-
-        Raises `InputError` where there is none, or one is not in the text.
-        """
-        text = text_of(trace, HALVES[self.half][0], tokens)
-        return chosen_words(text, self.phrases, self.special_tokens)
+    def words_of(self, reading: Reading) -> tuple[Word, ...]:
+        """Return the words or phrases to map; raises `InputError` where there is none, or one is not in the text."""
+        return chosen_words(reading.prompt, self.phrases, self.special_tokens)
 
     @contextmanager
     def recording(self, model: Model) -> Iterator["RecordedWords"]:
@@ -108,19 +111,13 @@ class Words(Attributor):
         >>> maps = recorded.maps(trace)                                    # doctest: +SKIP
 
         The picture is the same, bit for bit. One map of every token of the text is stored for each step, none of a
-        layer.
+        layer. Where a denoiser does not hand its text to its layers as it is, one of its calls is repeated some twenty
+        times at the beginning, to measure where the text lies.
         """
         refuse_wordless(model)
-        layers, recorded = chosen_layers(model.denoiser, self.layers), RecordedWords(self)
-
-        def wanted(layer: str, cross: bool) -> bool:
-            return cross and layer in layers
-
-        with (
-            denoising(model.denoiser, model.pipeline.scheduler, recorded.begin, recorded.finish),
-            attending(model.denoiser, recorded.hear, wanted=wanted),
-        ):
-            yield recorded
+        layers = chosen_layers(model.denoiser, self.layers) if self.layers is not None else None
+        with listening_while_recording(model.pipeline, layers, self.heads) as maps:
+            yield RecordedWords(self, maps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,15 +128,18 @@ class _WordsOfRun(Attributor):
     words: Sequence[Word]
     maps_at: Callable[[Step], torch.Tensor]
     picture_size: tuple[int, int]
+    text: Reading
 
     title = Words.title
     reading = Words.reading
 
     def options(self) -> dict[str, Any]:
-        return {**self.settings.options(), "picture_size": self.picture_size}
+        mixed = {"texts_mixed": list(self.text.mixed)} if self.text.mixed else {}
+        return {**self.settings.options(), "picture_size": self.picture_size, **mixed}
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
-        maps, positions = self.maps_at(trace_step(step)).cpu().numpy(), _positions(self.words)
+        step = trace_step(step)
+        maps, positions = self.maps_at(step).cpu().numpy(), _positions(self.words)
         places = [[positions.index(position) for position in word.positions] for word in self.words]
         merged = [maps[tokens].mean(axis=0) for tokens in places]
         advance(1)
@@ -148,102 +148,68 @@ class _WordsOfRun(Attributor):
             "position": ("token", [word.positions[0] for word in self.words]),
             "pieces": ("token", [len(word.positions) for word in self.words]),
         }
-        return {"saliency": xr.DataArray(np.stack(merged), dims=("token", "y", "x"), coords=coords)}
+        return {"saliency": xr.DataArray(np.stack(merged), dims=("token", *step.layout.dims), coords=coords)}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class RecordedWords:
-    """The word maps of a recording: each step's maps of every token, (pictures, tokens, h, w)."""
+    """The word maps of a recording."""
 
     settings: Words
-    maps_by_step: list[torch.Tensor] = field(default_factory=list)
-    last_sample: torch.Tensor | None = None
-    _now: "LayerMean | None" = None
+    recorded: RecordedMaps
 
     @property
     def nbytes(self) -> int:
         """Bytes of the maps."""
-        return sum(maps.nbytes for maps in self.maps_by_step)
+        return self.recorded.nbytes
 
-    def begin(self, sample: torch.Tensor) -> None:
-        """Begin a step: the denoiser is about to be called."""
-        if self._now is not None:
-            raise CaptureError(
-                "The denoiser was called again before a step of the pipeline's scheduler was heard: it is called once "
-                "for each half of guidance, or the scheduler was swapped meanwhile. Record the trace without listening "
-                "and replay it: Words()(trace)."
-            )
-        self._now = LayerMean(grid_of_samples(sample), self.settings.heads)
-
-    def hear(self, call: AttentionCall) -> None:
-        """Add the attention of a cross-attention layer."""
-        self._current().hear(call.layer, call.probabilities)
-
-    def finish(self, sample: torch.Tensor) -> None:
-        """Finish a step: the scheduler has made it. Only the wanted half is stored."""
-        maps, self._now, self.last_sample = self._current().mean(), None, sample
-        copies = len(maps) // len(sample)
-        self.maps_by_step.append(
-            half_of(self.settings.half, maps.reshape(copies, len(sample), *maps.shape[1:]))[0].cpu()
-        )
-
-    def _current(self) -> "LayerMean":
-        if self._now is None:
-            raise CaptureError(
-                "A step of the pipeline's scheduler, or an attention, came without a call of the denoiser before it. "
-                "Record the trace without listening and replay it: Words()(trace)."
-            )
-        return self._now
+    def tokens(self, trace: Trace, index: int) -> torch.Tensor:
+        """Return the maps of all positions of the text at one step, (tokens, [frames,] h, w); raises as `maps`."""
+        self.recorded.check(trace)
+        reading = reading_of(trace[index], self.settings.half, self.settings.prompt_text)
+        return self.recorded.maps(trace, trace[index], reading, range(reading.prompt.length))
 
     def maps(self, trace: Trace, steps: Sequence[int] | None = None) -> xr.Dataset:
         """Return the word maps of the trace that was recorded, or of one picture of it, `trace.picture(0)`.
 
         Raises `InputError` for another trace, and the errors of `Words`.
         """
-        picture = int(_prompted(trace).call.get("picture", 0))
-        self._check(trace, picture)
-        words = self.settings.words_of(trace, self.maps_by_step[0].shape[1])
+        trace = prompted(trace, "Word maps are")
+        self.recorded.check(trace)
+        reading = reading_of(trace[0], self.settings.half, self.settings.prompt_text)
+        words = self.settings.words_of(reading)
         positions = _positions(words)
 
         def maps_at(step: Step) -> torch.Tensor:
-            return self.maps_by_step[step.index][picture, positions]
+            reading = reading_of(step, self.settings.half, self.settings.prompt_text)
+            return self.recorded.maps(trace, step, reading, positions)
 
-        return _WordsOfRun(self.settings, words, maps_at, picture_size(trace))(trace, steps)
-
-    def _check(self, trace: Trace, picture: int) -> None:
-        """Raise `InputError` for another trace than the recorded one."""
-        last = None if self.last_sample is None else self.last_sample[picture : picture + trace.pictures]
-        steps = len(self.maps_by_step)
-        if last is None or steps != len(trace) or not last.equal(trace[-1].sample):
-            raise InputError(
-                f"This trace of {len(trace)} steps is not what was listened to: that had {steps} steps, or "
-                "ended with another sample. Record one trace in each recording, and ask for the maps of that one."
-            )
+        return _WordsOfRun(self.settings, words, maps_at, picture_size(trace), reading)(trace, steps)
 
 
 @torch.no_grad()
-def replayed(step: Step, settings: Words, layers: Sequence[str], positions: Sequence[int]) -> torch.Tensor:
-    """Return the maps of some positions of the text, (tokens, h, w), by replaying a step of one picture."""
-    (row,) = half_of(settings.half, torch.arange(step.replay.copies)).tolist()
-    mean = LayerMean(grid_of_samples(step.sample), settings.heads, slice(row, row + 1), positions)
-
-    def hear(call: AttentionCall) -> None:
-        mean.hear(call.layer, call.probabilities)
-
-    with attending(step.replay.denoiser, hear, wanted=lambda layer, cross: cross and layer in layers):
-        step.repeat()
-        maps = mean.mean()
-    return maps[0]
+def replayed(
+    step: Step, reading: Reading, settings: Words, layers: Sequence[str], positions: Sequence[int]
+) -> torch.Tensor:
+    """Return the maps of some positions of the text, (tokens, [frames,] h, w), by replaying a step of one picture."""
+    mean = LayerMean(step.layout.shape, positions, settings.heads)
+    chosen = frozenset(layers)
+    with listening(step, reading, mean.hear, wanted=chosen.__contains__):
+        step.again()
+    return mean.mean()
 
 
-def _prompted(sequence: Trace | Frames) -> Trace:
-    """Return a trace that was made from a prompt; raises `InputError` or `ModelError` for anything else."""
+def prompted(sequence: Trace | Frames, what: str) -> Trace:
+    """Return a trace of one picture made from a prompt; raises `InputError` or `ModelError` for anything else."""
     if not isinstance(sequence, Trace):
         raise InputError(
-            "Word maps are of a picture made from a prompt, and frames were given. Give a trace: model.trace(prompt)."
+            f"{what} of a picture made from a prompt, and frames were given. Give a trace: model.trace(prompt)."
         )
     refuse_wordless(sequence.model)
-    refuse_packed_and_clips(sequence)
+    if sequence.pictures > 1:
+        raise InputError(
+            f"{what} of one picture, and this trace has {sequence.pictures}. Choose one: trace.picture(0)."
+        )
     return sequence
 
 

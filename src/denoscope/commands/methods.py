@@ -11,6 +11,7 @@ import torch
 from ..attributors.base import Advance, Attributor, StepResult, list_methods, method, needs_of
 from ..errors import InputError
 from ..evaluation.baselines import BASELINES, Baseline, random_map
+from ..recording.prompts import COUNTED
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..targets import ClassScore
@@ -39,9 +40,18 @@ def attributor_for(name: str, settings: TrialSettings, subject: TrialSubject) ->
         return Baseline(BASELINES[name])
     if needs_of(name) == "label":
         return _class_attributor(name, subject)
+    if needs_of(name) == "concepts":
+        return PhraseMean.of(method(name, concepts=(_concept_of(subject),)), None)
     options = {"num_masks": settings.num_masks, "num_samples": settings.num_masks}
     attributor = method(name, **fitting(name, options))
     return PhraseMean.of(attributor, subject.phrase) if needs_of(name) == "words" else attributor
+
+
+def _concept_of(subject: TrialSubject) -> str:
+    """Return the subject's phrase as a text of its own; raises `InputError` if it has none."""
+    if subject.phrase is None:
+        raise InputError("concepts explains a thing by its name, and this picture names none. Leave concepts out.")
+    return " ".join(counted[1] if (counted := COUNTED.fullmatch(word)) else word for word in subject.phrase)
 
 
 def _class_attributor(name: str, subject: TrialSubject) -> Attributor:

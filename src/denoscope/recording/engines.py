@@ -71,6 +71,8 @@ class Run:
     remembered: int = 0
     tokens: dict[int, Any] = field(default_factory=dict)
     computed: bool | None = None
+    readings: dict[Any, Any] = field(default_factory=dict)
+    measures: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -86,6 +88,13 @@ class Run:
         if not names:
             raise ReplayError(f"No denoiser of the pipeline was called for step {index}.")
         return self.resumption.modules[names[-1]]
+
+    def calls_before(self, index: int, name: str) -> int:
+        """Return how many calls of a network a resumed call computes before a step; 0 if it computes none."""
+        if not self.needs_computing(index):
+            return 0
+        before = self.resumption.steps[: self.places[index - 1] + 1] if index else []
+        return sum(other == name for step in before for other, _ in step.blanks)
 
     def recorded(self, index: int) -> Any:
         """Return the recorded tensors of a step, all rows."""

@@ -240,3 +240,33 @@ def picture_frames(part: slice, frames: int, pictures: int) -> slice:
     """
     belonging = [i for i in range(pictures) if part.start <= map_frame(i, frames, pictures) < part.stop]
     return slice(belonging[0], belonging[-1] + 1) if belonging else slice(0, 0)
+
+
+# Grids of patches, in which networks see a map.
+
+
+def halved(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return a grid, and the grids that remain when its sides are halved again and again, rounding up.
+
+    >>> halved((3, 4))
+    [(3, 4), (2, 2), (1, 1)]
+    """
+    *frames, height, width = shape
+    factors = [2**i for i in range(max(height, width).bit_length())]
+    return [(*frames, math.ceil(height / f), math.ceil(width / f)) for f in factors]
+
+
+def reduced(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the grids of patches that a map may be cut into: whole, halved, and each side by a divisor of both."""
+    *frames, height, width = shape
+    sides = [(height // f, width // f) for f in range(1, min(height, width) + 1) if height % f == 0 == width % f]
+    counts: list[tuple[int, ...]] = [(n // f,) for n in frames for f in range(1, n + 1) if n % f == 0] or [()]
+    return list(dict.fromkeys([*halved(shape), *((*count, *side) for count, side in product(counts, sides))]))
+
+
+def inside_box(box: Sequence[slice], shape: Sequence[int], grid: Sequence[int]) -> torch.Tensor:
+    """Return the box of a map in a coarser grid, as a mask of the grid's shape."""
+    inside = torch.zeros(tuple(grid), dtype=torch.bool)
+    ends = [math.ceil(part.stop * size / side) for part, size, side in zip(box, grid, shape, strict=True)]
+    inside[tuple(slice(0, end) for end in ends)] = True
+    return inside

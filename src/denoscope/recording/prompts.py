@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import InputError, ModelError, did_you_mean
+from .hooks.listened import tokenizers_of
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 """A word, with the parts that an apostrophe or a hyphen joins to it, or a run of punctuation."""
@@ -43,6 +44,8 @@ class Prompt:
     cut: tuple[str, ...]
     special: dict[str, tuple[int, ...]]
     length: int
+    learned: tuple[str, ...] = ()
+    """Tokens of textual inversion, which are one word each however many vectors they have."""
 
     @property
     def labels(self) -> list[str]:
@@ -62,7 +65,8 @@ class Prompt:
             return tuple(exact)
         counted = COUNTED.fullmatch(phrase)
         text, number = (counted[1], int(counted[2])) if counted else (phrase, 1)
-        wanted, words = _folded(WORD.findall(text)), _folded([word.text for word in self.words])
+        wanted = _folded([word for word, _, _ in split_words(text, self.learned)])
+        words = _folded([word.text for word in self.words])
         starts = _places(wanted, words)
         if len(starts) < number:
             cut_off = len(_places(wanted, [*words, *_folded(self.cut)])) >= number
@@ -88,8 +92,8 @@ class Prompt:
 def read(tokenizer: Any, text: str, length: int | None = None) -> Prompt:
     """Return the prompt as a pipeline gives it to the model: padded or cut to `length` (the tokenizer's own)."""
     length = int(tokenizer.model_max_length) if length is None else length
-    tokens = _encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
-    whole = _encoded(tokenizer, text, truncation=False, verbose=False)
+    tokens = encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
+    whole = encoded(tokenizer, text, truncation=False, verbose=False)
     readable_positions = {i for i, special in enumerate(tokens["special_tokens_mask"]) if not special}
     spans = [(match.group(), *match.span()) for match in WORD.finditer(text)]
     pieces = [(word, _pieces(whole, start, end)) for word, start, end in spans]
@@ -179,7 +183,7 @@ def numbered(words: Sequence[str]) -> list[str]:
     return [word if count == 1 else f"{word} ({count})" for word, count in zip(words, counts, strict=True)]
 
 
-def _encoded(tokenizer: Any, text: str, **options: Any) -> Any:
+def encoded(tokenizer: Any, text: str, **options: Any) -> Any:
     """Return a tokenizer's result with the characters of each token, which slow tokenizers do not give themselves."""
     if tokenizer.is_fast:
         return tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **options)
@@ -228,6 +232,31 @@ def _special(tokenizer: Any, tokens: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(places) for name, places in positions.items()}
 
 
+def learned_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return the tokens that were added to a tokenizer and are not special ones, such as those of textual inversion.
+
+    A token of several vectors is named once: the further ones are its name with "_1", "_2" and so on.
+    """
+    added = getattr(tokenizer, "added_tokens_encoder", None) or {}
+    special = set(getattr(tokenizer, "all_special_tokens", ()))
+    names = [name for name in added if name not in special]
+    further = {f"{name}_{i}" for name in names for i in range(1, len(names) + 1)}
+    return tuple(name for name in names if name not in further)
+
+
+def split_words(text: str, learned: Sequence[str] = ()) -> list[tuple[str, int, int]]:
+    """Return the words of a text, with the characters from where to where; learned tokens are one word each.
+
+    >>> split_words("a <toy> <toy>_1 car", ("<toy>",))
+    [('a', 0, 1), ('<toy>', 2, 15), ('car', 16, 19)]
+    """
+    if not learned:
+        return [(match.group(), *match.span()) for match in WORD.finditer(text)]
+    names = "|".join(re.escape(name) for name in sorted(learned, key=len, reverse=True))
+    pattern = re.compile(rf"(?P<name>{names})(?:\s*(?P=name)_\d+)*|(?:{WORD.pattern})")
+    return [(match["name"] or match.group(), *match.span()) for match in pattern.finditer(text)]
+
+
 def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
     """Return the places at which all of the wanted words stand side by side."""
     return [i for i in range(len(words)) if wanted and words[i : i + len(wanted)] == wanted]
@@ -238,20 +267,6 @@ def _folded(words: Sequence[str]) -> list[str]:
 
 
 # The text of a recorded run, and the words in it that have a map.
-
-
-def text_of(trace: Any, name: str, tokens: int) -> Prompt:
-    """Return the text of a run, "prompt" or "negative_prompt", as the model reads it in so many tokens.
-
-    Raises `InputError` where the picture was made without a prompt as text.
-    """
-    text = prompt_of(trace.call, name)
-    if text is None and name == "prompt":
-        raise InputError(
-            "This picture was made without a prompt as text (prompt_embeds?), so its words are not known. "
-            "Make it with a prompt to have maps of its words."
-        )
-    return read(trace.model.pipeline.tokenizer, text or "", tokens)
 
 
 def chosen_words(prompt: Prompt, phrases: Sequence[str] | None, special_tokens: bool) -> tuple[Word, ...]:
@@ -277,15 +292,9 @@ def is_word(word: Word) -> bool:
     return any(letter.isalnum() for letter in word.text)
 
 
-def tokens_read(trace: Any) -> int:
-    """Return how many tokens the denoiser reads the text in; raises `ReplayError` where it cannot be replayed."""
-    context = trace[0].replay.context
-    return int(trace.model.pipeline.tokenizer.model_max_length) if context is None else context.shape[1]
-
-
 def refuse_wordless(model: Any) -> None:
     """Raise `ModelError` for a model that takes no prompt."""
-    if not model.takes_text:
+    if not tokenizers_of(model.pipeline):
         raise ModelError(
             f"{type(model.pipeline).__name__} takes no prompt, so there are no words to show. Load a text-to-image "
             "model, or use another method, such as df-rise."

@@ -319,6 +319,25 @@ class Step:
             self._refuse_other(replay, again)
         return self._finite(again)
 
+    def again(self) -> torch.Tensor:
+        """Return the prediction for the step's own sample by the engine that answers, for hooks to hear its calls.
+
+        Differentiable, as `repeat`. Raises `ReplayError` if it is not the prediction that the scheduler received.
+        """
+        if self.asks_directly:
+            return self.repeat()
+        if self.run is None:
+            raise ReplayError(str(self.refusal))
+        gradient = torch.is_grad_enabled()
+        sample = self.sample.detach().clone().requires_grad_() if gradient else self.sample
+        run, index, row = self.run, self.index, self.row
+        prediction = run.predict(index, sample, row)
+        (name, engine), *_ = self._engines()
+        if not self.checked:
+            self._compare(engine, prediction)
+            self.__dict__[CONFIRMED] = (name, engine, self._weights())
+        return self._finite(prediction)
+
     def _refuse_other(self, replay: Replay, again: torch.Tensor | None) -> None:
         """Raise `ReplayError` unless a direct prediction is the recorded one; None was checked before."""
         if again is None:

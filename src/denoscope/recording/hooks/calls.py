@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...errors import CaptureError, RecordingError
+from ...errors import RecordingError
 from .trees import map_tensors, tensor_of
 
 SAMPLE_NAMES = ("sample", "hidden_states")
@@ -238,39 +238,19 @@ def original_of_result(result: Any) -> torch.Tensor | None:
 
 
 @contextmanager
-def denoising(
-    denoiser: torch.nn.Module,
-    scheduler: Any,
-    on_call: Callable[[torch.Tensor], None],
-    on_step: Callable[[torch.Tensor], None],
-) -> Iterator[None]:
-    """Call `on_call` before every call of the denoiser and `on_step` after every `scheduler.step`, with their samples.
-
-    It may be open around a recording. Leaves denoiser and scheduler as they were. Raises `CaptureError` for a denoiser
-    or a `step` without an argument for the sample.
-    """
-
-    def called(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        samples = args[:1] or [kwargs[name] for name in SAMPLE_NAMES if name in kwargs]
-        if not samples:
-            raise CaptureError(f"No argument of the {type(module).__name__} is called {' or '.join(SAMPLE_NAMES)}.")
-        on_call(samples[0])
+def stepping(scheduler: Any, on_step: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Call `on_step` after every `scheduler.step`, with its sample. It may be open around a recording."""
 
     def stepped(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         arguments = StepArguments.of(step, args, kwargs)
-        if arguments is None:
-            raise CaptureError(f"{type(scheduler).__name__}.step takes no sample, so its steps cannot be listened to.")
-        sample = arguments.sample.detach().clone()
+        sample = None if arguments is None else arguments.sample.detach().clone()
         result = step(*args, **kwargs)
-        on_step(sample)
+        if sample is not None:
+            on_step(sample)
         return result
 
-    handle = denoiser.register_forward_pre_hook(called, with_kwargs=True)
-    try:
-        with replaced_method(scheduler, "step", stepped):
-            yield
-    finally:
-        handle.remove()
+    with replaced_method(scheduler, "step", stepped):
+        yield
 
 
 @contextmanager

@@ -38,6 +38,22 @@ def whole_graph(root: torch.nn.Module) -> Iterator[None]:
             setattr(layer, CHECKPOINTING, True)
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+@contextmanager
+def without_hooks(root: torch.nn.Module) -> Iterator[None]:
+    """While open, no forward hook of a module or of one below it runs: those of users, and of other listeners."""
+    kept = [(layer, name, getattr(layer, name)) for layer in layers_in(root) for name in HOOKS if getattr(layer, name)]
+    try:
+        for layer, name, hooks in kept:
+            setattr(layer, name, type(hooks)())
+        yield
+    finally:
+        for layer, name, hooks in kept:
+            setattr(layer, name, hooks)
+
+
 CHECKPOINTING = "gradient_checkpointing"
 """The switch of diffusers' and transformers' networks for gradient checkpointing."""
 

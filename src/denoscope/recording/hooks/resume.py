@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,10 @@ class Question:
     times the recorded batch the samples are. `computed` lets the networks compute what comes before, for pipelines
     that need their outputs: guidance with momentum, caches of keys and values, maps of attention. `judged` leaves the
     safety checker in its place, for pipelines that make no pictures without it.
+
+    `inputs_only` computes no denoiser at all: `Answer.calls` has the arguments of the calls of step `place`. `instead`
+    are other arguments of the pipeline's call, by name, and `on_network` is shown what the other networks give, of
+    which `fresh` are computed each time.
     """
 
     samples: torch.Tensor
@@ -86,6 +91,15 @@ class Question:
     output_type: str = "pt"
     computed: bool = False
     judged: bool = False
+    inputs_only: bool = False
+    instead: Mapping[str, Any] = field(default_factory=dict)
+    on_network: "OnNetwork | None" = None
+    fresh: frozenset[str] = frozenset()
+
+
+OnNetwork = Callable[[str, int, tuple[Any, ...], dict[str, Any], Any], Any]
+"""Called with the name of a network that is not a denoiser, the number of its call, its arguments and its output;
+returns the output that the pipeline is handed."""
 
 
 @dataclass(eq=False)
@@ -116,14 +130,18 @@ class Resumption:
         parameters = inspect.signature(self.call.pipeline.__call__).parameters
         return next((name for name in COUNTS if name in parameters), None)
 
-    def ask(self, question: Question) -> Answer:
-        """Make a resumed call; raises as the pipeline does, and `ReplayError` if it goes another way than before."""
-        answer, pipeline = Answer(), self.call.pipeline
+    def ask(self, question: Question, answer: Answer | None = None) -> Answer:
+        """Make a resumed call; raises as the pipeline does, and `ReplayError` if it goes another way than before.
+
+        `answer` is filled as far as the call comes.
+        """
+        answer, pipeline = Answer() if answer is None else answer, self.call.pipeline
         running = _Running(self, question, answer)
         args, kwargs = self._arguments(question, running)
         run = type(pipeline).__call__
         run = inspect.unwrap(run) if question.gradient else torch.no_grad()(run)
         with ExitStack() as undo:
+            undo.callback(_RESUMING.reset, _RESUMING.set(True))
             undo.enter_context(restored(pipeline, self.schedulers.values()))
             vars(pipeline).update(self.schedulers)
             undo.enter_context(_in_silence(pipeline))
@@ -143,6 +161,8 @@ class Resumption:
     def _arguments(self, question: Question, running: "_Running") -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = self.call.arguments()
         parameters = inspect.signature(self.call.pipeline.__call__).parameters
+        if question.instead:
+            args, kwargs = (), dict(zip(parameters, args, strict=False)) | kwargs | dict(question.instead)
         if question.count > 1:
             name = self.count_argument()
             if name is None:
@@ -155,6 +175,14 @@ class Resumption:
         if question.entry.kind == "callback":
             kwargs["callback_on_step_end"] = running.callback(kwargs.get("callback_on_step_end"))
         return args, kwargs
+
+
+_RESUMING: ContextVar[bool] = ContextVar("resuming", default=False)
+
+
+def resuming() -> bool:
+    """Return True while a recorded call is being made again, which listeners of the user's call pass over."""
+    return _RESUMING.get()
 
 
 def expanded(values: torch.Tensor, times: int) -> torch.Tensor:
@@ -227,6 +255,11 @@ class _Running:
     def _forward(self, name: str, module: torch.nn.Module) -> Callable[..., Any]:
         def forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             early = self.position < self.start
+            if self.question.inputs_only and (name in self.repeated or name in self.resumption.denoisers):
+                if not early and name in self.resumption.denoisers:
+                    taken, named = map_tensors(lambda tensor: tensor.detach(), (args, kwargs))
+                    self.answer.calls.append(ModuleCall(name, module, taken, named, None))
+                return self._blank(name)
             if early and name in self.repeated and not self.question.computed:
                 return self._blank(name)
             if name not in self.repeated and name not in self.resumption.denoisers:
@@ -263,6 +296,9 @@ class _Running:
         number = self.ordinals.get(name, 0)
         self.ordinals[name] = number + 1
         memory, key = self.resumption.memory, (name, number)
+        show = self.question.on_network
+        if show is not None:
+            return show(name, number, args, kwargs, self._shown(key, original, args, kwargs))
         if key in memory and same_tree(memory[key][0], (args, kwargs)):
             return memory[key][1]
         if _needs_gradient((args, kwargs)):
@@ -270,6 +306,18 @@ class _Running:
         with torch.no_grad():
             output = original(*args, **kwargs)
         memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), output)
+        return output
+
+    def _shown(self, key: tuple[str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Return what a network gives, from memory where these very arguments are; only first outputs are stored."""
+        memory = self.resumption.memory
+        if key[0] in self.question.fresh:
+            return original(*args, **kwargs)
+        if key in memory and same_tree(memory[key][0], (args, kwargs)):
+            return memory[key][1]
+        output = original(*args, **kwargs)
+        if key not in memory and not self.question.gradient:
+            memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), output)
         return output
 
     def _stepping(self) -> Callable[..., Any]:

@@ -64,3 +64,33 @@ def output_of(output: Any) -> torch.Tensor:
             "Choose layers that give a tensor."
         )
     return tensor
+
+
+Path = tuple[int | str, ...]
+"""The keys and places by which a tensor lies in nested tuples, lists and dicts."""
+
+
+def leaves(tree: Any, path: Path = ()) -> dict[Path, torch.Tensor]:
+    """Return every tensor of nested tuples, lists, dicts and outputs of transformers, by its path."""
+    if isinstance(tree, torch.Tensor):
+        return {path: tree}
+    found: dict[Path, torch.Tensor] = {}
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            found |= leaves(value, (*path, key))
+    elif isinstance(tree, (tuple, list)):
+        for index, value in enumerate(tree):
+            found |= leaves(value, (*path, index))
+    return found
+
+
+def with_leaves(tree: Any, others: dict[Path, torch.Tensor], path: Path = ()) -> Any:
+    """Return a tree with other tensors at some paths; outputs of transformers keep their class."""
+    if isinstance(tree, torch.Tensor):
+        return others.get(path, tree)
+    if isinstance(tree, dict):
+        values = {key: with_leaves(value, others, (*path, key)) for key, value in tree.items()}
+        return type(tree)(**values) if hasattr(tree, "to_tuple") else type(tree)(values)
+    if isinstance(tree, (tuple, list)):
+        return _sequence_like(tree, [with_leaves(value, others, (*path, i)) for i, value in enumerate(tree)])
+    return tree

@@ -1,0 +1,311 @@
+"""Concept maps: where a picture has something that need not be in its prompt, without making it a second time.
+
+Sources: Helbling et al. 2025, ConceptAttention (ICML, arXiv 2502.04320), for joint attention: concepts attend to the
+picture, the picture not to them, and both are compared by what their attention hands on. Marcos-Manchón et al. 2024,
+Open-Vocabulary Attention Maps (CVPR), for cross-attention: other keys for the same queries.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import xarray as xr
+
+from ..errors import CaptureError, InputError, ModelError
+from ..recording.hooks.attention import AttentionCall, Site, attention_instead
+from ..recording.hooks.layers import without_hooks
+from ..recording.hooks.places import Measured, Places
+from ..recording.hooks.trees import Path, leaves, with_leaves
+from ..recording.listening import Attended, Ear, listening, reading_of
+from ..recording.reading import Reading, read_instead
+from ..recording.steps import Step
+from ..recording.traces import Trace
+from ..targets import trace_step
+from ..vision.frames import Frame, Frames
+from . import Needs
+from .attention import LayerMean, chosen_layers, enlarged_clip
+from .base import Advance, Attributor, StepResult, picture_size, register
+from .words import prompted
+
+
+@register("concepts")
+@dataclass(frozen=True)
+class Concepts(Attributor):
+    """Maps of words that need not be in the prompt, for every step.
+
+    >>> maps = Concepts(("sky", "fur"))(trace, steps=[6])                             # doctest: +SKIP
+    >>> maps.saliency.sel(step=6, token="fur").plot()                                  # doctest: +SKIP
+
+    Each concept is a text of its own, read by the pipeline's encoders in the prompt's place; the step is made again as
+    it was, and beside it a call in which the concept stands for the prompt and the picture stays the recorded one, in
+    every layer.
+
+    Cross-attention (Stable Diffusion, PixArt, Wan): softmax(Q Kᵀ / √d) of the picture's queries and the concept's
+    keys, mean over layers, heads and the concept's tokens, as word maps are, 0 to 1. Joint attention (Stable Diffusion
+    3, Flux, Qwen-Image): the concept attends to the picture and itself, the picture never to the concept. In every
+    layer the inner products of the picture's attention outputs with the concept's, softmax over the concepts at each
+    place, mean over layers: shares that add up to 1, so at least two concepts are needed. The result's attribute
+    `compared` says which.
+
+    `layers` are dotted paths or patterns. Raises `InputError` for no concept, an empty one or one that
+    is given twice, `ModelError` for a denoiser that reads no text by attention.
+    """
+
+    needs: ClassVar[Needs | None] = "concepts"
+
+    concepts: tuple[str, ...] = ()
+    layers: tuple[str, ...] | None = None
+
+    title = "Concept maps"
+    reading = (
+        "High where the picture goes with the concept at this step. Concepts are texts of their own and need not be in "
+        "the prompt. Attention says what goes with what, and not what that does to the picture."
+    )
+
+    def __post_init__(self) -> None:
+        texts: Any = self.concepts
+        if isinstance(texts, str) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise InputError(f'concepts is {texts!r}. Give a tuple of texts, such as ("sky", "fur").')
+        if len(set(texts)) < len(texts):
+            raise InputError(f"concepts is {texts!r}. Give each concept once.")
+
+    def prepared(self, sequence: Trace | Frames) -> Attributor:
+        if not self.concepts:
+            raise InputError('No concept was given. Name at least one: Concepts(("sky", "fur")).')
+        trace = prompted(sequence, "Concept maps are")
+        layers = frozenset(chosen_layers(trace[0].denoiser, self.layers))
+        return _ConceptsOfRun(self, layers, picture_size(trace))
+
+
+@dataclass(frozen=True, eq=False)
+class _ConceptsOfRun(Attributor):
+    settings: Concepts
+    layers: frozenset[str]
+    picture_size: tuple[int, int]
+    compared: dict[str, str] = field(default_factory=dict)
+
+    title = Concepts.title
+    reading = Concepts.reading
+
+    def options(self) -> dict[str, Any]:
+        return {**self.settings.options(), "picture_size": self.picture_size, **self.compared}
+
+    @torch.no_grad()
+    def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
+        step = trace_step(step)
+        asking = Asking(step, self.settings.concepts, self.layers.__contains__)
+        maps = asking.maps()
+        self.compared["compared"] = "attention outputs" if asking.is_joint else "attention weights"
+        advance(1)
+        coords = {"token": list(self.settings.concepts)}
+        return {"saliency": xr.DataArray(maps.cpu().numpy(), dims=("token", *step.layout.dims), coords=coords)}
+
+
+@dataclass(eq=False)
+class Asking:
+    """Concepts asked about at one step: the recorded call's attention, and a call for each concept beside it."""
+
+    step: Step
+    concepts: Sequence[str]
+    wanted: Callable[[str], bool]
+    heard: dict[Site, Attended] = field(default_factory=dict)
+    means: dict[str, LayerMean] = field(default_factory=dict)
+    vectors: dict[Site, list[torch.Tensor]] = field(default_factory=dict)
+    readings: dict[str, Reading] = field(default_factory=dict)
+
+    @property
+    def is_joint(self) -> bool:
+        """True if the concepts are compared by what attention hands on."""
+        return any(_is_joint(attended) for attended in self.heard.values())
+
+    def maps(self) -> torch.Tensor:
+        """Return the concepts' maps, (concepts, [frames,] h, w)."""
+        reading = reading_of(self.step)
+        for concept in self.concepts:
+            self.readings[concept] = concept_reading(self.step, concept)
+        with listening(self.step, reading, self.hear, wanted=self.wanted, afterwards=self.beside):
+            self.step.again()
+        if not self.heard:
+            raise ModelError(
+                "None of the denoiser's layers that were asked for attends from the picture to the text, so concepts "
+                "cannot be compared with it. Leave layers out, or use another method, such as df-rise."
+            )
+        if not self.is_joint:
+            return torch.stack([self.means[concept].mean().mean(dim=0) for concept in self.concepts])
+        return self._shares()
+
+    def hear(self, attended: Attended) -> None:
+        """Keep an attention of the recorded call."""
+        if attended.call.output is None or attended.call.query is None:
+            raise CaptureError(
+                f"The attention of {attended.call.layer} is computed by an older processor, which concepts cannot be "
+                "asked through. Use the default one for torch 2, AttnProcessor2_0."
+            )
+        self.heard[attended.call.site] = attended
+
+    def beside(self, ear: Ear) -> None:
+        """Call the denoiser once for each concept, while the pipeline is as it was for the recorded call."""
+        if self.is_joint and len(self.concepts) < 2:
+            raise InputError(
+                f'One concept was given, "{self.concepts[0]}", and in joint attention concepts are compared with each '
+                'other. Give at least two, such as ("fur", "background").'
+            )
+        for concept in self.concepts:
+            self._ask(ear, concept)
+
+    def _ask(self, ear: Ear, concept: str) -> None:
+        reading = self.readings[concept]
+        tree = _with_own_vectors(reading, ear)
+        places = ear.measured_with(reading, tree)
+        asked = _Concept(self, reading, places, concept)
+        args, kwargs = tree
+        with without_hooks(ear.denoiser), attention_instead(ear.denoiser, asked.instead), torch.random.fork_rng([]):
+            ear.denoiser.forward(*args, **kwargs)
+        if not asked.count:
+            raise CaptureError(f'The concept "{concept}" reached no attention that the prompt reaches.')
+
+    def _shares(self) -> torch.Tensor:
+        """Return softmax over concepts of the inner products of attention outputs, mean over layers."""
+        summed: dict[tuple[int, ...], torch.Tensor] = {}
+        count = 0
+        for site, vectors in self.vectors.items():
+            attended = self.heard[site]
+            assert attended.call.output is not None
+            if attended.grid is None or len(vectors) < len(self.concepts):
+                continue
+            own = outputs_of(attended.call.output, attended.rows, attended.queries)
+            shares = concept_shares(own, torch.stack(vectors, dim=1))
+            before = summed.get(attended.grid)
+            summed[attended.grid] = shares if before is None else before + shares
+            count += 1
+        if not count:
+            raise ModelError("The picture's places have no known grid in any layer, so concepts have no maps.")
+        maps = [enlarged_clip(total, self.step.layout.shape, grid) for grid, total in summed.items()]
+        return torch.stack(maps).sum(dim=0) / count
+
+
+def concept_shares(picture: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
+    """Return softmax over concepts of ⟨o_picture, o_concept⟩: (rows, places, d), (rows, concepts, d) -> places' shares.
+
+    The result is (rows, places, concepts), 0 to 1 (Helbling et al. 2025, section 3).
+    """
+    shares: torch.Tensor = torch.special.softmax(picture.float() @ concepts.float().mT, dim=-1)
+    return shares
+
+
+def outputs_of(output: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> torch.Tensor:
+    """Return an attention's outputs (batch, heads, positions, size) at some rows and places, heads side by side."""
+    chosen = output[list(rows)][:, :, list(places)]
+    side_by_side: torch.Tensor = chosen.transpose(1, 2).flatten(2)
+    return side_by_side
+
+
+def concept_reading(step: Step, concept: str) -> Reading:
+    """Return how the denoiser would read a concept in the prompt's place; measured once a run."""
+    run = step.run
+    assert run is not None
+    own = reading_of(step)
+    key = ("concept", concept, step.row or 0, own.name)
+    if key not in run.readings:
+        frames = step.layout.frames or run.unit
+        run.readings[key] = read_instead(run, step.index, step.row or 0, concept, frames)
+    reading: Reading = run.readings[key]
+    return reading
+
+
+def _with_own_vectors(reading: Reading, ear: Ear) -> Any:
+    """Return the concept's call with the sample and the pooled vectors of the recorded one.
+
+    A pooled vector of the text, (rows, features), would change the picture's stream; sequences and masks are the
+    concept's.
+    """
+    lengths = {one.length for one in reading.inputs}
+    own = leaves(ear.tree)
+    others: dict[Path, torch.Tensor] = {}
+    for path, tensor in leaves(reading.tree).items():
+        recorded = own.get(path)
+        if recorded is None or path in {one.path for one in reading.inputs}:
+            continue
+        is_mask = tensor.ndim == 2 and tensor.shape[1] in lengths
+        listed = any(path[:-1] == one.path for one in reading.inputs)
+        if recorded.shape == tensor.shape and not is_mask and not listed and tensor.is_floating_point():
+            others[path] = recorded
+        elif path in ear.sample and recorded.shape != tensor.shape and len(tensor) % len(recorded) == 0:
+            others[path] = _spread(recorded, len(tensor))
+    return with_leaves(reading.tree, others)
+
+
+def _spread(recorded: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return the rows of a picture that is asked about alone in the place of each picture of the batch."""
+    return recorded.repeat_interleave(rows // len(recorded), dim=0)
+
+
+def _is_joint(attended: Attended) -> bool:
+    """Return True if text and picture are one sequence: the text is among the queries too."""
+    query, key = attended.call.query, attended.call.key
+    assert query is not None and key is not None
+    return query.shape[-2] == key.shape[-2] and len(attended.queries) < query.shape[-2]
+
+
+class _Concept:
+    """One concept's call: its attentions hand the picture what the recorded ones did."""
+
+    def __init__(self, asking: Asking, reading: Reading, measured: Measured, concept: str):
+        self.asking, self.reading, self.measured, self.concept = asking, reading, measured, concept
+        self.numbers = sorted({number for word in reading.prompt.words for number in word.positions})
+        if not self.numbers:
+            raise InputError(f'The concept "{concept}" has no words that the model reads.')
+        self.count = 0
+
+    def instead(self, call: AttentionCall, compute: Callable[..., torch.Tensor]) -> torch.Tensor | None:
+        attended, places = self.asking.heard.get(call.site), self.measured.sites.get(call.site)
+        if attended is None or places is None:
+            return None
+        self.count += 1
+        rows = [row for own in self.reading.rows for row in places.rows[own]]
+        if _is_joint(attended):
+            return self._joint(call, compute, attended, places, rows)
+        return self._crossed(call, compute, attended, places, rows)
+
+    def _crossed(
+        self, call: AttentionCall, compute: Callable[..., torch.Tensor], own: Attended, places: Places, rows: list[int]
+    ) -> torch.Tensor:
+        """Compare the recorded queries with the concept's keys, and return the recorded output."""
+        assert call.key is not None and own.call.query is not None and own.call.output is not None
+        mask = call.masks.get("mask")
+        if mask is not None and mask.ndim == 4 and len(mask) > 1:
+            mask = mask[rows]
+        masks = {**call.masks, "mask": mask}
+        query = own.call.query[list(own.rows)]
+        beside = AttentionCall(call.layer, True, call.ordinal, query=query, key=call.key[rows], masks=masks)
+        keys = places.of_text(self.reading.rows[0])
+        mean = self.asking.means.setdefault(self.concept, LayerMean(self.asking.step.layout.shape, self.numbers))
+        everywhere = tuple(range(len(rows)))
+        mean.hear(Attended(beside, everywhere, keys, own.queries, own.grid, own.is_plain))
+        output = compute(call.key, call.value).clone()
+        output[rows] = own.call.output[list(own.rows)]
+        return output
+
+    def _joint(
+        self, call: AttentionCall, compute: Callable[..., torch.Tensor], own: Attended, places: Places, rows: list[int]
+    ) -> torch.Tensor:
+        """Let the concept attend to the recorded picture and to itself; return the picture's recorded output."""
+        assert call.key is not None and call.value is not None
+        recorded = own.call
+        assert recorded.key is not None and recorded.value is not None and recorded.output is not None
+        if len(places.queries) != len(own.queries):
+            raise CaptureError(f"The picture has another length beside a concept in {call.layer}.")
+        key, value = call.key.clone(), call.value.clone()
+        for row, row_of_own in zip(rows, own.rows, strict=True):
+            key[row][:, list(places.queries)] = recorded.key[row_of_own][:, list(own.queries)]
+            value[row][:, list(places.queries)] = recorded.value[row_of_own][:, list(own.queries)]
+        output = compute(key, value).clone()
+        keys = places.of_text(self.reading.rows[0])
+        tokens = [place for number in self.numbers for place in keys.get(number, [])]
+        if tokens:
+            vector = outputs_of(output, rows, tokens).mean(dim=1)
+            self.asking.vectors.setdefault(call.site, []).append(vector)
+        for row, row_of_own in zip(rows, own.rows, strict=True):
+            output[row][:, list(places.queries)] = recorded.output[row_of_own][:, list(own.queries)]
+        return output

@@ -1,0 +1,282 @@
+"""Attention maps of every token of a text, listened to while a picture is made: no step is made a second time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import CaptureError, DenoscopeError, InputError, ModelError, in_short
+from ..recording.components import DENOISERS, scheduler_of
+from ..recording.hooks.attention import AttentionCall, attending
+from ..recording.hooks.calls import stepping
+from ..recording.hooks.places import Measured, Places, handed_on, measured, sample_paths
+from ..recording.hooks.resume import resuming
+from ..recording.hooks.trees import leaves
+from ..recording.layout import halved, reduced
+from ..recording.listening import Attended, listening
+from ..recording.reading import Reading
+from ..recording.steps import Step
+from ..recording.traces import Trace
+from .attention import NO_TEXT, FlatMean, LayerMean, enlarged_clip
+
+FAILED = (DenoscopeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""Failures of listening that must not end the user's call: they are told when the maps are asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeardCall:
+    """A mean for each row of one denoiser call's text; `changed` are arguments that differ from the first step's."""
+
+    name: str
+    places: Measured
+    means: tuple[LayerMean | FlatMean, ...]
+    changed: frozenset[Any]
+
+
+@dataclass(eq=False)
+class RecordedMaps:
+    """The maps of a recording, step by step and call by call."""
+
+    steps: list[tuple[torch.Tensor, list[HeardCall]]] = field(default_factory=list)
+    problem: str | None = None
+    calls: list[HeardCall] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the maps."""
+        means = [mean for _, calls in self.steps for call in calls for mean in call.means]
+        flat = [total for mean in means if isinstance(mean, FlatMean) for total in mean.totals.values()]
+        return sum(
+            tensor.nbytes
+            for tensor in [*flat, *(m.total for m in means if isinstance(m, LayerMean))]
+            if tensor is not None
+        )
+
+    def finish(self, sample: torch.Tensor) -> None:
+        """Finish a step: the scheduler has made it."""
+        if resuming():
+            return
+        self.steps.append((sample, list(self.calls)))
+        self.calls.clear()
+
+    def check(self, trace: Trace) -> None:
+        """Raise `InputError` for another trace than the recorded one, `ModelError` if it could not be listened to."""
+        for step in trace:
+            self._heard(trace, step)
+        if self.problem is not None:
+            raise ModelError(
+                f"The attention could not be listened to while the picture was made: {self.problem}. Replay it: "
+                "Words()(trace)."
+            )
+
+    def _heard(self, trace: Trace, step: Step) -> list[HeardCall]:
+        """Return the calls of a step, known by its sample: pipelines may step copies of their scheduler beside it."""
+        first = int(trace.call.get("picture", 0)) * trace.unit
+        for sample, calls in self.steps:
+            if len(sample) >= first + len(step.sample) and sample[first : first + len(step.sample)].equal(step.sample):
+                return calls
+        raise InputError(
+            f"This trace of {len(trace)} steps is not what was listened to: none of the {len(self.steps)} steps "
+            f"heard has the sample of step {step.index}. Record one trace in each recording, and ask for its maps."
+        )
+
+    def maps(self, trace: Trace, step: Step, reading: Reading, numbers: Sequence[int]) -> torch.Tensor:
+        """Return the maps of a step at some of the reading's positions, (tokens, [frames,] h, w).
+
+        Raises `ModelError` if no layer attended to the text.
+        """
+        own = [call for call in self._heard(trace, step) if call.name == reading.name]
+        if reading.ordinal >= len(own):
+            raise CaptureError(f"The call of {reading.name} that reads the text was not heard at step {step.index}.")
+        call = own[reading.ordinal]
+        if any(_is_of(path, one.path) for path in call.changed for one in reading.inputs):
+            raise ModelError(
+                f"The text that the denoiser read at step {step.index} is another than at the first step, so its words "
+                "are not known there. Ask about other steps."
+            )
+        wanted = [self._number(call, reading, number) for number in numbers]
+        means = [call.means[row] for row in reading.rows]
+        first = means[0]
+        if isinstance(first, LayerMean):
+            return first.mean()[wanted]
+        return _on_grid(step, reading, [mean for mean in means if isinstance(mean, FlatMean)], wanted)
+
+    @staticmethod
+    def _number(call: HeardCall, reading: Reading, number: int) -> int:
+        """Return the number of a reading's position among all that were heard."""
+        for one in reading.inputs:
+            if number < one.length:
+                return call.places.number(one.path, number)
+            number -= one.length
+        raise CaptureError("A position of the text was not heard.")
+
+
+def _on_grid(step: Step, reading: Reading, means: Sequence[FlatMean], wanted: Sequence[int]) -> torch.Tensor:
+    """Return sums over positions as maps, on the grid that is measured now."""
+    grids: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+
+    def hear(attended: Attended) -> None:
+        if attended.grid is not None:
+            grids[(len(attended.rows), len(attended.queries))] = (attended.queries, attended.grid)
+
+    with torch.no_grad(), listening(step, reading, hear):
+        step.again()
+    total, counts = None, None
+    for mean in means:
+        counts = mean.counts if counts is None else counts
+    keys = list(dict.fromkeys(key for mean in means for key in mean.totals))
+    for key in keys:
+        parts = [mean.totals[key] for mean in means if key in mean.totals]
+        summed = torch.cat(parts)[:, :, wanted] if len(parts) > 1 else parts[0][:, :, wanted]
+        places = next(
+            (pair for (rows, _), pair in grids.items() if rows == len(summed) and set(pair[0]) <= set(key[1])), None
+        )
+        if places is None:
+            raise ModelError(NO_TEXT)
+        chosen = [key[1].index(query) for query in places[0]]
+        maps = enlarged_clip(summed[:, chosen], step.layout.shape, places[1])
+        total = maps if total is None else total + maps
+    if total is None or counts is None:
+        raise ModelError(NO_TEXT)
+    return total / counts[wanted].clamp(min=1).reshape(-1, *[1] * len(step.layout.shape)).to(total.device)
+
+
+@contextmanager
+def listening_while_recording(
+    pipeline: Any, layers: Sequence[str] | None, heads: Sequence[int] | None
+) -> Iterator[RecordedMaps]:
+    """Listen at every denoiser of a pipeline while it is called. The pipeline's call is never ended by this."""
+    recorded = RecordedMaps()
+    with ExitStack() as undo:
+        for name in DENOISERS:
+            denoiser = getattr(pipeline, name, None)
+            if isinstance(denoiser, torch.nn.Module):
+                listener = _Listener(name, denoiser, recorded, None if layers is None else frozenset(layers), heads)
+                undo.enter_context(listener.open())
+        undo.enter_context(stepping(scheduler_of(pipeline), recorded.finish))
+        yield recorded
+
+
+class _Listener:
+    """Listens at one denoiser: measures each kind of call once, and keeps a mean for each row of its text."""
+
+    def __init__(
+        self,
+        name: str,
+        denoiser: torch.nn.Module,
+        recorded: RecordedMaps,
+        layers: frozenset[str] | None,
+        heads: Sequence[int] | None,
+    ):
+        self.name, self.denoiser, self.recorded, self.layers, self.heads = name, denoiser, recorded, layers, heads
+        self.known: dict[Any, Measured] = {}
+        self.texts: dict[int, Mapping[Any, torch.Tensor]] = {}
+        self.now: HeardCall | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        with ExitStack() as undo:
+            undo.callback(self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True).remove)
+            undo.callback(self.denoiser.register_forward_hook(self.after).remove)
+            try:
+                attention = attending(self.denoiser, self.hear, wanted=self.is_wanted, once=False, required=False)
+                undo.enter_context(attention)
+            except CaptureError as error:
+                self.recorded.problem = in_short(error, 200)
+            yield
+
+    def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if resuming():
+            return
+        try:
+            self.now = self._begun((args, kwargs))
+        except FAILED as error:
+            self.recorded.problem = f"measuring its places failed ({in_short(error, 160)})"
+
+    def _begun(self, tree: Any) -> HeardCall:
+        tensors = leaves(tree)
+        key = tuple((path, tuple(tensor.shape), _content(tensor)) for path, tensor in tensors.items())
+        if key not in self.known:
+            self.known[key] = handed_on(self.denoiser, tree) or measured(self.denoiser, tree)
+        places = self.known[key]
+        ordinal = sum(call.name == self.name for call in self.recorded.calls)
+        texts = {
+            path: tensor for path, tensor in tensors.items() if any(_is_of(path, one.path) for one in places.inputs)
+        }
+        before = self.texts.setdefault(ordinal, {path: tensor.detach().clone() for path, tensor in texts.items()})
+        changed = {path for path, tensor in before.items() if path not in texts or not torch.equal(texts[path], tensor)}
+        for path in places.unread:
+            if self.layers is None or path in self.layers:
+                self.recorded.problem = f"the layer {path} works in a way of its own"
+        rows, shape = max((one.rows for one in places.inputs), default=1), _shape_of(tree)
+        numbers = range(places.numbers)
+        means = tuple(
+            FlatMean(numbers, self.heads) if shape is None else LayerMean(shape, numbers, self.heads)
+            for _ in range(rows)
+        )
+        return HeardCall(self.name, places, means, frozenset(changed))
+
+    def after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.now is not None:
+            for mean in self.now.means:
+                _to_cpu(mean)
+            self.recorded.calls.append(self.now)
+        self.now = None
+
+    def is_wanted(self, path: str, cross: bool) -> bool:
+        if self.now is None or (self.layers is not None and path not in self.layers):
+            return False
+        return any(layer == path for layer, _ in self.now.places.sites)
+
+    def hear(self, call: AttentionCall) -> None:
+        places = None if self.now is None else self.now.places.sites.get(call.site)
+        if places is None or self.now is None:
+            return
+        try:
+            self._add(call, places)
+        except FAILED as error:
+            self.recorded.problem = in_short(error, 200)
+
+    def _add(self, call: AttentionCall, places: Places) -> None:
+        assert self.now is not None
+        for row, mean in enumerate(self.now.means):
+            rows = places.rows[row] if row < len(places.rows) else ()
+            if not rows:
+                continue
+            grid = None
+            if isinstance(mean, LayerMean):
+                grid = _patches(mean.shape, len(places.queries))
+            mean.hear(Attended(call, rows, places.of_text(row), places.queries, grid))
+
+
+def _content(tensor: torch.Tensor) -> bytes | None:
+    """Return the numbers of a mask or of positions, by which the places of a text depend on its length."""
+    return tensor.detach().float().cpu().numpy().tobytes() if tensor.ndim == 2 else None
+
+
+def _is_of(path: Any, base: Any) -> bool:
+    return bool(path == base or path[:-1] == base)
+
+
+def _shape_of(tree: Any) -> tuple[int, ...] | None:
+    """Return the map's shape (h, w) of samples (rows, channels, h, w); None for others, whose map is not known yet."""
+    paths = sample_paths(tree)
+    tensor = leaves(tree)[paths[0]] if len(paths) == 1 else None
+    return None if tensor is None or tensor.ndim != 4 else (int(tensor.shape[-2]), int(tensor.shape[-1]))
+
+
+def _patches(shape: tuple[int, ...], queries: int) -> tuple[int, ...] | None:
+    """Return the grid of so many positions, by halving if that gives it."""
+    for grid in [*halved(shape), *reduced(shape)]:
+        if grid[0] * grid[1] == queries:
+            return grid
+    return None
+
+
+def _to_cpu(mean: LayerMean | FlatMean) -> None:
+    if isinstance(mean, LayerMean) and mean.total is not None:
+        mean.total = mean.total.cpu()
+    if isinstance(mean, FlatMean):
+        mean.totals = {key: total.cpu() for key, total in mean.totals.items()}

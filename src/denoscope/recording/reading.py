@@ -1,0 +1,764 @@
+"""The text of a run as its pipeline reads it, and where each token of it enters the denoiser.
+
+Nothing is tokenised a second time: the pipeline is asked again for one step, its tokenizers and text encoders are
+listened to, and each token's vector is disturbed where its encoder gives it. The arguments of the denoiser that change
+then are that token's place. Which half of guidance is the prompt's comes from another prompt in its stead.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ..errors import InputError, ModelError, ReplayError, in_short
+from .comparing import FAILURES, refuse_memory
+from .engines import Run
+from .hooks.calls import ModuleCall
+from .hooks.listened import TokenizerCall, listening_to_tokenizers, tokenizers_of
+from .hooks.places import TextInput
+from .hooks.resume import Answer, Entry, Question
+from .hooks.trees import Path, leaves, with_leaves
+from .hooks.unmixed import changed, code, decoded, signs, unmixed
+from .prompts import LONGEST, Prompt, Word, encoded, learned_tokens, numbered, split_words
+
+OTHER_PROMPTS = ("zebra", "moon")
+"""Prompts in whose place another one shows what in a text is the user's, and what the pipeline's own."""
+PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+NOT_OPTIONS = {
+    "return_tensors",
+    "return_offsets_mapping",
+    "return_special_tokens_mask",
+    "return_attention_mask",
+    "return_length",
+    "return_overflowing_tokens",
+    "return_token_type_ids",
+    "return_dict",
+    "verbose",
+}
+"""Options of a tokenizer that do not change its tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderCall:
+    """A text encoder's call while the pipeline was asked again: the numbers of its tokens, (rows, length)."""
+
+    name: str
+    number: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ids: torch.Tensor
+    mask: torch.Tensor | None
+    output: Any
+
+    def row(self, index: int) -> tuple[int, ...]:
+        """Return the tokens of a row without padding."""
+        ids = self.ids[index]
+        if self.mask is not None and self.mask.shape == self.ids.shape:
+            ids = ids[self.mask[index].bool()]
+        return tuple(ids.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a pipeline told while it was asked again for a step's inputs."""
+
+    tokenized: list[TokenizerCall]
+    encoders: list[EncoderCall]
+    others: list[str]
+    calls: list[ModuleCall]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """One text in an encoder: the user's part of it, the characters of each token, and its places in the denoiser.
+
+    `spans` are (start, end) in `text`, None for tokens that are not the user's. `names` are the tokens' own, `groups`
+    the special group of a token that is no word ("<padding>", a special token's name, "<instruction>"). `places` are
+    the arguments and positions that a token is found at in the denoiser's call.
+    """
+
+    encoder: str
+    number: int
+    row: int
+    text: str
+    whole: str
+    spans: tuple[tuple[int, int] | None, ...]
+    groups: tuple[str | None, ...]
+    learned: tuple[str, ...] = ()
+    places: Mapping[int, tuple[tuple[Path, int], ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How the denoiser reads a text of the run: in which call and rows, and at which of its numbered positions.
+
+    `ordinal` counts the step's calls of the network `name`. `rows` are those of the picture in the call's text, of
+    `total` rows. The positions of `prompt` count through `inputs`, one behind the other. `tensors` are the text's
+    arguments as they were.
+    """
+
+    name: str
+    ordinal: int
+    rows: tuple[int, ...]
+    total: int
+    inputs: tuple[TextInput, ...]
+    texts: tuple[EncodedText, ...]
+    prompt: Prompt
+    tensors: Mapping[Path, torch.Tensor]
+    mixed: tuple[str, ...] = ()
+    tree: Any = None
+    """All arguments of the call."""
+
+    def numbers_of(self, text: EncodedText, token: int) -> tuple[int, ...]:
+        """Return the numbered positions of a token of an encoder."""
+        return tuple(self._number(path, position) for path, position in text.places.get(token, ()))
+
+    def _number(self, path: Path, position: int) -> int:
+        before = 0
+        for one in self.inputs:
+            if one.path == path:
+                return before + position
+            before += one.length
+        raise ReplayError(f"The text's argument {path} is not one of this reading.")
+
+    def is_of(self, tree: Any) -> bool:
+        """Return True if these arguments of the denoiser hold this very text, in all rows or in the reading's own."""
+        tensors = leaves(tree)
+        for path, own in self.tensors.items():
+            other = tensors.get(path)
+            if other is None or other.shape[1:] != own.shape[1:] or other.dtype != own.dtype:
+                return False
+            if other.shape == own.shape and torch.equal(other, own):
+                continue
+            if other.ndim != 3 or not torch.equal(other, own[self._alone(len(own), len(other))]):
+                return False
+        return True
+
+    def _alone(self, rows: int, own: int) -> list[int]:
+        """Return the rows, of all of the recorded call, that a picture has that is asked about alone."""
+        pictures = max(1, rows // max(own, 1))
+        unit = len(self.rows) if own % len(self.rows) == 0 else 1
+        place = (self.rows[0] // unit) % pictures
+        copies = own // unit
+        return [(copy * pictures + place) * unit + i for copy in range(copies) for i in range(unit)]
+
+    def rows_of(self, rows: int) -> tuple[int, ...]:
+        """Return the picture's rows in a call of so many rows, which may be that of the picture alone."""
+        if rows == self.total:
+            return self.rows
+        pictures = max(1, self.total // max(rows, 1))
+        unit = len(self.rows)
+        copy = self.rows[0] // (pictures * unit)
+        return tuple(copy * unit + i for i in range(unit))
+
+
+# Asking.
+
+
+def read_run(run: Run, index: int, picture: int, half: str, prompt_text: str | None = None, frames: int = 1) -> Reading:
+    """Return how the denoiser reads a text of a run at a step.
+
+    `picture` is its place in the batch, `half` "conditional" or "unconditional" for the negative prompt. `prompt_text`
+    labels a run made from embeddings. `frames` are those of a clip, which may be rows of the text each.
+
+    Raises `InputError` for a run without such a text, `ModelError` where no token of it can be followed into the
+    denoiser, `ReplayError` if the pipeline cannot be asked again.
+    """
+    return _Reader(run, index, picture, frames).read(half, prompt_text)
+
+
+def read_instead(run: Run, index: int, picture: int, text: str, frames: int = 1) -> Reading:
+    """Return how the denoiser would read another text in the place of the prompt; raises as `read_run`."""
+    reader = _Reader(run, index, picture, frames)
+    instead = reader.with_prompt(text)
+    return _Reader(run, index, picture, frames, instead, {}).read("conditional", None)
+
+
+@dataclass(eq=False)
+class _Reader:
+    run: Run
+    index: int
+    picture: int
+    frames: int = 1
+    base: Mapping[str, Any] = field(default_factory=dict)
+    memory: dict[Any, Any] | None = None
+    """Outputs of the text encoders for the arguments of `base`, None for those of the run."""
+
+    def read(self, half: str, prompt_text: str | None) -> Reading:
+        call = self._call()
+        if call.get("prompt") is None:
+            if call.get("prompt_embeds") is None:
+                raise InputError(
+                    "This picture was made without a prompt, so there are no words to show. Give a trace that was made "
+                    "with a prompt, or use another method, such as df-rise."
+                )
+            return self._of_embeds(call, half, prompt_text)
+        before, other = self._told({}), self._told(self._instead(call))
+        prompts, against = self._halves(before, other)
+        conditional = self._texts(before, other, prompts)
+        if half == "conditional":
+            return self._reading(before, conditional)
+        own = self._reading(before, conditional)
+        against_other = self._told(self._against(call))
+        texts = [text for text in self._texts(before, against_other, against) if text[1]]
+        if not texts:
+            raise InputError(NO_OTHER_HALF)
+        return self._reading(before, texts, apart=(own.name, own.ordinal, own.rows))
+
+    def _call(self) -> dict[str, Any]:
+        recorded = self.run.resumption.call
+        parameters = [name for name in inspect.signature(type(recorded.pipeline).__call__).parameters if name != "self"]
+        return dict(zip(parameters, recorded.args, strict=False)) | dict(recorded.kwargs) | dict(self.base)
+
+    def _instead(self, call: Mapping[str, Any], text: Callable[[str], str] | None = None) -> dict[str, Any]:
+        """Return other prompts in the place of the picture's own."""
+        other = _other if text is None else text
+        instead: dict[str, Any] = {}
+        for name in PROMPTS:
+            own = call.get(name)
+            if isinstance(own, str):
+                instead[name] = other(own)
+            elif isinstance(own, (tuple, list)) and own:
+                place = self.picture * len(own) // max(self.pictures, 1)
+                instead[name] = [*own[:place], other(str(own[place])), *own[place + 1 :]]
+        return instead
+
+    def with_prompt(self, text: str) -> dict[str, Any]:
+        """Return the arguments of the call by which the picture's prompt is another text."""
+        call = self._call()
+        if call.get("prompt") is not None:
+            return self._instead(call, lambda own: text)
+        embeds = [name for name, value in call.items() if name.endswith("prompt_embeds") and value is not None]
+        others = {name: None for name in embeds if not name.startswith("negative")}
+        return {**others, "prompt": text}
+
+    def _against(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Return other negative prompts in the place of all that there are."""
+        pipeline = type(self.run.resumption.call.pipeline)
+        instead: dict[str, Any] = {}
+        for name in (f"negative_{prompt}" for prompt in PROMPTS):
+            text = call.get(name)
+            if isinstance(text, (tuple, list)):
+                instead[name] = [_other(str(one)) for one in text]
+            elif isinstance(text, str) or name in inspect.signature(pipeline.__call__).parameters:
+                instead[name] = _other(text or "")
+        return instead
+
+    @property
+    def pictures(self) -> int:
+        """The pictures of the run."""
+        return self.run.rows // self.run.unit
+
+    def _told(
+        self,
+        instead: Mapping[str, Any],
+        disturb: Callable[[EncoderCall], Any] | None = None,
+        fresh: frozenset[str] = frozenset(),
+    ) -> Told:
+        """Ask the pipeline for the inputs of the step, with other arguments or disturbed vectors of its text."""
+        told = Told([], [], [], [])
+        ids_by_name: dict[str, int] = {}
+
+        def heard(name: str, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            ids = _ids_in(args, kwargs)
+            if ids is None or "." in name:
+                told.others.append(name)
+                return output
+            count = ids_by_name.get(name, 0)
+            ids_by_name[name] = count + 1
+            mask = kwargs.get("attention_mask")
+            call = EncoderCall(name, count, args, kwargs, ids, mask if isinstance(mask, torch.Tensor) else None, output)
+            told.encoders.append(call)
+            return output if disturb is None else disturb(call)
+
+        run, place = self.run, self.run.places[self.index]
+        question = Question(
+            run.recorded(self.index).sample,
+            place,
+            None,
+            Entry("none"),
+            inputs_only=True,
+            instead={**self.base, **instead},
+            on_network=heard,
+            fresh=fresh,
+        )
+        pipeline, answer = run.resumption.call.pipeline, Answer()
+        resumption = run.resumption if self.memory is None else replace(run.resumption, memory=self.memory)
+        try:
+            with listening_to_tokenizers(pipeline, told.tokenized.append):
+                resumption.ask(question, answer)
+        except FAILURES as error:
+            refuse_memory(error)
+            if not answer.calls:  # with the first call's inputs the pipeline need not come further
+                raise ReplayError(
+                    f"{type(pipeline).__name__}, asked again how it reads its text, failed: {in_short(error, 200)}. "
+                    "Use a method without words, such as df-rise."
+                ) from error
+        told.calls.extend(answer.calls)
+        return told
+
+    # Which rows are the prompt's.
+
+    def _halves(self, before: Told, other: Told) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return the encoders' rows that the prompt changes, and the others, as (place of the call, row)."""
+        prompts: list[tuple[int, int]] = []
+        against: list[tuple[int, int]] = []
+        if len(before.encoders) != len(other.encoders):
+            raise ModelError(_cannot_follow(before, "its text encoders are called in another way for another prompt"))
+        for place, (own, changed_call) in enumerate(zip(before.encoders, other.encoders, strict=True)):
+            for row in range(len(own.ids)):
+                same = row < len(changed_call.ids) and own.row(row) == changed_call.row(row)
+                (against if same else prompts).append((place, row))
+        if not prompts:
+            raise ModelError(_cannot_follow(before, "no text encoder of it is passed the prompt's tokens"))
+        return prompts, against
+
+    # Which places are a token's.
+
+    def _followed(self, told: Told, place: int, row: int) -> dict[int, dict[Path, torch.Tensor]]:
+        """Return, for each of the step's calls, the token of each position of its arguments, −1 for none."""
+        call = told.encoders[place]
+        length, key = call.ids.shape[1], (call.name, call.number)
+        fresh = frozenset(told.others)
+
+        def under(members: torch.Tensor | None) -> list[dict[Path, torch.Tensor]]:
+            def disturb(other: EncoderCall) -> Any:
+                if members is None or (other.name, other.number) != key:
+                    return other.output
+                return _disturbed(other.output, members, row, len(other.ids))
+
+            with unmixed():
+                calls = self._told({}, disturb, fresh).calls
+            return [_sequences((one.args, one.kwargs)) for one in calls]
+
+        base = under(None)
+        return _tokens_by_call(base, [under(members) for members in code(length)], length)
+
+    # The text of a row.
+
+    def _texts(self, before: Told, other: Told, pairs: Sequence[tuple[int, int]]) -> list[tuple[EncodedText, Any]]:
+        texts = []
+        for place, row in pairs:
+            call = before.encoders[place]
+            text = _text_of(self.run.resumption.call.pipeline, call, row, before.tokenized, other.tokenized, place)
+            texts.append((text, self._followed(before, place, row)))
+        return texts
+
+    def _reading(
+        self,
+        told: Told,
+        texts: Sequence[tuple[EncodedText, dict[int, dict[Path, torch.Tensor]]]],
+        apart: tuple[str, int, tuple[int, ...]] | None = None,
+    ) -> Reading:
+        """Return the reading in the first call and rows that the texts reach; those of `apart` are passed over."""
+        names = [call.name for call in told.calls]
+        ordinals = [names[:i].count(name) for i, name in enumerate(names)]
+        for number in sorted({number for _, followed in texts for number in followed}):
+            rows, total = self._rows(told.calls[number], [followed.get(number, {}) for _, followed in texts])
+            if not rows or (names[number], ordinals[number], rows) == apart:
+                continue
+            reached = [
+                replace(text, places=_places(followed[number], rows)) for text, followed in texts if number in followed
+            ]
+            reached = [text for text in reached if text.places]
+            if reached:
+                return self._made(told.calls[number], number, ordinals[number], rows, total, reached, texts)
+        raise ModelError(_cannot_follow(told, "no argument of its denoiser holds the prompt's tokens as vectors"))
+
+    def _rows(self, call: ModuleCall, followed: Sequence[Mapping[Path, torch.Tensor]]) -> tuple[tuple[int, ...], int]:
+        """Return the rows of the picture among those that a text reaches, and the number of all rows."""
+        reached: set[int] = set()
+        total = 1
+        tensors = leaves((call.args, call.kwargs))
+        for tokens_by_path in followed:
+            for path, tokens in tokens_by_path.items():
+                if tensors[path].ndim == 2:
+                    reached.add(int(path[-1]))
+                    total = max(total, sum(other[:-1] == path[:-1] for other in tensors))
+                else:
+                    by_row = _by_row(tokens)
+                    reached |= set((by_row >= 0).any(dim=1).nonzero().flatten().tolist())
+                    total = max(total, len(by_row))
+        rows, unit = sorted(reached), self.frames
+        per_picture = unit if len(rows) % unit == 0 and total % (unit * self.pictures) == 0 else 1
+        if len(rows) <= per_picture or self.pictures == 1:
+            return tuple(rows[:per_picture]), total
+        sharing = [row for row in rows if row < rows[0] + self.pictures * per_picture]
+        start = (self.picture * per_picture) % len(sharing)
+        return tuple(sharing[start : start + per_picture]), total
+
+    def _made(
+        self,
+        call: ModuleCall,
+        number: int,
+        ordinal: int,
+        rows: tuple[int, ...],
+        total: int,
+        texts: Sequence[EncodedText],
+        every: Sequence[tuple[EncodedText, Any]],
+    ) -> Reading:
+        tree = (call.args, call.kwargs)
+        tensors = leaves(tree)
+        axes = {path: _axis_of(tokens) for _, followed in every for path, tokens in followed.get(number, {}).items()}
+        inputs: dict[Path, TextInput] = {}
+        for text in texts:
+            for path, _ in (pair for pairs in text.places.values() for pair in pairs):
+                inputs.setdefault(path, _input(path, tensors, axes.get(path, -2)))
+        held = {
+            path: tensor.clone()
+            for path, tensor in tensors.items()
+            if path in inputs or (path[:-1] in inputs and inputs[path[:-1]].is_list)
+        }
+        silent = [text for text, _ in every]
+        reading = Reading(
+            call.name, ordinal, rows, total, tuple(inputs.values()), tuple(texts), Prompt("", (), (), {}, 0), held
+        )
+        return replace(reading, prompt=_prompt(reading, silent), mixed=_mixed(reading), tree=tree)
+
+    # Embeddings in the place of a prompt.
+
+    def _of_embeds(self, call: Mapping[str, Any], half: str, prompt_text: str | None) -> Reading:
+        if prompt_text is None:
+            raise InputError(
+                "This picture was made without a prompt as text (prompt_embeds), so its words are not known. Give the "
+                "text that the embeddings were made from, prompt_text=..., or make it with a prompt."
+            )
+        name = EMBEDS[0] if half == "conditional" else EMBEDS[1]
+        embeds = call.get(name)
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3:
+            raise InputError(
+                f"{name} is no tensor (rows, tokens, features), so the words of prompt_text have no places in it."
+            )
+        pipeline, length = self.run.resumption.call.pipeline, embeds.shape[1]
+        row = self.picture * len(embeds) // max(self.pictures, 1)
+        told = self._told({})
+        text = self._labelled(pipeline, prompt_text, embeds[row], length)
+        sets = []
+        for members in [None, *code(length)]:
+            instead = embeds
+            if members is not None:
+                instead = embeds.clone()
+                instead[row] += _direction(embeds) * signs(members).to(embeds)[:, None]
+            with unmixed():
+                calls = self._told({name: instead}, fresh=frozenset(told.others)).calls
+            sets.append([_sequences((one.args, one.kwargs)) for one in calls])
+        followed = _tokens_by_call(sets[0], sets[1:], length)
+        return self._reading(told, [(text, followed)])
+
+    def _labelled(self, pipeline: Any, text: str, embeds: torch.Tensor, length: int) -> EncodedText:
+        """Return a label text at the places of embeddings; raises `InputError` if they are not of this text."""
+        tokenizers = tokenizers_of(pipeline)
+        if not tokenizers:
+            raise ModelError(f"{type(pipeline).__name__} has no tokenizer, so prompt_text cannot be read.")
+        tokenizer = tokenizers[0]
+        longest = min(int(tokenizer.model_max_length), LONGEST)
+        if length > longest and length % longest == 0:
+            labelled = _in_chunks(tokenizer, text, longest, length // longest)
+        else:
+            tokens = encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
+            labelled = _labels(tokenizer, tokens, text, range(len(tokens["input_ids"])), length, text)
+        return EncodedText("prompt_embeds", 0, 0, text, text, *labelled, learned_tokens(tokenizer))
+
+
+NO_OTHER_HALF = (
+    "The unconditional half was asked for, and this picture was made without guidance: there is only the "
+    'conditional one. Use half="conditional", or make the picture with a guidance_scale above 1.'
+)
+
+
+def _cannot_follow(told: Told, why: str) -> str:
+    names = ", ".join(sorted({call.name for call in told.calls})) or "the denoiser"
+    return (
+        f"The prompt's tokens cannot be followed into {names}: {why}. Word maps need a text that is read as a sequence "
+        "of vectors, one for each token. Use a method without words, such as df-rise."
+    )
+
+
+def _other(text: str) -> str:
+    return next(other for other in OTHER_PROMPTS if other not in text.casefold())
+
+
+def _ids_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the tokens' numbers that a text encoder is passed, (rows, length); None for another network."""
+    given = [kwargs.get("input_ids"), *args[:1]]
+    for value in given:
+        if isinstance(value, torch.Tensor) and value.ndim == 2 and not value.is_floating_point():
+            return value
+    return None
+
+
+def _disturbed(output: Any, members: torch.Tensor, row: int, rows: int) -> Any:
+    """Return an encoder's output with the vectors of some tokens disturbed, in one row."""
+    others = {}
+    for path, tensor in leaves(output).items():
+        if tensor.ndim < 3 or tensor.shape[-2] != len(members) or tensor.shape[-3] != rows:
+            continue
+        if not tensor.is_floating_point():
+            continue
+        only = torch.zeros(rows, 1, 1, dtype=tensor.dtype, device=tensor.device)
+        only[row] = 1
+        others[path] = tensor + only * signs(members).to(tensor)[:, None] * _direction(tensor)
+    return with_leaves(output, others)
+
+
+def _direction(tensor: torch.Tensor) -> torch.Tensor:
+    direction = torch.randn(tensor.shape[-1], generator=torch.Generator().manual_seed(7)).to(tensor)
+    return direction * tensor.float().std().clamp(min=1e-3).to(tensor)
+
+
+def _sequences(tree: Any) -> dict[Path, torch.Tensor]:
+    """Return the sequences of vectors among a denoiser's arguments, in float32."""
+    found = {}
+    for path, tensor in leaves(tree).items():
+        listed = tensor.ndim == 2 and len(path) > 2 and isinstance(path[-1], int)
+        if tensor.is_floating_point() and (tensor.ndim >= 3 or listed):
+            found[path] = tensor.float()
+    return found
+
+
+def _tokens_by_call(
+    base: Sequence[Mapping[Path, torch.Tensor]], sets: Sequence[Sequence[Mapping[Path, torch.Tensor]]], length: int
+) -> dict[int, dict[Path, torch.Tensor]]:
+    """Return, for each call, the token of each position of its arguments, from the arguments under each set."""
+    found: dict[int, dict[Path, torch.Tensor]] = {}
+    for number, sequences in enumerate(base):
+        for path, tensor in sequences.items():
+            others = [one[number].get(path) if number < len(one) else None for one in sets]
+            if any(other is None or other.shape != tensor.shape for other in others):
+                continue
+            changes = [changed(other, tensor) for other in others if other is not None]
+            tokens = decoded(changes, length, torch.linalg.vector_norm(tensor, dim=-1)).cpu()
+            if bool((tokens >= 0).any()):
+                found.setdefault(number, {})[path] = tokens
+    return found
+
+
+def _places(
+    tokens_by_path: Mapping[Path, torch.Tensor], rows: Sequence[int]
+) -> dict[int, tuple[tuple[Path, int], ...]]:
+    """Return the arguments and positions of each token, in the first of the picture's rows."""
+    places: dict[int, list[tuple[Path, int]]] = {}
+    for path, tokens in tokens_by_path.items():
+        if tokens.ndim == 1:
+            own, base = (tokens, path[:-1]) if path[-1] == rows[0] else (None, path)
+        else:
+            own, base = _by_row(tokens)[rows[0]], path
+        if own is None:
+            continue
+        for position in (own >= 0).nonzero().flatten().tolist():
+            places.setdefault(int(own[position]), []).append((base, position))
+    return {token: tuple(pairs) for token, pairs in places.items()}
+
+
+def _axis_of(tokens: torch.Tensor) -> int:
+    """Return the axis along which the tokens of an argument change, that of a tensor with a vector for each.
+
+    (…, rows, tokens, features) as a rule; (rows, tokens, layers, features) where several layers of an encoder are read.
+    """
+    if tokens.ndim < 3 or tokens.shape[-1] == 1:
+        return -2
+    same = bool((tokens == tokens[..., :1]).all())
+    return -3 if same and bool((tokens != tokens[..., :1, :]).any()) else -2
+
+
+def _by_row(tokens: torch.Tensor) -> torch.Tensor:
+    """Return the token of each position of each row, (rows, positions), −1 for none."""
+    if _axis_of(tokens) == -3:
+        tokens = tokens[..., 0]
+    return tokens.reshape(-1, *tokens.shape[-2:]).amax(dim=0)
+
+
+def _input(path: Path, tensors: Mapping[Path, torch.Tensor], axis: int) -> TextInput:
+    if path in tensors:
+        return TextInput.of(path, tensors[path], axis)
+    listed = [tensor for other, tensor in tensors.items() if other[:-1] == path]
+    return TextInput(path, len(listed), max(len(tensor) for tensor in listed), is_list=True)
+
+
+# The characters of each token.
+
+
+Labels = tuple[tuple[tuple[int, int] | None, ...], tuple[str | None, ...]]
+
+
+def _text_of(
+    pipeline: Any,
+    call: EncoderCall,
+    row: int,
+    tokenized: Sequence[TokenizerCall],
+    others: Sequence[TokenizerCall],
+    place: int,
+) -> EncodedText:
+    """Return the text of an encoder's row; raises `ModelError` if no text that was tokenized has its tokens."""
+    ids = call.ids[row].tolist()
+    for tokenizer, text, options, inner in _candidates(pipeline, tokenized, others):
+        options = {key: value for key, value in options.items() if key not in NOT_OPTIONS}
+        try:
+            tokens = encoded(tokenizer, text, **options)
+        except (TypeError, ValueError):
+            continue
+        core = [i for i, read in enumerate(tokens["attention_mask"]) if read]
+        wanted = [tokens["input_ids"][i] for i in core]
+        start = _found(wanted, ids)
+        if start is None or not wanted:
+            continue
+        begin = text.find(inner) if text.count(inner) == 1 else _begin(text, inner, tokenized, others)
+        spans, groups = _labels(tokenizer, tokens, text, core, len(ids), inner, start, begin)
+        return EncodedText(call.name, call.number, row, inner, text, spans, groups, learned_tokens(tokenizer))
+    raise ModelError(
+        f"The tokens that {call.name} of {type(pipeline).__name__} was passed are those of no text that its tokenizers "
+        "read, so it is not known which token is which word. Use a method without words, such as df-rise."
+    )
+
+
+def _candidates(
+    pipeline: Any, tokenized: Sequence[TokenizerCall], others: Sequence[TokenizerCall]
+) -> Iterator[tuple[Any, str, dict[str, Any], str]]:
+    """Yield tokenizers with the texts that they read, the options, and the user's part of the text."""
+    for number, call in enumerate(tokenized):
+        other = others[number] if number < len(others) and others[number].tokenizer is call.tokenizer else None
+        for place, text in enumerate(call.texts):
+            counterpart = other.texts[place] if other is not None and place < len(other.texts) else None
+            yield call.tokenizer, text, call.options, users_part(text, counterpart)
+
+
+def users_part(text: str, other: str | None) -> str:
+    """Return the part of a text that is the user's, from the same text with another prompt; all of it if unknown.
+
+    >>> users_part("Describe: a red circle.", "Describe: zebra.")
+    'a red circle'
+    """
+    prompt = next((name for name in OTHER_PROMPTS if other is not None and name in other.casefold()), None)
+    if prompt is None or other is None or text == other:
+        return text
+    start = other.casefold().rfind(prompt)
+    before, after = other[:start], other[start + len(prompt) :]
+    if text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after):
+        return text[len(before) : len(text) - len(after)]
+    return text
+
+
+def _begin(text: str, inner: str, tokenized: Sequence[TokenizerCall], others: Sequence[TokenizerCall]) -> int:
+    """Return where the user's part begins in a text that has it several times."""
+    for call, other in zip(tokenized, others, strict=False):
+        for own, counterpart in zip(call.texts, other.texts, strict=False):
+            prompt = next((name for name in OTHER_PROMPTS if name in counterpart.casefold()), None)
+            if own == text and prompt is not None:
+                return counterpart.casefold().rfind(prompt)
+    return max(text.rfind(inner), 0)
+
+
+def _found(wanted: Sequence[int], ids: Sequence[int]) -> int | None:
+    """Return where a sequence of tokens lies in a longer one; None if it does not."""
+    for start in range(len(ids) - len(wanted) + 1):
+        if list(ids[start : start + len(wanted)]) == list(wanted):
+            return start
+    return None
+
+
+def _labels(
+    tokenizer: Any,
+    tokens: Any,
+    text: str,
+    core: Sequence[int],
+    length: int,
+    inner: str,
+    start: int = 0,
+    begin: int | None = None,
+) -> Labels:
+    """Return the characters in the user's part of each of an encoder's tokens, and the special group of the others."""
+    begin = max(text.find(inner), 0) if begin is None else begin
+    end = begin + len(inner)
+    names = tokenizer.convert_ids_to_tokens(tokens["input_ids"])
+    spans: list[tuple[int, int] | None] = [None] * length
+    groups: list[str | None] = ["<padding>"] * length
+    for offset, i in enumerate(core):
+        place = start + offset
+        a, b = tokens["offset_mapping"][i]
+        special = bool(tokens["special_tokens_mask"][i])
+        read = bool(tokens["attention_mask"][i])
+        groups[place] = None
+        if special:
+            groups[place] = str(names[i]) if read else "<padding>"
+        elif max(a, begin) < min(b, end):
+            spans[place] = (max(a, begin) - begin, min(b, end) - begin)
+        elif b <= begin or a >= end:
+            groups[place] = "<instruction>"
+    return tuple(spans), tuple(groups)
+
+
+def _in_chunks(tokenizer: Any, text: str, longest: int, chunks: int) -> Labels:
+    """Return the labels of a text in chunks, each with a start and an end of its own, as weighting libraries make."""
+    whole = encoded(tokenizer, text, add_special_tokens=False, truncation=False, verbose=False)
+    inside = longest - 2
+    spans: list[tuple[int, int] | None] = []
+    groups: list[str | None] = []
+    names = [str(name) for name in (tokenizer.bos_token, tokenizer.eos_token)]
+    for chunk in range(chunks):
+        offsets = whole["offset_mapping"][chunk * inside : (chunk + 1) * inside]
+        padding = inside - len(offsets)
+        spans += [None, *[(int(a), int(b)) for a, b in offsets], None, *[None] * padding]
+        groups += [names[0], *[None] * len(offsets), names[1], *["<padding>"] * padding]
+    return tuple(spans), tuple(groups)
+
+
+# Words.
+
+
+def _prompt(reading: Reading, every: Sequence[EncodedText]) -> Prompt:
+    """Return the words of a reading's texts by their positions; equal texts of several encoders are one."""
+    by_text: dict[str, list[EncodedText]] = {}
+    for text in reading.texts:
+        by_text.setdefault(_same_words(text), []).append(text)
+    words: list[tuple[str, tuple[int, ...]]] = []
+    cut: list[str] = []
+    for texts in by_text.values():
+        for word, start, end in split_words(texts[0].text, texts[0].learned):
+            positions: set[int] = set()
+            for text in texts:
+                positions |= _positions(reading, text, start, end)
+            if positions:
+                words.append((word, tuple(sorted(positions))))
+            else:
+                cut.append(word)
+    special: dict[str, set[int]] = {}
+    for text in reading.texts:
+        for token, group in enumerate(text.groups):
+            if group is not None:
+                special.setdefault(group, set()).update(reading.numbers_of(text, token))
+    labels = numbered([word for word, _ in words])
+    named = tuple(Word(word, label, where) for label, (word, where) in zip(labels, words, strict=True))
+    whole = " | ".join(dict.fromkeys(texts[0].text for texts in by_text.values()))
+    specials = {name: tuple(sorted(places)) for name, places in special.items() if places}
+    learned = tuple(dict.fromkeys(token for one in reading.texts for token in one.learned))
+    return Prompt(whole, named, tuple(cut), specials, sum(one.length for one in reading.inputs), learned)
+
+
+def _same_words(text: EncodedText) -> str:
+    return " ".join(text.text.casefold().split())
+
+
+def _positions(reading: Reading, text: EncodedText, start: int, end: int) -> set[int]:
+    """Return the numbered positions of a word's tokens; none if a token of it was cut off, or is not read."""
+    own = [i for i, span in enumerate(text.spans) if span is not None and max(span[0], start) < min(span[1], end)]
+    covered = sum(min(span[1], end) - max(span[0], start) for span in (text.spans[i] for i in own) if span is not None)
+    blanks = sum(character.isspace() for character in text.text[start:end])
+    if not own or covered < end - start - blanks:
+        return set()
+    numbers = [reading.numbers_of(text, token) for token in own]
+    return set() if any(not places for places in numbers) else {number for places in numbers for number in places}
+
+
+def _mixed(reading: Reading) -> tuple[str, ...]:
+    """Return texts that share positions although they differ: the denoiser reads both there."""
+    texts = {_same_words(text): text for text in reading.texts}
+    if len(texts) < 2:
+        return ()
+    numbers = [
+        {number for token in text.places for number in reading.numbers_of(text, token)} for text in texts.values()
+    ]
+    shared = any(a & b for i, a in enumerate(numbers) for b in numbers[i + 1 :])
+    return tuple(text.text for text in texts.values()) if shared else ()
