@@ -2,6 +2,7 @@
 
     python benchmarks/families.py                    # all, about 20 minutes on two quiet cores
     python benchmarks/families.py wan sd-controlnet  # those whose names have one of these words
+    python benchmarks/families.py --questions words,concepts,relevance
     python benchmarks/families.py --readme           # those of README's table, which is printed
 
 The pipelines have random weights, so a map says nothing about a picture; that there is one is the question. What is
@@ -65,11 +66,11 @@ def subject_of(family: Family) -> tuple[Subject | None, dict[str, Cell]]:
     return (subjects[0], {}) if subjects else (None, {"recorded": cell})
 
 
-def rows_of(names: Sequence[str], workers: int) -> Iterator[Row]:
+def rows_of(names: Sequence[str], workers: int, columns: Sequence[str]) -> Iterator[Row]:
     """Yield the rows of families in their order, measured in several processes."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=quiet) as pool:
-        yield from pool.map(measured, names)
+        yield from pool.map(functools.partial(measured, columns=columns), names)
 
 
 def quiet() -> None:
@@ -98,12 +99,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="families whose names have one of these; all if none is given")
     parser.add_argument("--readme", action="store_true", help="the families of README's table, which is printed")
+    parser.add_argument("--questions", help="columns, with commas between; all if none is given")
     parser.add_argument("--workers", type=int, default=2, help="families side by side")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
     options = parser.parse_args()
     place = check_place(options.out, parser)
+    columns = tuple(QUESTIONS) if options.questions is None else tuple(options.questions.split(","))
+    if unknown := [column for column in columns if column not in QUESTIONS]:
+        parser.error(f"there is no column {unknown[0]}; there are {', '.join(QUESTIONS)}")
     rows = []
-    for row in rows_of(chosen_names(options.words, options.readme, parser), options.workers):
+    for row in rows_of(chosen_names(options.words, options.readme, parser), options.workers, columns):
         rows.append(row)
         print(one_row(row), flush=True)
     write(rows, place)

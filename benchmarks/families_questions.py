@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from families import oracle
 from families.family import Family
+from families.spelled import word_positions
 
 import denoscope
-from denoscope import ClassScore, DFCam, DFRise, IntegratedGradients, Occlusion
+from denoscope import ClassScore, Concepts, DFCam, DFRise, IntegratedGradients, Occlusion, Relevance, Words
 from denoscope.attributors.base import Attributor
 from denoscope.errors import DenoscopeError, one_line
+from denoscope.recording.listening import reading_of
 from denoscope.recording.steps import Step
 from denoscope.recording.traces import Trace
 
@@ -265,6 +267,86 @@ def explained(method: Callable[[Step], Attributor], subject: Subject) -> Cell:
     return Cell("wrong", f"WRONG {wrong[0]}", wrong[0]) if wrong else Cell("answered", "map")
 
 
+# Words.
+
+EXCHANGED = {"red": "blue", "circle": "square", "a": "a"}
+"""Words of the small pipelines' prompts, and others of as many tokens."""
+
+
+def words(subject: Subject) -> Cell:
+    """Return "map" if every word has a finite map, listened to and replayed alike, and two lie where the oracle says.
+
+    The picture that is made while attention is listened to has to be the plain one, bit for bit.
+    """
+    generator = torch.Generator().manual_seed(oracle.SEED)
+    model, listened = denoscope.load(subject.pipe), Words()
+    with listened.recording(model) as heard:
+        torch.manual_seed(oracle.SEED)
+        trace = model.trace(generator=generator, **subject.call())
+    same = _same(subject, trace.result, "the picture made while listening is another")
+    if same.fails:
+        return same
+    alone = trace.picture(0) if trace.pictures > 1 else trace
+    index = min(1, len(alone) - 1)
+    maps, kept = listened(alone, [index]).saliency, heard.maps(alone, [index]).saliency
+    dims = ("step", "token", *alone[index].layout.dims)
+    problems = {
+        f"dims {maps.dims} for {dims}": maps.dims != dims,
+        "values that are not finite": not np.isfinite(maps.values).all(),
+        "flat maps": maps.values.min() == maps.values.max(),
+        "the maps listened to are others": float(abs(maps - kept).max()) > 1e-5,
+        "values outside 0 to 1": maps.values.min() < 0 or maps.values.max() > 1.5,
+    }
+    wrong = [problem for problem, found in problems.items() if found]
+    if not wrong:
+        wrong = _elsewhere(subject, alone)
+    return Cell("wrong", f"WRONG {wrong[0]}", wrong[0]) if wrong else Cell("answered", "map")
+
+
+def _elsewhere(subject: Subject, trace: Trace) -> list[str]:
+    """Return what the oracle says of the places of two words, where it is something else."""
+    reading, call = reading_of(trace[0]), dict(subject.call())
+    labels = [word for word in ("red", "circle") if word in reading.prompt.labels]
+    if len(labels) < 2 or not isinstance(call.get("prompt"), str):
+        return ["the two words of the prompt are not there"]
+    wrong, start = [], 0
+    for one in reading.inputs:
+        row = reading.rows[0]
+        path = (*one.path, row) if one.is_list else one.path
+        for label in labels:
+            (word,) = reading.prompt.find(label)
+            mine = {place - start for place in word.positions if start <= place < start + one.length}
+            rows = word_positions(subject.pipe, call, reading.name, reading.ordinal, path, label, EXCHANGED[label])
+            expected = rows[0 if one.is_list else row][: max(len(mine), 1)]
+            if mine != set(expected):
+                wrong.append(f"{label} at {sorted(mine)} of {one.path[-1]}, the oracle {expected}")
+        start += one.length
+    return wrong
+
+
+def concepts(subject: Subject) -> Cell:
+    """Return "map" if two texts that are not the prompt have finite maps."""
+    explain = functools.partial(Concepts, ("a blue square", "red"))
+    return _of_words(subject, explain())
+
+
+def relevance(subject: Subject) -> Cell:
+    """Return "map" if the words have relevance."""
+    return _of_words(subject, Relevance())
+
+
+def _of_words(subject: Subject, attributor: Attributor) -> Cell:
+    trace, index = subject.alone, subject.later
+    saliency = attributor(trace, [index]).saliency
+    problems = {
+        f"dims {saliency.dims}": saliency.dims != ("step", "token", *trace[index].layout.dims),
+        "values that are not finite": not np.isfinite(saliency.values).all(),
+        "flat maps": saliency.values.min() == saliency.values.max(),
+    }
+    wrong = [problem for problem, found in problems.items() if found]
+    return Cell("wrong", f"WRONG {wrong[0]}", wrong[0]) if wrong else Cell("answered", "map")
+
+
 QUESTIONS: dict[str, Callable[[Subject], Cell]] = {
     "recorded": recorded,
     "steps": steps,
@@ -275,6 +357,9 @@ QUESTIONS: dict[str, Callable[[Subject], Cell]] = {
     "decode": decode,
     "clean": clean,
     **{name: functools.partial(explained, method) for name, method in METHODS.items()},
+    "words": words,
+    "concepts": concepts,
+    "relevance": relevance,
     "plain afterwards": afterwards,
 }
 """The columns of the table, in the order in which they are asked."""

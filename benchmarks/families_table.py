@@ -52,6 +52,9 @@ README_COLUMNS = {
     "Occlusion": "Occlusion",
     "Integrated Gradients": "Integrated Gradients",
     "DF-CAM": "DF-CAM",
+    "words": "words",
+    "concepts": "concepts",
+    "relevance": "relevance",
 }
 """The columns of README's table, by the questions that they answer."""
 

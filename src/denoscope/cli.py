@@ -13,7 +13,7 @@ from . import __version__
 from .commands import options as option
 from .commands.literals import read_pairs
 from .commands.names import check_model
-from .commands.options import OF_LABEL, RUN_METHODS, names_in, steps_in
+from .commands.options import OF_LABEL, RUN_METHODS, names_in, steps_in, texts_in
 from .commands.terminal import more_help, print_result, progress_bars, quiet, with_options
 from .errors import DenoscopeError, InputError, Interrupted, sentence
 
@@ -113,8 +113,12 @@ def explain(
     pipeline: option.Task = None,
     layers: option.Layers = None,
     call: option.CallWords = None,
+    phrases: option.Phrases = None,
+    concepts: option.ConceptTexts = None,
+    half: option.HalfName = None,
+    special_tokens: option.SpecialTokens = False,
     at: option.At = None,
-    methods: Annotated[str, Option(help=f"Of {RUN_METHODS}.")] = "df-rise-contrast,df-rise",
+    methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}; df-rise-contrast,df-rise if left out.")] = None,
     masks: option.MaskCount = 500,
     until: Annotated[float | None, Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
     device: option.Device = None,
@@ -145,8 +149,12 @@ def explain(
         pipeline=pipeline,
         layers=tuple(layers or ()),
         call=read_pairs(call or ()),
+        phrases=texts_in(phrases),
+        concepts=texts_in(concepts),
+        half=half,
+        special_tokens=special_tokens,
         at=steps_in(at),
-        methods=names_in(methods),
+        methods=None if methods is None else names_in(methods),
         masks=masks,
         until=until,
         device=device,
@@ -182,6 +190,10 @@ def compare(
     pipeline: option.Task = None,
     layers: option.Layers = None,
     call: option.CallWords = None,
+    phrases: option.Phrases = None,
+    concepts: option.ConceptTexts = None,
+    half: option.HalfName = None,
+    special_tokens: option.SpecialTokens = False,
     at: option.At = None,
     methods: Annotated[str | None, Option(help=f"Of {RUN_METHODS}; relevance if left out.")] = None,
     masks: option.MaskCount = 500,
@@ -228,6 +240,10 @@ def compare(
         pipeline=pipeline,
         layers=tuple(layers or ()),
         call=read_pairs(call or ()),
+        phrases=texts_in(phrases),
+        concepts=texts_in(concepts),
+        half=half,
+        special_tokens=special_tokens,
         at=steps_in(at),
         masks=masks,
         device=device,

@@ -9,7 +9,7 @@ from small import PIPELINES, SCHEDULERS, autoencoder, refusal, stable_diffusion,
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import denoscope
-from denoscope import Relevance, Words, words_at
+from denoscope import Words, words_at
 from denoscope.attributors.attention import LayerMean, enlarged
 from denoscope.errors import Interrupted, ModelError
 from denoscope.recording.hooks.attention import AttentionCall, attention_layers
@@ -338,15 +338,6 @@ def test_models_without_words_are_refused(model):
     embedded = model.trace(prompt_embeds=torch.zeros(1, 32, 32), guidance_scale=1, seed=0, num_inference_steps=1)
     assert "prompt_embeds" in refusal(Words(), embedded)
     assert "frames were given" in refusal(Words(), [])
-
-
-def test_text_and_picture_in_one_sequence_have_no_relevance(model):
-    joint = denoscope.load(stable_diffusion_3(model.pipeline))
-    joint.pipeline.set_progress_bar_config(disable=True)
-    call = dict(height=32, width=32, num_inference_steps=1, seed=0, output_type="latent")
-    for relevance in (Relevance.paper(), Relevance.reference()):
-        message = refusal(relevance, joint.trace("a red circle", **call), kind=ModelError)
-        assert "no cross-attention" in message and "df-rise" in message
 
 
 # Region → words

@@ -145,10 +145,12 @@ def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[in
     return total
 
 
-def enlarged_clip(summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
+def enlarged_clip(
+    summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...], *, signed: bool = False
+) -> torch.Tensor:
     """Return attention (rows, queries, tokens) as maps (tokens, [frames,] h, w) of a shape.
 
-    The rows are the frames, or one row holds them all.
+    The rows are the frames, or one row holds them all. Negative values are clamped to 0 unless they are `signed`.
     """
     maps = summed.flatten(0, 1).mT.reshape(-1, *grid)
     if len(shape) == 3:
@@ -156,7 +158,8 @@ def enlarged_clip(summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int,
     if maps.shape[-2:] == tuple(shape[-2:]):
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    larger = interpolate(flat, size=list(shape[-2:]), mode="bicubic").clamp(min=0)
+    larger = interpolate(flat, size=list(shape[-2:]), mode="bicubic")
+    larger = larger if signed else larger.clamp(min=0)
     return larger.reshape(*maps.shape[:-2], *shape[-2:])
 
 

@@ -7,8 +7,10 @@ Open-Vocabulary Attention Maps (CVPR), for cross-attention: other keys for the s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -27,6 +29,9 @@ from . import Needs
 from .attention import LayerMean, chosen_layers, enlarged_clip
 from .base import Advance, Attributor, StepResult, picture_size, register
 from .words import prompted
+
+NOTHING = ""
+"""The text of no concept, beside which concepts and the prompt are compared."""
 
 
 @register("concepts")
@@ -47,6 +52,13 @@ class Concepts(Attributor):
     layer the inner products of the picture's attention outputs with the concept's, softmax over the concepts at each
     place, mean over layers: shares that add up to 1, so at least two concepts are needed. The result's attribute
     `compared` says which.
+
+    Attention weights alone do not say that a concept is *not* there: any name of a thing attends to things. So with
+    cross-attention there are two variables more, ours. `agreement` (step, token, [frame,] y, x), −1 to 1, is the cosine
+    between what attention hands a place for the concept and what it handed it for the prompt, both without what it
+    hands for an empty text, mean over layers. `presence` (step, token) is the mean of its largest tenth. A concept
+    whose presence is below `ABSENT` at a step is named in the attribute `absent`, with the step: nothing in the picture
+    is read as it is.
 
     `layers` are dotted paths or patterns. Raises `InputError` for no concept, an empty one or one that
     is given twice, `ModelError` for a denoiser that reads no text by attention.
@@ -83,23 +95,47 @@ class _ConceptsOfRun(Attributor):
     settings: Concepts
     layers: frozenset[str]
     picture_size: tuple[int, int]
-    compared: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     title = Concepts.title
     reading = Concepts.reading
 
     def options(self) -> dict[str, Any]:
-        return {**self.settings.options(), "picture_size": self.picture_size, **self.compared}
+        return {**self.settings.options(), "picture_size": self.picture_size, **self.notes}
 
     @torch.no_grad()
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
         asking = Asking(step, self.settings.concepts, self.layers.__contains__)
         maps = asking.maps()
-        self.compared["compared"] = "attention outputs" if asking.is_joint else "attention weights"
+        self.notes["compared"] = "attention outputs" if asking.is_joint else "attention weights"
         advance(1)
-        coords = {"token": list(self.settings.concepts)}
-        return {"saliency": xr.DataArray(maps.cpu().numpy(), dims=("token", *step.layout.dims), coords=coords)}
+        labelled = partial(xr.DataArray, coords={"token": list(self.settings.concepts)})
+        dims = ("token", *step.layout.dims)
+        results = {"saliency": labelled(maps.cpu().numpy(), dims=dims)}
+        if not asking.is_joint:
+            agreement = asking.agreement().cpu().numpy()
+            presence = largest_tenth(agreement)
+            self._note_absent(step.index, presence)
+            results |= {"agreement": labelled(agreement, dims=dims), "presence": labelled(presence, dims="token")}
+        return results
+
+    def _note_absent(self, index: int, presence: np.ndarray) -> None:
+        """Name the concepts that nothing in the picture is read as, in the result's attribute `absent`."""
+        found = zip(self.settings.concepts, presence, strict=True)
+        absent = [f"{concept} (step {index}, {value:.2f})" for concept, value in found if value < ABSENT]
+        self.notes.setdefault("absent", []).extend(absent)
+
+
+ABSENT = 0.3
+"""The presence below which a concept is said not to be in the picture; benchmarks/concepts.py measures it."""
+
+
+def largest_tenth(maps: np.ndarray) -> np.ndarray:
+    """Return the mean of the largest tenth of each map's values, (concepts)."""
+    flat = np.sort(maps.reshape(len(maps), -1), axis=1)
+    largest: np.ndarray = flat[:, -max(1, flat.shape[1] // 10) :].mean(axis=1)
+    return largest
 
 
 @dataclass(eq=False)
@@ -113,6 +149,8 @@ class Asking:
     means: dict[str, LayerMean] = field(default_factory=dict)
     vectors: dict[Site, list[torch.Tensor]] = field(default_factory=dict)
     readings: dict[str, Reading] = field(default_factory=dict)
+    empty: dict[Site, torch.Tensor] = field(default_factory=dict)
+    cosines: dict[str, dict[tuple[int, ...], torch.Tensor]] = field(default_factory=dict)
 
     @property
     def is_joint(self) -> bool:
@@ -122,7 +160,7 @@ class Asking:
     def maps(self) -> torch.Tensor:
         """Return the concepts' maps, (concepts, [frames,] h, w)."""
         reading = reading_of(self.step)
-        for concept in self.concepts:
+        for concept in (NOTHING, *self.concepts):
             self.readings[concept] = concept_reading(self.step, concept)
         with listening(self.step, reading, self.hear, wanted=self.wanted, afterwards=self.beside):
             self.step.again()
@@ -151,7 +189,7 @@ class Asking:
                 f'One concept was given, "{self.concepts[0]}", and in joint attention concepts are compared with each '
                 'other. Give at least two, such as ("fur", "background").'
             )
-        for concept in self.concepts:
+        for concept in self.concepts if self.is_joint else (NOTHING, *self.concepts):
             self._ask(ear, concept)
 
     def _ask(self, ear: Ear, concept: str) -> None:
@@ -164,6 +202,31 @@ class Asking:
             ear.denoiser.forward(*args, **kwargs)
         if not asked.count:
             raise CaptureError(f'The concept "{concept}" reached no attention that the prompt reaches.')
+
+    def agreement(self) -> torch.Tensor:
+        """Return the cosine between what a concept's text hands each place and what the prompt handed it, layers' mean.
+
+        (concepts, [frames,] h, w), of cross-attention.
+        """
+        shape = self.step.layout.shape
+        maps = []
+        for concept in self.concepts:
+            summed = self.cosines[concept]
+            layers = [enlarged_clip(total, shape, grid, signed=True) for grid, total in summed.items()]
+            maps.append(torch.stack(layers).sum(dim=0)[0] / len(self.empty))
+        return torch.stack(maps)
+
+    def hand_out(self, concept: str, own: Attended, output: torch.Tensor) -> None:
+        """Compare what a concept's text hands the picture, (rows, places, size), with what the prompt handed it."""
+        site = own.call.site
+        if concept == NOTHING:
+            self.empty[site] = output
+            return
+        assert own.call.output is not None and own.grid is not None
+        nothing, prompt = self.empty[site].float(), outputs_of(own.call.output, own.rows, own.queries).float()
+        cosine = torch.nn.functional.cosine_similarity(output.float() - nothing, prompt - nothing, dim=-1)[..., None]
+        by_grid = self.cosines.setdefault(concept, {})
+        by_grid[own.grid] = by_grid[own.grid] + cosine if own.grid in by_grid else cosine
 
     def _shares(self) -> torch.Tensor:
         """Return softmax over concepts of the inner products of attention outputs, mean over layers."""
@@ -254,7 +317,7 @@ class _Concept:
     def __init__(self, asking: Asking, reading: Reading, measured: Measured, concept: str):
         self.asking, self.reading, self.measured, self.concept = asking, reading, measured, concept
         self.numbers = sorted({number for word in reading.prompt.words for number in word.positions})
-        if not self.numbers:
+        if not self.numbers and concept != NOTHING:
             raise InputError(f'The concept "{concept}" has no words that the model reads.')
         self.count = 0
 
@@ -279,11 +342,13 @@ class _Concept:
         masks = {**call.masks, "mask": mask}
         query = own.call.query[list(own.rows)]
         beside = AttentionCall(call.layer, True, call.ordinal, query=query, key=call.key[rows], masks=masks)
+        handed = compute(call.key, call.value)
+        self.asking.hand_out(self.concept, own, outputs_of(handed, rows, own.queries))
         keys = places.of_text(self.reading.rows[0])
         mean = self.asking.means.setdefault(self.concept, LayerMean(self.asking.step.layout.shape, self.numbers))
         everywhere = tuple(range(len(rows)))
         mean.hear(Attended(beside, everywhere, keys, own.queries, own.grid, own.is_plain))
-        output = compute(call.key, call.value).clone()
+        output = handed.clone()
         output[rows] = own.call.output[list(own.rows)]
         return output
 

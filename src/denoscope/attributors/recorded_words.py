@@ -134,7 +134,10 @@ def _on_grid(step: Step, reading: Reading, means: Sequence[FlatMean], wanted: Se
             (pair for (rows, _), pair in grids.items() if rows == len(summed) and set(pair[0]) <= set(key[1])), None
         )
         if places is None:
-            raise ModelError(NO_TEXT)
+            raise ModelError(
+                "The places of the attention that was listened to are others than those that are measured now, so its "
+                "maps cannot be laid out. Replay it: Words()(trace)."
+            )
         chosen = [key[1].index(query) for query in places[0]]
         maps = enlarged_clip(summed[:, chosen], step.layout.shape, places[1])
         total = maps if total is None else total + maps

@@ -15,14 +15,20 @@ import torch
 import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError
+from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.layers import whole_graph
-from ..recording.prompts import Prompt, Word, prompt_of, read
+from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
+from ..recording.layout import Layout
+from ..recording.listening import Attended, Ear, listening, reading_of
+from ..recording.prompts import Prompt, Word
+from ..recording.reading import EncodedText, Reading, tensors_read
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames
 from . import Needs
+from .attention import NO_TEXT, Half
 from .base import Advance, Attributor, StepResult, form_of, register
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
@@ -58,30 +64,52 @@ def text_excess(attentions: Sequence[torch.Tensor], reduced: bool = False) -> to
     return excess
 
 
-def propagated(attentions: Sequence["Attention"], text: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def propagated(attentions: Sequence["Attention"], text: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Return R_iq, (positions, tokens) of the largest attention, from the denoiser's attentions in their order.
 
     Self-attention: R_iq += Ā R_iq, R_ii += Ā R_ii, then unit rows of R_iq. Cross-attention: R_iq += R̂_iiᵀ Ā R̂_qq.
-    `text` is R_qq − I, `size` the sample's (h, w).
+    A layer whose keys are the text and the picture itself does both, the picture first. `text` is R_qq − I, `size` the
+    sample's (h, w).
     """
-    largest = max((grid_of(len(attention.mean), *size) for attention in attentions), key=math.prod)
+    largest = max((attention.grid_in(size) for attention in attentions), key=math.prod)
     R_qq, positions = normalised(text), math.prod(largest)
     ii, iq = text.new_zeros(positions, positions), text.new_zeros(positions, len(text))
     for attention in attentions:
-        up, down = _between(grid_of(len(attention.mean), *size), largest, text)
+        up, down = _between(attention.grid_in(size), largest, text)
+        if attention.own is not None:
+            iq = unit_rows(iq + up(attention.own @ down(iq)))
+            ii = ii + up(attention.own @ down(ii + _identity(ii)))
         if attention.cross:
             iq = iq + normalised(ii).T @ up(attention.mean @ R_qq)
-        else:
+        elif attention.own is None:
             iq = unit_rows(iq + up(attention.mean @ down(iq)))
             ii = ii + up(attention.mean @ down(ii + _identity(ii)))
     return iq
 
 
-def _between(small: tuple[int, int], large: tuple[int, int], like: torch.Tensor) -> tuple[Matrix, Matrix]:
+def propagated_joint(attentions: Sequence["Attention"], text: torch.Tensor, positions: int) -> torch.Tensor:
+    """Return R_iq, (positions, tokens), where text and picture are one sequence, the text first.
+
+    Chefer, Gur and Wolf's rule for self-attention over one sequence, R += Ā R from the identity; the picture's rows and
+    the text's columns of R, times R̂_qq of the text encoders. `text` is R_qq − I.
+    """
+    tokens = len(text)
+    R = text.new_zeros(tokens + positions, tokens + positions)  # R − I
+    for attention in attentions:
+        R = R + attention.mean @ (R + _identity(R))
+    return R[tokens:, :tokens] @ normalised(text)
+
+
+def _between(small: tuple[int, ...], large: tuple[int, ...], like: torch.Tensor) -> tuple[Matrix, Matrix]:
     """Return `resizing` as two products; a grid of full size is left alone."""
     if small == large:
         return (lambda R: R), (lambda R: R)
-    up, down = (matrix.to(like) for matrix in resizing(small, large))
+    if len(small) == 3:
+        raise ModelError(
+            f"This denoiser attends on the grids {small} and {large} of a clip, and relevance between grids of clips "
+            "is not defined here. Use the maps of words, or another method."
+        )
+    up, down = (matrix.to(like) for matrix in resizing((small[0], small[1]), (large[0], large[1])))
     return (lambda R: up @ R), (lambda R: down @ R)
 
 
@@ -126,11 +154,22 @@ def _identity(like: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """Ā of one attention of a layer, (queries, keys), and whether the keys are the text's."""
+    """Ā of one attention of a layer, (queries, keys), and whether the keys are the text's.
+
+    `grid` is the map's form that the queries have, None where it follows from their number. `own` is Ā from the picture
+    to itself where the keys are the text and the picture. `joint` is True for one sequence of both, the text first.
+    """
 
     layer: str
     cross: bool
     mean: torch.Tensor
+    grid: tuple[int, ...] | None = None
+    own: torch.Tensor | None = None
+    joint: bool = False
+
+    def grid_in(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the grid of the queries, in a sample of this size; raises `ModelError` if there is none."""
+        return self.grid if self.grid is not None else grid_of(len(self.mean), size[-2], size[-1])
 
 
 def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> list[Attention]:
@@ -166,67 +205,228 @@ def _unused(call: AttentionCall) -> torch.Tensor:
     return torch.zeros(call.probabilities.shape[-2:], device=call.probabilities.device)
 
 
+def heard(step: Step, reading: Reading) -> list[Attention]:
+    """Return Ā of the denoiser's attentions in the call that reads a text, in the order of execution.
+
+    y is the sum of that call's output, in the rows of the text. Raises `ModelError` where the text is not attended to,
+    or a layer cannot be listened to.
+    """
+    calls: list[Attended] = []
+    means: dict[int, torch.Tensor] = {}
+
+    def listen(attended: Attended) -> None:
+        A, place = attended.call.probabilities, len(calls)
+        if not A.requires_grad:
+            A.requires_grad_()
+        values, rows = A.detach(), list(attended.rows)  # a hook that held A would hold itself
+
+        def reduce(gradient: torch.Tensor) -> None:
+            means[place] = head_mean(values[rows], gradient[rows])
+
+        on_gradient: Any = A.register_hook
+        on_gradient(reduce)
+        calls.append(attended)
+
+    predict = _alone(step, reading)
+    with torch.enable_grad(), whole_graph(step.denoiser):
+        with listening(step, reading, listen, through=True, every=True) as ear:
+            predict()
+        if not any(attended.keys for attended in calls):
+            raise ModelError(NO_TEXT)
+        _refuse_silent(ear)
+        y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
+        torch.autograd.grad(y, calls[0].call.probabilities, allow_unused=True)
+    unused = [torch.zeros(attended.call.probabilities.shape[-2:], device=y.device) for attended in calls]
+    return _in_places(calls, [means.get(i, unused[i]) for i in range(len(calls))], reading)
+
+
+def _rows_of(output: Any, rows: Sequence[int]) -> list[torch.Tensor]:
+    """Return a denoiser's output in the rows of a text; of a list of samples, those of its places."""
+    first = output[0] if isinstance(output, (tuple, list)) and len(output) else getattr(output, "sample", None)
+    if isinstance(first, (tuple, list)):
+        return [first[row] for row in rows]
+    y = output_of(output)
+    return [y[list(rows)] if len(y) > max(rows) else y]
+
+
+def _alone(step: Step, reading: Reading) -> Callable[[], Any]:
+    """Return the way to make the call that reads a text: alone where the denoiser can be asked so, else the step."""
+    if step.hears_directly and len(step.replay.calls) == 1:
+        copies = step.replay.copies
+        unit = len(reading.rows)
+        copy = reading.rows_of(copies * unit)[0] // unit
+        if _works_alone(step, copy):
+            half = step.half(copy)
+            return lambda: half(step.sample.detach().clone().requires_grad_())
+    return step.again
+
+
+@torch.no_grad()
+def _works_alone(step: Step, copy: int) -> bool:
+    """Return True if a guidance half alone gives what it gives beside the others, as perturbed attention does not."""
+    replay = step.replay
+    together = replay.single(step.sample, replay.batch)[copy]
+    try:
+        alone = replay.half(copy)(step.sample)
+    except FAILURES as error:
+        refuse_memory(error)
+        return False
+    return difference(alone, together) <= tolerance(
+        replay.half(copy), step.sample, together, difference(alone, together)
+    )
+
+
+def _refuse_silent(ear: Ear) -> None:
+    """Raise `ModelError` where a layer of the denoiser has no probabilities that relevance could go through."""
+    silent = () if ear.measured is None else ear.measured.silent
+    if silent:
+        kind = type(ear.denoiser).__name__
+        raise ModelError(
+            f"Relevance goes through every attention, and {len(silent)} layers of this {kind}, such as {silent[0]}, "
+            "have no probabilities to go through (linear attention, or a processor of its own). Use the maps of words."
+        )
+
+
+def _in_places(calls: Sequence[Attended], means: Sequence[torch.Tensor], reading: Reading) -> list[Attention]:
+    """Return Ā with the text's columns by their numbers, and the picture's places in their order."""
+    tokens = reading.prompt.length
+    joint = any(_is_joint(attended) for attended in calls)
+    attentions: list[Attention] = []
+    for attended, mean in zip(calls, means, strict=True):
+        if len(attended.rows) > 1:
+            raise ModelError(
+                f"The layer {attended.call.layer} attends within each frame of the clip, and relevance between frames "
+                "is not defined here: what one frame draws from another would be missing. Use the maps of words."
+            )
+        queries = torch.tensor(attended.queries, device=mean.device)
+        if joint:
+            if _is_joint(attended):
+                order = torch.cat([_text_places(attended, tokens).to(mean.device), queries])
+                sequence = _ordered(mean, order, order)
+                attentions.append(Attention(attended.call.layer, False, sequence, attended.grid, joint=True))
+            continue
+        own = mean[queries]
+        text = _text_places(attended, tokens).to(mean.device)
+        if not attended.keys:
+            if mean.shape[0] == mean.shape[1]:
+                attentions.append(Attention(attended.call.layer, False, own[:, queries], attended.grid))
+            continue
+        others = [key for key in range(mean.shape[1]) if key not in set(text.tolist())]
+        itself = own[:, others] if len(others) == len(queries) else None
+        attentions.append(Attention(attended.call.layer, True, _columns(own, text), attended.grid, itself))
+    return attentions
+
+
+def _is_joint(attended: Attended) -> bool:
+    """Return True if text and picture are one sequence, so that the text attends too."""
+    probabilities = attended.call.probabilities
+    same = probabilities.shape[-2] == probabilities.shape[-1]
+    return bool(attended.keys) and same and len(attended.queries) < probabilities.shape[-2]
+
+
+def _text_places(attended: Attended, tokens: int) -> torch.Tensor:
+    """Return the key of each number of the text, −1 for those that are not read there."""
+    return torch.tensor([attended.keys.get(number, [-1])[0] for number in range(tokens)])
+
+
+def _columns(mean: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return columns by their places, zeros for −1."""
+    return torch.where(places >= 0, mean[:, places.clamp(min=0)], 0)
+
+
+def _ordered(mean: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return rows and columns by their places, zeros for −1."""
+    chosen = _columns(mean, columns)[rows.clamp(min=0)]
+    return torch.where(rows[:, None] >= 0, chosen, 0)
+
+
 # The text side of a run.
 
 
 @dataclass(frozen=True, eq=False)
 class TextSide:
-    """The prompt of a run, the guidance half of the denoiser's batch that is propagated, and R_qq − I of its text."""
+    """The prompt of a run, how the denoiser reads the text that is propagated, and R_qq − I of its positions."""
 
-    denoiser: torch.nn.Module
     prompt: Prompt
-    half: int
+    reading: Reading
+    half: Half
     excess: torch.Tensor
 
     @classmethod
     def of(cls, trace: Trace, negative: bool, reduced: bool) -> "TextSide":
         """Read the text side off a recorded run; raises `InputError` or `ModelError` where there is none.
 
-        The prompt's half is the one with the prompt's own embedding. `negative` takes the other half and its text,
-        where guidance has one.
+        `negative` takes the other half and its text, where guidance has one. A position that several encoders fill has
+        the mean of their relevance.
         """
-        context, text = _context(trace), prompt_of(trace.call)
-        if text is None:
-            raise InputError(
-                "The relevance of words needs the prompt that the picture was made of, and this run was made of "
-                "prompt_embeds. Give the prompt as a text when recording."
+        if not trace.model.text_encoders or not trace.model.takes_text:
+            raise ModelError(
+                f"{type(trace.model.pipeline).__name__} has no words to give relevance to: its denoiser reads no text. "
+                "Use df-rise, or a text-to-image model such as Stable Diffusion."
             )
-
-        def embed(text: str) -> torch.Tensor:
-            embedding: torch.Tensor = trace.model.embedding(text, context.shape[1], trace.call.get("clip_skip"))
-            return embedding
-
-        half, propagated_text = trace.prompt_half(), text
-        if negative and len(context) == 2:
-            half, propagated_text = 1 - half, prompt_of(trace.call, "negative_prompt") or ""
-        excess = []
-        for encoder in trace.model.text_encoders:
-            attentions = weighed(encoder, lambda: embed(propagated_text))
-            excess.append(text_excess([attention.mean for attention in attentions], reduced))
-        prompt = read(trace.model.pipeline.tokenizer, text, context.shape[1])
-        return cls(trace.model.denoiser, prompt, half, torch.stack(excess).mean(dim=0))
+        prompt_side = propagated_side = reading_of(trace[0])
+        half: Half = "conditional"
+        if negative and reading_has_halves(trace[0]):  # without guidance there is only the prompt's
+            half, propagated_side = "unconditional", reading_of(trace[0], "unconditional")
+        if propagated_side.prompt.length != prompt_side.prompt.length:
+            raise ModelError(
+                "The negative prompt is read in another length than the prompt, so the words of the prompt have no "
+                "places in it. Use relevance in place of relevance-reference."
+            )
+        return cls(prompt_side.prompt, propagated_side, half, _excess_of(trace[0], propagated_side, reduced))
 
 
-def _context(trace: Trace) -> torch.Tensor:
-    """Return what cross-attention reads, (halves, tokens, features); raises `ModelError` where nothing is read."""
-    replay = trace[0].replay
-    if not trace.model.text_encoders or not trace.model.takes_text or replay.context is None:
-        raise ModelError(
-            f"{type(trace.model.pipeline).__name__} has no words to give relevance to: its denoiser reads no text by "
-            "cross-attention. Use df-rise, or a text-to-image model such as Stable Diffusion."
-        )
-    return replay.context
+def reading_has_halves(step: Step) -> bool:
+    """Return True if the denoiser reads a negative prompt beside the prompt."""
+    try:
+        reading_of(step, "unconditional")
+    except InputError:
+        return False
+    return True
 
 
-def refuse_packed_and_clips(trace: Trace) -> None:
-    """Raise `ModelError` for samples that are packed or have frames: it is not known what place reads a word there."""
-    layout = trace[0].layout
-    if layout.frames is not None or "p" in layout.order:
-        form = "packed" if layout.frames is None else "of a clip"
-        raise ModelError(
-            f"The samples of this model, {tuple(trace[0].sample.shape)}, are {form}, and the maps and the relevance of "
-            "words need samples of a picture that are not packed: use another method, such as df-rise."
-        )
+def _excess_of(step: Step, reading: Reading, reduced: bool) -> torch.Tensor:
+    """Return R_qq − I over the numbered positions of a text, from its encoders' own attention."""
+    run, numbers = step.run, reading.prompt.length
+    assert run is not None
+    total, counts = torch.zeros(numbers, numbers), torch.zeros(numbers, numbers)
+    for text in reading.texts:
+        if text.call is None:
+            continue  # embeddings: nothing is known of the way from the words to them
+        encoder = run.resumption.modules[text.call.name]
+        paths = tensors_read(run, step.index, step.row or 0, text)
+        output = partial(_encoded, encoder, text, paths)
+        means = [attention.mean for attention in weighed(encoder, output)]
+        square = [mean for mean in means if mean.shape[0] == mean.shape[1] == len(text.spans)]
+        if not square:
+            continue
+        excess = text_excess(square, reduced).cpu()
+        for one in reading.inputs:
+            pairs = [
+                (token, reading.number(path, position))
+                for token, places in text.places.items()
+                for path, position in places
+                if path == one.path
+            ]
+            if not pairs:
+                continue
+            tokens, places = [token for token, _ in pairs], torch.tensor([place for _, place in pairs])
+            total[places[:, None], places] += excess[tokens][:, tokens]
+            counts[places[:, None], places] += 1
+    return (total / counts.clamp(min=1)).to(step.sample.device)
+
+
+def _encoded(encoder: torch.nn.Module, text: EncodedText, paths: Sequence[Path]) -> torch.Tensor:
+    """Return the vectors that an encoder gives a text and the denoiser depends on, with their graph."""
+    assert text.call is not None
+    rows = len(text.call.ids)
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[text.row : text.row + 1] if tensor.ndim and len(tensor) == rows else tensor
+
+    args, kwargs = map_tensors(own, (text.call.args, text.call.kwargs))
+    tensors = leaves(encoder(*args, **kwargs))
+    return torch.cat([tensors[path].flatten() for path in paths])
 
 
 # The method.
@@ -300,7 +500,6 @@ class Relevance(Attributor):
     def prepared(self, sequence: Trace | Frames) -> "Attributor":
         if not isinstance(sequence, Trace):
             raise InputError("Photographs have no prompt, so there are no words to give relevance to. Give a trace.")
-        refuse_packed_and_clips(sequence)
         text = TextSide.of(sequence, self.negative, self.reduced)
         return _RelevanceOfRun(self, text, self.title, self.reading)
 
@@ -319,29 +518,36 @@ class _RelevanceOfRun(Attributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        without_guidance = step.replay.copies == 1  # a callback may end guidance during the run
-        predict, size = step.half(0 if without_guidance else self.text.half), step.grid
-        attentions = weighed(self.text.denoiser, lambda: predict(step.sample))
-        _refuse_joint(attentions, self.text)
+        reading = reading_of(step, self.text.half)  # another denoiser's, where several take turns
+        own = reading is self.text.reading
+        excess = self.text.excess if own else _excess_of(step, reading, self.settings.reduced)
+        attentions, shape = heard(step, reading), step.layout.shape
         if self.settings.by_block:
             attentions.sort(key=_published_place)
-        R_iq = propagated(attentions, self.text.excess, size)
+        grid = max((attention.grid_in(shape) for attention in attentions), key=math.prod)
+        if attentions[0].joint:
+            R_iq = propagated_joint(attentions, excess, math.prod(grid))
+        else:
+            R_iq = propagated(attentions, excess, shape)
         if not torch.isfinite(R_iq).all():
             raise NumericsError(
                 f"The gradients at step {step.index} (time step {step.timestep:g}) have NaN or infinite values. Only "
                 "finite ones can be explained. Load the model with dtype=torch.float32."
             )
         advance(1)
-        return self._by_word(R_iq, grid_of(len(R_iq), *size), size)
+        return self._by_word(R_iq, grid, step.layout)
 
-    def _by_word(self, R_iq: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> StepResult:
+    def _by_word(self, R_iq: torch.Tensor, grid: tuple[int, ...], layout: Layout) -> StepResult:
         words = self.text.prompt.words
         columns = torch.stack([R_iq[:, list(word.positions)].sum(dim=1) for word in self._counted(words)])
-        maps = torch.nn.functional.interpolate(columns.reshape(1, -1, *grid), size, mode="bilinear")[0]
+        maps = columns.reshape(1, -1, *grid)
+        if grid != layout.shape:
+            mode = "bilinear" if len(grid) == 2 else "trilinear"
+            maps = torch.nn.functional.interpolate(maps, list(layout.shape), mode=mode)
         relevance = columns.sum(dim=1).cpu().numpy()
         labelled = partial(xr.DataArray, coords={"token": [word.label for word in words]})
         return {
-            "saliency": labelled(maps.cpu().numpy(), dims=("token", "y", "x")),
+            "saliency": labelled(maps[0].cpu().numpy(), dims=("token", *layout.dims)),
             "relevance": labelled(relevance, dims="token"),
             "relevance_scaled": labelled(scaled(relevance), dims="token"),
         }
@@ -356,17 +562,6 @@ def scaled(values: np.ndarray) -> np.ndarray:
     """Return values brought to 0..1 by their smallest and largest; zeros where all are the same."""
     result: np.ndarray = (values - values.min()) / (np.ptp(values) or 1.0)
     return result
-
-
-def _refuse_joint(attentions: Sequence[Attention], text: TextSide) -> None:
-    """Raise `ModelError` where no attention goes from places to the prompt's tokens."""
-    crossing = [attention for attention in attentions if attention.cross]
-    if not crossing or any(attention.mean.shape[1] != text.prompt.length for attention in crossing):
-        raise ModelError(
-            f"This {type(text.denoiser).__name__} has no cross-attention from places to the {text.prompt.length} "
-            "tokens of the prompt: it reads the text in another way (joint attention, an image prompt), which "
-            "relevance is not defined for. Use df-rise, or a model such as Stable Diffusion."
-        )
 
 
 def _published_place(attention: Attention) -> int:

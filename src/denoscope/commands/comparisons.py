@@ -16,7 +16,7 @@ from ..recording.schedules import takes_shift
 from ..results.folders import folder_names
 from ..results.together import Variants
 from .job import Watch, check_once, flag_each, flags, shown_steps, worker
-from .names import check_layers, check_methods, check_model, methods_for_runs
+from .names import check_concepts, check_layers, check_methods, check_model, methods_for_runs, methods_with
 from .requests import Request
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ AXES = {
     "lora": "lora",
 }
 """The fields of a request that may vary, and the names of their several values on the command line."""
+DEFAULT_METHODS = ("relevance",)
 USUAL_SCHEDULES = ("uniform", "early", "late")
 """The values that are compared when none are given."""
 
@@ -46,9 +47,9 @@ class Comparison:
     {'early': ('early', 30), 'late': ('late', 30)}
 
     `shift` is that of every early and late schedule among the values. `methods` None means the relevance of words if
-    the model reads text. `labels` are texts that `classifier` rates every picture by. `encoder` measures how far apart
-    pictures are; None means the bundled CLIP for pictures of the bundled model. Raises `InputError` for settings that
-    cannot be used.
+    the model reads text; the request's options about words add methods as they do in a `Request`. `labels` are texts
+    that `classifier` rates every picture by. `encoder` measures how far apart pictures are; None means the bundled CLIP
+    for pictures of the bundled model. Raises `InputError` for settings that cannot be used.
     """
 
     request: Request
@@ -73,8 +74,10 @@ class Comparison:
             raise InputError(f'The only label is "{self.labels[0]}". Give at least 2 labels that exclude each other.')
         if self.methods:
             check_methods(self.methods, methods_for_runs())
+        methods = self._running_methods(DEFAULT_METHODS)
+        check_concepts(methods, self.request.concepts)
         if self.request.layers:
-            check_layers(self.request.layers, ("relevance",) if self.methods is None else self.methods)
+            check_layers(self.request.layers, methods)
         self.variants()
 
     def variants(self) -> dict[str, Request]:
@@ -114,10 +117,12 @@ class Comparison:
 
     def attributors(self, model: "Model") -> "dict[str, Attributor]":
         """Return the methods with their options, by the name of their group in the result; there may be none."""
-        methods = self.methods
-        if methods is None:
-            methods = ("relevance",) if model.takes_text and self.request.prompt else ()
+        methods = self._running_methods(DEFAULT_METHODS if model.takes_text and self.request.prompt else ())
         return replace(self.request, methods=methods).attributors() if methods else {}
+
+    def _running_methods(self, default: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of the methods that run, those that an option about words adds among them."""
+        return methods_with([*self.request.options_about_words], self.methods, default)
 
     def steps(self, total: int, groups: Sequence[str]) -> dict[str, Sequence[int]]:
         """Return the steps that each method explains in a run of `total` steps, by the name of its group."""

@@ -122,7 +122,7 @@ def explained(
         image_size=[int(side) for side in image_of(trace).shape[-3:-1]],
         methods={name: attributor.options() for name, attributor in attributors.items()},
         trace_bytes=trace.nbytes,
-        unknown_words=model.unknown_words(request.prompt) if request.prompt and model.takes_text else [],
+        unknown_words=_unknown_words(model, request),
         cut_off=model.cut_off(request.prompt) if request.prompt and model.takes_text else "",
         vocabulary=model.vocabulary() if model.takes_text else None,
         stamp=attributed.stamp({"trace": seconds}, interruption),
@@ -142,6 +142,12 @@ def _ways_in(model: Model, request: Request) -> dict[str, Any]:
         "task": request.pipeline,
         "call": request.arguments_of_call or None,
     }
+
+
+def _unknown_words(model: Model, request: Request) -> list[str]:
+    """Return the words of the prompt and of the concepts that the model cannot read, each once."""
+    texts = [request.prompt or "", *(request.concepts or ())] if model.takes_text else []
+    return list(dict.fromkeys(word for text in texts for word in model.unknown_words(text)))
 
 
 def _diagnosis(

@@ -66,15 +66,18 @@ def worker(command: str) -> Callable[..., Any]:
 
 
 def flags(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings by their names as words of a command line; a setting that is None is left out.
+    """Return settings by their names as words of a command line; a setting that is None or False is left out.
 
-    >>> flags({"map_draws": 2, "at": (1, 3), "shift": None})
-    ['--map-draws', '2', '--at', '1,3']
+    >>> flags({"map_draws": 2, "at": (1, 3), "shift": None, "special_tokens": True})
+    ['--map-draws', '2', '--at', '1,3', '--special-tokens']
     """
     words = []
     for name, value in settings.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", _word(value)]
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(_word(value))
     return words
 
 
@@ -88,6 +91,18 @@ def flag_each(name: str, values: Sequence[str]) -> list[str]:
     for value in values:
         words += [f"--{name}", value]
     return words
+
+
+def written_texts(texts: Sequence[str] | None) -> str | None:
+    """Return texts as a command line has them, with semicolons between them; None if there are none.
+
+    >>> written_texts(("red circle", "blue square")), written_texts(("red, or blue",))
+    ('red circle; blue square', 'red, or blue;')
+    """
+    if texts is None:
+        return None
+    joined = "; ".join(texts)
+    return f"{joined};" if "," in joined and ";" not in joined else joined
 
 
 def _word(value: Any) -> str:

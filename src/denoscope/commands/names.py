@@ -7,10 +7,14 @@ from pathlib import Path
 
 from ..attributors import BUILT_IN
 from ..errors import InputError, ModelError, did_you_mean, shown_value
+from .job import fitting
 
 BUNDLED_MODELS = ("shapes",)
 LAYER_METHODS = ("df-cam", "df-cam-reference")
 """The methods of runs whose layers can be chosen."""
+METHOD_OF = {"phrases": "words", "half": "words", "special_tokens": "words", "concepts": "concepts"}
+"""The options about words, and the built-in method that takes each."""
+HALVES = ("conditional", "unconditional")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -38,6 +42,66 @@ def check_methods(methods: Sequence[str], allowed: Sequence[str], purpose: str =
             raise InputError(f'There is no method "{name}"{purpose}. {did_you_mean(name, allowed)}')
     if not methods or len(set(methods)) < len(methods):
         raise InputError(f"The methods given are: {', '.join(methods) or 'none'}. Give at least one, and each once.")
+
+
+def methods_with(options: Sequence[str], methods: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the methods that run, given the names of the options about words that were typed.
+
+    >>> methods_with(["phrases"], None, ("df-rise",)), methods_with(["concepts"], ("words",), ("df-rise",))
+    (('words', 'df-rise'), ('concepts', 'words'))
+
+    `methods` None are the default ones. A method that an option adds comes first: it is fast, and a text that it cannot
+    explain is refused before the slow ones. Concepts are always added, words to the default methods only. Raises
+    `InputError` for an option that none of the methods takes.
+    """
+    added = [METHOD_OF[option] for option in options if methods is None or METHOD_OF[option] == "concepts"]
+    chosen = default if methods is None else methods
+    running = (*(name for name in dict.fromkeys(added) if name not in chosen), *chosen)
+    for option in options:
+        if not any(_takes(name, option) for name in running):
+            raise InputError(
+                f'The option "{option}" belongs to the method {METHOD_OF[option]}, and the methods given are: '
+                f"{', '.join(chosen) or 'none'}. Add {METHOD_OF[option]} to them, or leave the option out."
+            )
+    return running
+
+
+def _takes(method: str, option: str) -> bool:
+    """Return True if a method has an option about words; methods of the user's are asked."""
+    if method in BUILT_IN:
+        return METHOD_OF[option] == method
+    return option in fitting(method, {option: None})
+
+
+def check_texts(name: str, texts: Sequence[str] | None) -> None:
+    """Raise `InputError` unless there is at least one text, each is there once, and each can be typed; None is none."""
+    if texts is None:
+        return
+    is_sequence = isinstance(texts, (tuple, list)) and all(isinstance(text, str) for text in texts)
+    if not is_sequence or not texts or not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
+        raise InputError(
+            f'{name} is {shown_value(texts)}. Give at least one text, and each once: "red circle; blue square" on the '
+            'command line, ("red circle", "blue square") in Python.'
+        )
+    if any(";" in text for text in texts):
+        raise InputError(
+            f"{name} is {shown_value(texts)}. Leave out the semicolon in a text: semicolons stand between texts."
+        )
+
+
+def check_half(half: str | None) -> None:
+    """Raise `InputError` for a half of guidance that there is not; None is the method's own default."""
+    if half is not None and half not in HALVES:
+        raise InputError(f'half is "{half}". {did_you_mean(str(half), HALVES)}')
+
+
+def check_concepts(methods: Sequence[str], concepts: Sequence[str] | None) -> None:
+    """Raise `InputError` for concept maps without a concept."""
+    if "concepts" in methods and concepts is None:
+        raise InputError(
+            'The method concepts maps things by their names, and no name was given. Give them as option "concepts", '
+            'such as "sky"; on the command line semicolons stand between several, as in "sky; fur".'
+        )
 
 
 def check_layers(layers: Sequence[str], methods: Sequence[str] | None = None) -> None:

@@ -42,9 +42,33 @@ CallWords = Annotated[
     Option("--call", metavar="NAME=VALUE", help="Any other argument of the pipeline's call. May be repeated."),
 ]
 
+# The words that word maps and concept maps are of.
+
+Phrases = Annotated[
+    str | None, Option(help="Word maps of these phrases only, as in 'red circle; blue square'; adds the method words.")
+]
+ConceptTexts = Annotated[
+    str | None, Option("--concepts", help="Concept maps of these texts, as in 'sky; fur'; adds the method concepts.")
+]
+HalfName = Annotated[
+    str | None, Option("--half", help="Word maps: conditional, or unconditional, of the negative prompt.")
+]
+SpecialTokens = Annotated[bool, Option("--special-tokens", help="Word maps: the tokens at the start and end too.")]
+
 
 def names_in(methods: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in methods.split(",") if name.strip())
+
+
+def texts_in(typed: str | None) -> tuple[str, ...] | None:
+    """Return texts that have semicolons between them, or commas if there is no semicolon.
+
+    >>> texts_in("red circle; blue square"), texts_in("sky, fur"), texts_in("red, or blue;")
+    (('red circle', 'blue square'), ('sky', 'fur'), ('red, or blue',))
+    """
+    if typed is None:
+        return None
+    return tuple(text.strip() for text in typed.split(";" if ";" in typed else ",") if text.strip())
 
 
 def steps_in(at: str | None) -> "Steps":

@@ -12,9 +12,33 @@ from ..errors import InputError, shown_value
 from ..recording import schedules
 from ..recording.tasks import check_task
 from ..results.explanations import Explanation
-from .job import FEWEST_MASKS, At, Watch, check_seed, check_steps, fitting, flag_each, flags, shown_steps, worker
+from .job import (
+    FEWEST_MASKS,
+    At,
+    Watch,
+    check_seed,
+    check_steps,
+    fitting,
+    flag_each,
+    flags,
+    shown_steps,
+    worker,
+    written_texts,
+)
 from .literals import Pairs, kept_pairs, written_pair
-from .names import LAYER_METHODS, check_dtype, check_layers, check_methods, check_model, methods_for_runs
+from .names import (
+    LAYER_METHODS,
+    METHOD_OF,
+    check_concepts,
+    check_dtype,
+    check_half,
+    check_layers,
+    check_methods,
+    check_model,
+    check_texts,
+    methods_for_runs,
+    methods_with,
+)
 
 if TYPE_CHECKING:
     from ..attributors.base import Attributor
@@ -59,7 +83,11 @@ class Request:
 
     `image`, `mask_image` (white is painted) and `control_image` are files of pictures. `pipeline` makes another one of
     the model's parts: text2img, img2img or inpaint. `layers` are patterns for the methods that look into layers. `call`
-    has all else that the pipeline's call takes, by name. Raises `InputError` for a value that no run can have.
+    has all else that the pipeline's call takes, by name.
+
+    `methods` None are df-rise-contrast and df-rise. `phrases`, `half` and `special_tokens` are those of `Words`; they
+    add the method words to these two. `concepts` are those of `Concepts`; they add the method concepts to any. Raises
+    `InputError` for a value that no run can have, and for an option that none of the methods takes.
     """
 
     prompt: str | None = None
@@ -74,7 +102,7 @@ class Request:
     height: int | None = None
     width: int | None = None
     at: At = None
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] | None = None
     masks: int = 500
     until: float | None = None
     device: str | None = None
@@ -87,6 +115,10 @@ class Request:
     pipeline: str | None = None
     layers: tuple[str, ...] = ()
     call: Mapping[str, Any] | Pairs = ()
+    phrases: tuple[str, ...] | None = None
+    half: str | None = None
+    special_tokens: bool = False
+    concepts: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip() and not any(self.files.values()):
@@ -111,11 +143,20 @@ class Request:
         check_task(self.pipeline)
         check_layers(self.layers)
         check_seed(self.seed)
-        check_methods(self.methods, methods_for_runs())
+        self._check_methods()
         schedules.resolve(self.schedule, self.steps or 1, self.shift)
         schedules.check_scheduler(self.scheduler)
         check_dtype(self.dtype)
         check_steps(self.at)
+
+    def _check_methods(self) -> None:
+        """Raise `InputError` for methods that no run can have, and for options about words that none of them takes."""
+        if self.methods is not None:
+            check_methods(self.methods, methods_for_runs())
+        check_half(self.half)
+        check_texts("phrases", self.phrases)
+        check_texts("concepts", self.concepts)
+        check_concepts(self.running_methods, self.concepts)
 
     def _check_call(self) -> None:
         """Raise `InputError` for an argument of the call that has a field of its own, or that the page needs."""
@@ -135,6 +176,17 @@ class Request:
     def arguments_of_call(self) -> dict[str, Any]:
         """The further arguments of the pipeline's call, by their names."""
         return dict(self.call)
+
+    @property
+    def options_about_words(self) -> dict[str, Any]:
+        """The options about words that were given, by their names."""
+        options = {name: getattr(self, name) for name in METHOD_OF}
+        return {name: value for name, value in options.items() if value is not None and value is not False}
+
+    @property
+    def running_methods(self) -> tuple[str, ...]:
+        """The names of the methods that run, those that an option about words adds among them."""
+        return methods_with([*self.options_about_words], self.methods, DEFAULT_METHODS)
 
     @property
     def files(self) -> dict[str, str | os.PathLike[str] | None]:
@@ -167,10 +219,10 @@ class Request:
         """Return the methods with their options, by the name of their group in the result."""
         from ..attributors.base import method
 
-        check_layers(self.layers, self.methods)
+        check_layers(self.layers, self.running_methods)
         made = {}
-        for name in self.methods:
-            options: dict[str, Any] = {"num_masks": self.masks, "until": self.until}
+        for name in self.running_methods:
+            options: dict[str, Any] = {"num_masks": self.masks, "until": self.until, **self.options_about_words}
             if self.layers and name in LAYER_METHODS:
                 options["layers"] = self.layers
             made[name.replace("-", "_")] = method(name, **fitting(name, options))
@@ -203,7 +255,8 @@ class Request:
 
     def single(self) -> dict[str, Any]:
         """Return the settings that a command line has once."""
-        return {**vars(self), **dict.fromkeys(("prompt", "layers", "call"))}
+        texts = {name: written_texts(getattr(self, name)) for name in ("phrases", "concepts")}
+        return {**vars(self), **dict.fromkeys(("prompt", "layers", "call")), "methods": self.running_methods, **texts}
 
     def repeated(self) -> list[str]:
         """Return the options of a command line that may be repeated."""

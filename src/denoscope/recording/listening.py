@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from ..errors import CaptureError, ModelError
+from ..errors import CaptureError, ModelError, in_short
+from .comparing import FAILURES, refuse_memory
 from .hooks.attention import AttentionCall, attending, unreadable
-from .hooks.places import Box, Measured, measured, sample_paths
+from .hooks.places import Box, Measured, TextInput, measured, sample_paths
 from .hooks.trees import leaves
 from .layout import Layout, halved, inside_box, reduced
 from .reading import Reading, read_run
@@ -101,13 +102,14 @@ class Ear:
         self.afterwards = afterwards
         self.step, self.reading, self.on_attention, self.wanted, self.every = step, reading, on_attention, wanted, every
         self.denoiser = step.run.resumption.modules[reading.name]
-        self.skip = 0 if step.asks_directly else step.run.calls_before(step.index, reading.name)
+        self.skip = 0 if step.hears_directly else step.run.calls_before(step.index, reading.name)
         self.calls = 0
         self.is_on = False
         self.measured: Measured | None = None
         self.rows: tuple[int, ...] = ()
         self.is_plain = True
         self.tree: Any = None
+        self.output: Any = None
         self.sample: tuple[Any, ...] = ()
 
     def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,8 +117,9 @@ class Ear:
             tree = (args, kwargs)
             if not self.reading.is_of(tree):
                 raise ModelError(
-                    f"The text that the denoiser reads at step {self.step.index} is another than at the first step "
-                    "(a callback, a prompt switched on the way), so its words are not known. Ask about other steps."
+                    f"The text that the denoiser read at step {self.step.index} is not what the pipeline makes of its "
+                    "prompt now, so its words are not known: it was switched on the way by a callback, or weights were "
+                    "changed since. Ask about another step, or record the picture again."
                 )
             self.measured = self._measured(tree)
             self.rows = self._rows(tree)
@@ -128,6 +131,8 @@ class Ear:
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.calls += 1
         was_on, self.is_on = self.is_on, False
+        if was_on:
+            self.output = output
         if was_on and self.afterwards is not None:
             self.afterwards(self)
 
@@ -143,7 +148,11 @@ class Ear:
             return
         rows = tuple(row for own in self.rows for row in places.rows[own])
         keys = places.of_text(self.rows[0])
-        grid = places.grid or _usual_grid(self.step.layout, len(places.queries), len(rows))
+        grid = places.grid
+        if grid is None:
+            grid = _usual_grid(self.step.layout, len(places.queries), len(rows))
+        elif not grid:
+            grid = None
         if grid is not None and len(grid) == 3 and grid[0] == 1 < len(rows):  # each frame has a row of the text
             grid = (len(rows), *grid[1:])
         self.on_attention(Attended(call, rows, keys, places.queries, grid, self.is_plain))
@@ -167,16 +176,27 @@ class Ear:
         key = (id(self.reading), tuple((path, tuple(tensor.shape)) for path, tensor in leaves(tree).items()))
         if key not in run.measures:
             boxes = partial(boxes_of, self.step.layout, _places_in_sample(self.step))
-            run.measures[key] = measured(self.denoiser, tree, self._inputs(tree), boxes)
+            run.measures[key] = self._probed(tree, self._inputs(tree), boxes)
         known: Measured = run.measures[key]
         return known
 
     def measured_with(self, reading: Reading, tree: Any) -> Measured:
         """Return the places of another text in a call of the same denoiser."""
         boxes = partial(boxes_of, self.step.layout, _places_in_sample(self.step))
-        return measured(self.denoiser, tree, list(reading.inputs), boxes)
+        return self._probed(tree, list(reading.inputs), boxes)
 
-    def _inputs(self, tree: Any) -> list[Any]:
+    def _probed(self, tree: Any, inputs: list[TextInput], boxes: Callable[[torch.Tensor], list[Box]]) -> Measured:
+        try:
+            return measured(self.denoiser, tree, inputs, boxes)
+        except FAILURES as error:
+            refuse_memory(error)
+            raise CaptureError(
+                f"Where text and picture lie in this {type(self.denoiser).__name__} cannot be measured: one of its "
+                f"calls, made again with attention switched off, failed ({in_short(error, 160)}). Use a method without "
+                "words, such as df-rise."
+            ) from error
+
+    def _inputs(self, tree: Any) -> list[TextInput]:
         """Return the text's arguments with the rows that they have in this call."""
         tensors = leaves(tree)
         return [

@@ -1,6 +1,7 @@
 """Prompts as a model reads them: words, their tokens, and the positions of both."""
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,7 +10,11 @@ from typing import Any
 from ..errors import InputError, ModelError, did_you_mean
 from .hooks.listened import tokenizers_of
 
-WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+JOINERS = "\u200c\u200d"
+MARKS = "".join(filter(lambda sign: unicodedata.category(sign).startswith("M"), map(chr, range(0x10000)))) + JOINERS
+"""Accents, vowel signs and joiners, which belong to the letter before them and are no letters to `re`."""
+
+WORD = re.compile(rf"\w[\w{MARKS}]*(?:['’-]\w[\w{MARKS}]*)*|[^\w\s]+")
 """A word, with the parts that an apostrophe or a hyphen joins to it, or a run of punctuation."""
 
 LETTERS = re.compile(r"[^\W_]+")

@@ -26,7 +26,12 @@ from .prompts import LONGEST, Prompt, Word, encoded, learned_tokens, numbered, s
 OTHER_PROMPTS = ("zebra", "moon")
 """Prompts in whose place another one shows what in a text is the user's, and what the pipeline's own."""
 PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
-EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+LENGTH = "max_sequence_length"
+"""The argument of many pipelines' calls that says how many tokens their texts are padded to."""
+EMBEDS = {"conditional": "prompt_embeds", "unconditional": "negative_prompt_embeds"}
+"""The argument with the vectors of a text, by the half of guidance that it is for."""
+AGREES = 0.25
+"""Largest distance of a token's vector from its text's own one, in median distances between the text's vectors."""
 NOT_OPTIONS = {
     "return_tensors",
     "return_offsets_mapping",
@@ -89,6 +94,8 @@ class EncodedText:
     groups: tuple[str | None, ...]
     learned: tuple[str, ...] = ()
     places: Mapping[int, tuple[tuple[Path, int], ...]] = field(default_factory=dict)
+    call: EncoderCall | None = None
+    """The encoder's call that the text was in, None for embeddings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +121,10 @@ class Reading:
 
     def numbers_of(self, text: EncodedText, token: int) -> tuple[int, ...]:
         """Return the numbered positions of a token of an encoder."""
-        return tuple(self._number(path, position) for path, position in text.places.get(token, ()))
+        return tuple(self.number(path, position) for path, position in text.places.get(token, ()))
 
-    def _number(self, path: Path, position: int) -> int:
+    def number(self, path: Path, position: int) -> int:
+        """Return the number of a position of one of the text's arguments."""
         before = 0
         for one in self.inputs:
             if one.path == path:
@@ -177,6 +185,11 @@ def read_instead(run: Run, index: int, picture: int, text: str, frames: int = 1)
     return _Reader(run, index, picture, frames, instead, {}).read("conditional", None)
 
 
+def tensors_read(run: Run, index: int, picture: int, text: EncodedText) -> list[Path]:
+    """Return the paths, in an encoder's output, of the tensors of tokens that the denoiser depends on."""
+    return _Reader(run, index, picture).tensors_read(text)
+
+
 @dataclass(eq=False)
 class _Reader:
     run: Run
@@ -189,24 +202,29 @@ class _Reader:
 
     def read(self, half: str, prompt_text: str | None) -> Reading:
         call = self._call()
-        if call.get("prompt") is None:
-            if call.get("prompt_embeds") is None:
-                raise InputError(
-                    "This picture was made without a prompt, so there are no words to show. Give a trace that was made "
-                    "with a prompt, or use another method, such as df-rise."
-                )
-            return self._of_embeds(call, half, prompt_text)
-        before, other = self._told({}), self._told(self._instead(call))
+        if call.get("prompt") is None and call.get("prompt_embeds") is None:
+            raise InputError(
+                "This picture was made without a prompt, so there are no words to show. Give a trace that was made "
+                "with a prompt, or use another method, such as df-rise."
+            )
+        if call.get(EMBEDS[half]) is not None:
+            return self._of_embeds(call, EMBEDS[half], half, prompt_text)
+        before = self._told({})
+        if call.get("prompt") is None:  # the negative prompt alone is text
+            return self._negative(call, before, _rows_of(before), None)
+        other = self._told(self._instead(call))
         prompts, against = self._halves(before, other)
-        conditional = self._texts(before, other, prompts)
-        if half == "conditional":
-            return self._reading(before, conditional)
-        own = self._reading(before, conditional)
-        against_other = self._told(self._against(call))
-        texts = [text for text in self._texts(before, against_other, against) if text[1]]
+        own = self._reading(before, self._texts(before, other, prompts))
+        return own if half == "conditional" else self._negative(call, before, against, own)
+
+    def _negative(
+        self, call: Mapping[str, Any], before: Told, pairs: Sequence[tuple[int, int]], own: Reading | None
+    ) -> Reading:
+        """Return the reading of the negative prompt, which lies elsewhere than the prompt's own."""
+        texts = [text for text in self._texts(before, self._told(self._against(call)), pairs) if text[1]]
         if not texts:
             raise InputError(NO_OTHER_HALF)
-        return self._reading(before, texts, apart=(own.name, own.ordinal, own.rows))
+        return self._reading(before, texts, apart=None if own is None else (own.name, own.ordinal, own.rows))
 
     def _call(self) -> dict[str, Any]:
         recorded = self.run.resumption.call
@@ -337,6 +355,27 @@ class _Reader:
         base = under(None)
         return _tokens_by_call(base, [under(members) for members in code(length)], length)
 
+    def tensors_read(self, text: EncodedText) -> list[Path]:
+        """Return the paths of an encoder's tensors that change the denoiser's arguments."""
+        call = text.call
+        assert call is not None
+        length = call.ids.shape[1]
+        everything = torch.ones(length, dtype=torch.bool)
+        paths = list(_disturbed_leaves(call.output, everything, text.row, len(call.ids)))
+
+        def under(path: Path | None) -> list[dict[Path, torch.Tensor]]:
+            def disturb(other: EncoderCall) -> Any:
+                if path is None or (other.name, other.number) != (call.name, call.number):
+                    return other.output
+                others = _disturbed_leaves(other.output, everything, text.row, len(other.ids))
+                return with_leaves(other.output, {path: others[path]})
+
+            calls = self._told({}, disturb).calls
+            return [_sequences((one.args, one.kwargs)) for one in calls]
+
+        base = under(None)
+        return [path for path in paths if not _same_arguments(under(path), base)]
+
     # The text of a row.
 
     def _texts(self, before: Told, other: Told, pairs: Sequence[tuple[int, int]]) -> list[tuple[EncodedText, Any]]:
@@ -344,7 +383,7 @@ class _Reader:
         for place, row in pairs:
             call = before.encoders[place]
             text = _text_of(self.run.resumption.call.pipeline, call, row, before.tokenized, other.tokenized, place)
-            texts.append((text, self._followed(before, place, row)))
+            texts.append((replace(text, call=call), self._followed(before, place, row)))
         return texts
 
     def _reading(
@@ -420,22 +459,20 @@ class _Reader:
 
     # Embeddings in the place of a prompt.
 
-    def _of_embeds(self, call: Mapping[str, Any], half: str, prompt_text: str | None) -> Reading:
+    def _of_embeds(self, call: Mapping[str, Any], name: str, half: str, prompt_text: str | None) -> Reading:
+        """Return the reading of a label text in the place of the embeddings that the argument `name` has."""
+        embeds = call.get(name)
         if prompt_text is None:
             raise InputError(
-                "This picture was made without a prompt as text (prompt_embeds), so its words are not known. Give the "
-                "text that the embeddings were made from, prompt_text=..., or make it with a prompt."
+                f"This text was given as numbers ({EMBEDS[half]}), not as a prompt, so its words are not known. Give "
+                "the text that the embeddings were made from, prompt_text=..., or make the picture with a prompt."
             )
-        name = EMBEDS[0] if half == "conditional" else EMBEDS[1]
-        embeds = call.get(name)
         if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3:
             raise InputError(
                 f"{name} is no tensor (rows, tokens, features), so the words of prompt_text have no places in it."
             )
-        pipeline, length = self.run.resumption.call.pipeline, embeds.shape[1]
-        row = self.picture * len(embeds) // max(self.pictures, 1)
+        length, row = embeds.shape[1], self.picture * len(embeds) // max(self.pictures, 1)
         told = self._told({})
-        text = self._labelled(pipeline, prompt_text, embeds[row], length)
         sets = []
         for members in [None, *code(length)]:
             instead = embeds
@@ -446,26 +483,64 @@ class _Reader:
                 calls = self._told({name: instead}, fresh=frozenset(told.others)).calls
             sets.append([_sequences((one.args, one.kwargs)) for one in calls])
         followed = _tokens_by_call(sets[0], sets[1:], length)
-        return self._reading(told, [(text, followed)])
+        blank = EncodedText(name, 0, 0, prompt_text, prompt_text, (None,) * length, (None,) * length)
+        return self._labelled(self._reading(told, [(blank, followed)]), prompt_text, half)
 
-    def _labelled(self, pipeline: Any, text: str, embeds: torch.Tensor, length: int) -> EncodedText:
-        """Return a label text at the places of embeddings; raises `InputError` if they are not of this text."""
-        tokenizers = tokenizers_of(pipeline)
-        if not tokenizers:
-            raise ModelError(f"{type(pipeline).__name__} has no tokenizer, so prompt_text cannot be read.")
-        tokenizer = tokenizers[0]
-        longest = min(int(tokenizer.model_max_length), LONGEST)
-        if length > longest and length % longest == 0:
-            labelled = _in_chunks(tokenizer, text, longest, length // longest)
-        else:
-            tokens = encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
-            labelled = _labels(tokenizer, tokens, text, range(len(tokens["input_ids"])), length, text)
-        return EncodedText("prompt_embeds", 0, 0, text, text, *labelled, learned_tokens(tokenizer))
+    def _labelled(self, reading: Reading, text: str, half: str) -> Reading:
+        """Return the reading of embeddings with the words of a text at the places at which the pipeline reads them."""
+        blank, pipeline = reading.texts[0], self.run.resumption.call.pipeline
+        length = len(blank.spans)
+        own = self._read_as_prompt(text, half, sum(one.length for one in reading.inputs))
+        if own is None:
+            (spans, groups), learned = _by_tokenizers(pipeline, text, length)
+            return _with_texts(reading, [replace(blank, spans=spans, groups=groups, learned=learned)])
+        _refuse_other_text(reading, own, text, blank.encoder)
+        first, tokenizer, chunk = own.texts[0], tokenizers_of(pipeline)[0], own.prompt.length
+        if length > chunk and length % chunk == 0 and first.groups[0] == tokenizer.bos_token:
+            spans, groups = _in_chunks(tokenizer, first.text, chunk, length // chunk)
+            texts = [replace(blank, text=first.text, spans=spans, groups=groups, learned=first.learned)]
+            return _with_texts(reading, texts)
+        held = {(path, position) for pairs in blank.places.values() for path, position in pairs}
+        texts = []
+        for one in own.texts:
+            places = {token: tuple(pair for pair in pairs if pair in held) for token, pairs in one.places.items()}
+            texts.append(replace(one, encoder=blank.encoder, number=0, row=0, call=None, places=places))
+        return _with_texts(reading, texts)
+
+    def _read_as_prompt(self, text: str, half: str, length: int) -> Reading | None:
+        """Return how the pipeline reads a text that it encodes itself, in so many positions; None if it cannot."""
+        call = self._call()
+        instead = self._as_prompts(call, text, half)
+        reader = _Reader(self.run, self.index, self.picture, self.frames, instead, {})
+        try:
+            own = reader.read(half, None)
+            parameters = inspect.signature(type(self.run.resumption.call.pipeline).__call__).parameters
+            padded = call.get(LENGTH, getattr(parameters.get(LENGTH), "default", None))
+            if isinstance(padded, int) and 0 < padded + length - own.prompt.length != padded:
+                reader.base = {**instead, LENGTH: padded + length - own.prompt.length}
+                own = reader.read(half, None)
+        except (InputError, ModelError, ReplayError):
+            return None
+        return own
+
+    def _as_prompts(self, call: Mapping[str, Any], text: str, half: str) -> dict[str, Any]:
+        """Return arguments by which the pipeline encodes a text itself, in the place of all embeddings of the call."""
+        tensors = {str(path[0]) for path in leaves(dict(call)) if "prompt" in str(path[0])}
+        rows = len(call[EMBEDS[half]])
+
+        def each(own: str) -> str | list[str]:
+            return own if rows == 1 else [own] * rows
+
+        prompts = {"prompt": each(text)}
+        if half == "unconditional":
+            prompts = {"prompt": each(_other(text)), "negative_prompt": each(text)}
+        return {**dict.fromkeys(tensors), **prompts}
 
 
 NO_OTHER_HALF = (
-    "The unconditional half was asked for, and this picture was made without guidance: there is only the "
-    'conditional one. Use half="conditional", or make the picture with a guidance_scale above 1.'
+    "The unconditional half was asked for, and no text is read there: this picture was made without guidance, or its "
+    'pipeline reads zeros in the place of a negative prompt that was not given. Use half="conditional", or make the '
+    "picture with a negative_prompt and a guidance_scale above 1."
 )
 
 
@@ -477,8 +552,12 @@ def _cannot_follow(told: Told, why: str) -> str:
     )
 
 
+def _rows_of(told: Told) -> list[tuple[int, int]]:
+    return [(place, row) for place, call in enumerate(told.encoders) for row in range(len(call.ids))]
+
+
 def _other(text: str) -> str:
-    return next(other for other in OTHER_PROMPTS if other not in text.casefold())
+    return next((other for other in OTHER_PROMPTS if other not in text.casefold()), OTHER_PROMPTS[0])
 
 
 def _ids_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | None:
@@ -490,8 +569,21 @@ def _ids_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor | 
     return None
 
 
+def _same_arguments(some: Sequence[Mapping[Path, torch.Tensor]], others: Sequence[Mapping[Path, torch.Tensor]]) -> bool:
+    return all(
+        path in other and torch.equal(tensor, other[path])
+        for one, other in zip(some, others, strict=False)
+        for path, tensor in one.items()
+    )
+
+
 def _disturbed(output: Any, members: torch.Tensor, row: int, rows: int) -> Any:
     """Return an encoder's output with the vectors of some tokens disturbed, in one row."""
+    return with_leaves(output, _disturbed_leaves(output, members, row, rows))
+
+
+def _disturbed_leaves(output: Any, members: torch.Tensor, row: int, rows: int) -> dict[Path, torch.Tensor]:
+    """Return the tensors of an encoder's output that have a vector for each token, disturbed in one row."""
     others = {}
     for path, tensor in leaves(output).items():
         if tensor.ndim < 3 or tensor.shape[-2] != len(members) or tensor.shape[-3] != rows:
@@ -501,7 +593,7 @@ def _disturbed(output: Any, members: torch.Tensor, row: int, rows: int) -> Any:
         only = torch.zeros(rows, 1, 1, dtype=tensor.dtype, device=tensor.device)
         only[row] = 1
         others[path] = tensor + only * signs(members).to(tensor)[:, None] * _direction(tensor)
-    return with_leaves(output, others)
+    return others
 
 
 def _direction(tensor: torch.Tensor) -> torch.Tensor:
@@ -703,6 +795,94 @@ def _in_chunks(tokenizer: Any, text: str, longest: int, chunks: int) -> Labels:
         spans += [None, *[(int(a), int(b)) for a, b in offsets], None, *[None] * padding]
         groups += [names[0], *[None] * len(offsets), names[1], *["<padding>"] * padding]
     return tuple(spans), tuple(groups)
+
+
+def _by_tokenizers(pipeline: Any, text: str, length: int) -> tuple[Labels, tuple[str, ...]]:
+    """Return a text's labels, and learned tokens, by a pipeline's tokenizers.
+
+    Raises `ModelError` if these read it in different ways, or there is none.
+    """
+    tokenizers = tokenizers_of(pipeline)
+    labels = [_by_tokenizer(tokenizer, text, length) for tokenizer in tokenizers]
+    if not labels:
+        raise ModelError(f"{type(pipeline).__name__} has no tokenizer, so prompt_text cannot be read.")
+    if any(other[0] != labels[0][0] for other in labels):
+        raise ModelError(
+            f"{type(pipeline).__name__} has tokenizers that read prompt_text in different ways, and without its text "
+            "encoders it is not known which of them the embeddings are of. Load the text encoders, and make the "
+            "picture from the prompt."
+        )
+    return labels[0], learned_tokens(tokenizers[0])
+
+
+def _by_tokenizer(tokenizer: Any, text: str, length: int) -> Labels:
+    longest = min(int(tokenizer.model_max_length), LONGEST)
+    if length > longest and length % longest == 0:
+        return _in_chunks(tokenizer, text, longest, length // longest)
+    tokens = encoded(tokenizer, text, padding="max_length", max_length=length, truncation=True)
+    return _labels(tokenizer, tokens, text, range(len(tokens["input_ids"])), length, text)
+
+
+# Embeddings and the text that they are said to be of.
+
+
+def _with_texts(reading: Reading, texts: Sequence[EncodedText]) -> Reading:
+    """Return a reading with other texts at its places."""
+    other = replace(reading, texts=tuple(texts))
+    return replace(other, prompt=_prompt(other, texts), mixed=_mixed(other))
+
+
+def _refuse_other_text(reading: Reading, own: Reading, text: str, name: str) -> None:
+    """Raise `InputError` for embeddings that point elsewhere than the pipeline's own vectors of a text.
+
+    Weights change the length of a token's vector and not its direction, so directions are compared, token by token.
+    """
+    vectors, others = _vectors(reading), _vectors(own)
+    for one in own.texts:
+        agree: list[bool] = []
+        for path in vectors.keys() & others.keys():
+            words, read = _positions_in(one, path, len(vectors[path]))
+            agree += [_agree(vectors[path][i], others[path][i], others[path][read]) for i in words]
+        if 2 * sum(agree) < len(agree):
+            raise InputError(
+                f'The {name} of this picture are not of the text "{text}": at {len(agree) - sum(agree)} of its '
+                f"{len(agree)} tokens they point elsewhere than the pipeline's own vectors. Give as prompt_text the "
+                "text that the embeddings were made from, without signs of weighting."
+            )
+
+
+def _positions_in(text: EncodedText, path: Path, length: int) -> tuple[list[int], list[int]]:
+    """Return the first `length` positions of an argument that hold tokens of words, and all that hold no padding."""
+    words, read = [], []
+    for token, pairs in text.places.items():
+        own = [position for other, position in pairs if other == path and position < length]
+        words += own if text.spans[token] is not None else []
+        read += own if text.groups[token] != "<padding>" else []
+    return words, read
+
+
+def _agree(vector: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> bool:
+    """Return True if a vector points where a text's own one does, compared with how far apart the text's vectors are.
+
+    Vectors of a text encoder all point to one side, so that a fixed angle would take other words for the same.
+    """
+    if vector.shape != own.shape or len(others) < 2:
+        return True
+    apart = (1 - others @ others.T)[~torch.eye(len(others), dtype=torch.bool)]
+    return bool(1 - vector @ own <= AGREES * apart.median())
+
+
+def _vectors(reading: Reading) -> dict[Path, torch.Tensor]:
+    """Return the picture's vectors in the text's arguments, (positions, features), each of length 1."""
+    vectors = {}
+    for one in reading.inputs:
+        if one.is_list:
+            tensor = reading.tensors[(*one.path, reading.rows[0])]
+        else:
+            tensor = reading.tensors[one.path]
+            tensor = tensor.reshape(-1, *tensor.shape[one.axis - 1 :])[0, reading.rows[0]].flatten(1)
+        vectors[one.path] = torch.nn.functional.normalize(tensor.float().cpu(), dim=-1)
+    return vectors
 
 
 # Words.

@@ -83,6 +83,17 @@ class Step:
         return self.direct is not None and (self.run is None or self.run.refusal_of_direct(self.index) is None)
 
     @property
+    def hears_directly(self) -> bool:
+        """True if `again` makes the denoiser's calls alone.
+
+        In half precision the direct engine is compared first, as the pipeline's own numbers may be in single precision.
+        """
+        if not self.asks_directly:
+            return False
+        half = torch.finfo(self.sample.dtype).bits < 32
+        return not half or self._engine()[0] == DIRECT
+
+    @property
     def engine(self) -> str:
         """The engine that answers for other samples: "direct", "resumed in batches", "resumed one by one", or
         "resumed from the start" for a pipeline whose step needs what was computed for the steps before.
@@ -324,7 +335,7 @@ class Step:
 
         Differentiable, as `repeat`. Raises `ReplayError` if it is not the prediction that the scheduler received.
         """
-        if self.asks_directly:
+        if self.hears_directly:
             return self.repeat()
         if self.run is None:
             raise ReplayError(str(self.refusal))
@@ -334,7 +345,10 @@ class Step:
         prediction = run.predict(index, sample, row)
         (name, engine), *_ = self._engines()
         if not self.checked:
-            self._compare(engine, prediction)
+            try:
+                self._compare(engine, prediction)
+            except ReplayError as error:
+                raise ReplayError(self._no_engine([f"{name}: {error}"])) from None
             self.__dict__[CONFIRMED] = (name, engine, self._weights())
         return self._finite(prediction)
 

@@ -274,8 +274,7 @@ def _panel(result: PageResult) -> dict[str, Any]:
 
 def _rows(pictures: xr.Dataset, result: PageResult) -> Iterator[dict[str, Any]]:
     """Yield a row of the summary for each word or layer, or one row."""
-    entries = layers(result.data) if is_layered(result.data) else [("", layers(result.data)[0][1])]
-    for label, layer in entries:
+    for label, layer in layers(result.data):
         title = " · ".join(filter(None, [result.title, label]))
         yield {"title": title, "maps": list(_thumbnails(pictures, layer, result.limits))}
 

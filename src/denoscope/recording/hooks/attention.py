@@ -365,7 +365,10 @@ def attention_probabilities(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     # Under this name no context of `attending` listens: they may be nested.
-    return cast(torch.Tensor, torch.special.softmax(scores, dim=-1))
+    probabilities = torch.special.softmax(scores, dim=-1)
+    if mask is not None or causal:  # a query that may attend to nothing, as in padding, hands on zeros
+        probabilities = probabilities.masked_fill((scores == float("-inf")).all(dim=-1, keepdim=True), 0)
+    return cast(torch.Tensor, probabilities)
 
 
 Instead = Callable[[AttentionCall, Callable[..., torch.Tensor]], torch.Tensor | None]

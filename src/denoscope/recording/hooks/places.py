@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,8 +50,9 @@ class Places:
     """Where text and picture lie in one attention, for each row of the denoiser's input.
 
     `rows[r]` are the rows of the attention that come of row r: one, or one for each frame. `keys[r]` has the text's
-    number of each key of these rows, −1 for other keys. `queries` are the picture's, None if they were not found.
-    `count` is the number of all queries, and `grid` the map's form that they have, None if it was not measured.
+    number of each key of these rows, −1 for other keys. `queries` are the picture's, `count` the number of all.
+    `grid` is the map's form that the picture's queries have, None if it was not measured, empty if they are in no
+    order of rows.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -78,13 +79,15 @@ class Places:
 class Measured:
     """The places of all attentions of one call that read the text, and of the layers that could not be read.
 
-    `inputs` are the text's arguments; their positions are numbered one behind the other. `pictures` are the places of
-    attentions of the picture without text.
+    `inputs` are the text's arguments; their positions are numbered one behind the other. `unread` are layers that are
+    passed a text and cannot be listened to, `silent` all of the picture that cannot, such as linear attention.
+    `pictures` are places of attentions of the picture without text.
     """
 
     inputs: tuple[TextInput, ...]
     sites: Mapping[Site, Places]
     unread: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
     pictures: Mapping[Site, Places] = field(default_factory=dict)
 
     @property
@@ -108,16 +111,29 @@ def text_inputs(tree: Tree, sample: Sequence[Path]) -> tuple[TextInput, ...]:
     for path, tensor in leaves(tree).items():
         if path in sample or not tensor.is_floating_point() or tensor.shape[-1:] in ((), (1,)):
             continue
+        if any(word in str(path[1]) for word in OF_POSITIONS):
+            continue
         if tensor.ndim in (3, 4) and "block" not in str(path):
             several = tensor.ndim == 4 and tensor.shape[-2] < tensor.shape[-3] and tensor.shape[0] < tensor.shape[-3]
             found[path] = TextInput.of(
                 path, tensor, -3 if several else -2
             )  # several layers of an encoder, token by token
-        elif tensor.ndim == 2 and len(path) > 2 and isinstance(path[-1], int):
+        elif tensor.ndim == 2 and isinstance(_holder(tree, path), list):
             own, before = path[:-1], found.get(path[:-1])
-            rows, length = (path[-1] + 1, max(tensor.shape[0], before.length if before is not None else 0))
+            rows, length = (int(path[-1]) + 1, max(tensor.shape[0], before.length if before is not None else 0))
             found[own] = TextInput(own, rows, length, is_list=True)
     return tuple(found.values())
+
+
+OF_POSITIONS = ("rotary", "rope", "coords", "freqs")
+"""Parts of the names of arguments that say where positions lie, in sequences of numbers of their own."""
+
+
+def _holder(tree: Any, path: Path) -> Any:
+    """Return the list, tuple or dict that holds a tensor."""
+    for key in path[:-1]:
+        tree = tree[key]
+    return tree
 
 
 def sample_paths(tree: Tree) -> tuple[Path, ...]:
@@ -170,21 +186,28 @@ class _Probe:
             return Measured(self.inputs, {}, tuple(before.silent))
         sets = [self._run(self._disturbed_text(members, None)) for members in code(count)]
         by_row = [self._run(self._disturbed_text(torch.ones(count, dtype=torch.bool), row)) for row in range(rows)]
+        sampled = [self._run(self._disturbed_samples(None, row)) for row in range(rows)]
         parts = [] if boxes is None else self._boxes(boxes)
         moved = self._run(self._disturbed_samples(parts[0] if parts else None))
         by_box = [(box, self._run(self._disturbed_samples(box))) for box in parts[1:]]
         sites: dict[Site, Places] = {}
         pictures: dict[Site, Places] = {}
         for site, seen in before.attentions.items():
-            others = [run.attentions.get(site) for run in (*sets, *by_row, moved, *(run for _, run in by_box))]
+            runs = (*sets, *by_row, *sampled, moved, *(run for _, run in by_box))
+            others = [run.attentions.get(site) for run in runs]
             if any(other is None or other.key.shape != seen.key.shape for other in others):
                 continue
-            places = self._places(site, seen, count, sets, by_row, moved, by_box)
+            moved_rows = _moved_rows(site, seen, sampled)
+            places = self._places(site, seen, count, sets, by_row, moved, by_box, moved_rows[0])
             if places.reads_text:
                 sites[site] = places
             elif places.queries:
-                pictures[site] = places
-        return Measured(self.inputs, sites, tuple(path for path, cross in before.silent.items() if cross), pictures)
+                pictures[site] = replace(places, rows=moved_rows)
+        unread = tuple(path for path, (cross, _) in before.silent.items() if cross)
+        silent = tuple(
+            path for path, (_, size) in before.silent.items() if moved.silent.get(path, (True, size))[1] != size
+        )
+        return Measured(self.inputs, sites, unread, silent, pictures)
 
     def _places(
         self,
@@ -195,13 +218,14 @@ class _Probe:
         by_row: list[Unmixed],
         moved: Unmixed,
         by_box: list[tuple[Box, Unmixed]],
+        moved_rows: Sequence[int],
     ) -> Places:
         changes = [changed(run.attentions[site].key, seen.key) for run in sets]
         scale = torch.linalg.vector_norm(seen.key, dim=-1)
         numbers = decoded(changes, count, scale)
         own = [tuple(_rows_of(changed(run.attentions[site].key, seen.key), numbers, scale).tolist()) for run in by_row]
         keys = tuple(_agreed(numbers, rows, count) for rows in own)
-        queries, grid = self._queries(seen, moved.attentions[site], by_box, site, own[0])
+        queries, grid = self._queries(seen, moved.attentions[site], by_box, site, own[0] or moved_rows)
         return Places(tuple(own), keys, queries, seen.query.shape[1], grid)
 
     def _queries(
@@ -247,15 +271,19 @@ class _Probe:
                 found[path] = tensor + pushed
         return found
 
-    def _disturbed_samples(self, box: Box | None) -> dict[Path, torch.Tensor]:
+    def _disturbed_samples(self, box: Box | None, row: int | None = None) -> dict[Path, torch.Tensor]:
         tensors, found = leaves(self.tree), {}
-        for path in self.samples:
+        for place, path in enumerate(self.samples):
             tensor = tensors[path]
+            if row is not None and len(self.samples) > 1 and place != row:
+                continue
             noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(3)).to(tensor)
             if box is not None:
                 only = torch.zeros_like(tensor)
                 only[box.index] = 1
                 noise = noise * only
+            if row is not None and len(self.samples) == 1:
+                noise[[other for other in range(len(noise)) if other != row]] = 0
             found[path] = tensor + tensor.float().std().clamp(min=1e-3).to(tensor) * noise
         return found
 
@@ -288,6 +316,15 @@ def _rows_of(change: torch.Tensor, numbers: torch.Tensor, scale: torch.Tensor) -
     return (share > share.max() / CLEAR).nonzero().flatten() if float(share.max()) > 1e-5 else share.nonzero().flatten()
 
 
+def _moved_rows(site: Site, seen: Seen, sampled: Sequence[Unmixed]) -> tuple[tuple[int, ...], ...]:
+    """Return the rows of an attention whose queries change with each row of the sample."""
+    rows = []
+    for run in sampled:
+        change = changed(run.attentions[site].query, seen.query).amax(dim=1)
+        rows.append(tuple((change > 1e-4 * change.max().clamp(min=1e-12)).nonzero().flatten().tolist()))
+    return tuple(rows)
+
+
 def _agreed(numbers: torch.Tensor, rows: Sequence[int], count: int) -> torch.Tensor:
     """Return the numbers of the keys of some rows, −1 where they differ."""
     if not rows:
@@ -317,12 +354,14 @@ def _grid_of(
 ) -> tuple[int, ...] | None:
     """Return the form of a map in which disturbed boxes of the sample change their own places; None if there is none.
 
-    The picture's queries are a stretch without gaps. `rows` are those of one row of the input: several are frames.
+    Empty if the candidates are contradicted: the places are in another order. The picture's queries are a stretch
+    without gaps. `rows` are those of one row of the input: several are frames.
     """
     if not queries or not by_box or queries[-1] - queries[0] + 1 != len(queries):
         return None
     own = list(rows) if rows else list(range(seen.query.shape[0]))
     ratios: dict[tuple[int, ...], float] = {}
+    is_sharp = False
     for box, run in by_box:
         change = changed(run.attentions[site].query, seen.query)[own][:, list(queries)]
         for grid, covered in box.covers.items():
@@ -332,14 +371,24 @@ def _grid_of(
                 continue
             by_place = change.flatten() if frames > 1 else change.sum(dim=0)
             outside = by_place[~inside].mean().clamp(min=1e-12)
+            is_sharp |= float((by_place < 1e-3 * by_place.max()).float().mean()) > SHARP
             ratio = float(by_place[inside].mean() / outside)
             ratios[grid] = min(ratios.get(grid, math.inf), ratio)
     best = max(ratios, key=ratios.__getitem__) if ratios else None
-    return best if best is not None and ratios[best] >= PROBED else None
+    if best is None:
+        return None
+    if ratios[best] >= PROBED:
+        return best
+    return () if is_sharp else None
 
 
 PROBED = 1.5
 """Least ratio of the change of queries inside a disturbed box to that outside, with which their order is confirmed."""
+SHARP = 0.1
+"""Share of queries that a disturbed box leaves alone, from which on a missed order is another order.
+
+In a U-Net's deep layers everything changes with everything, and nothing is known of the order.
+"""
 
 
 def handed_on(module: torch.nn.Module, tree: Tree) -> Measured | None:

@@ -30,17 +30,20 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Unmixed:
-    """The attentions of one call, in their order, and the layers that ran without one, by paths."""
+    """The attentions of one call, in their order, and the layers that ran without one, by paths.
+
+    A silent layer has True if it is passed another sequence, and the size of its first input.
+    """
 
     attentions: dict[Site, Seen]
-    silent: dict[str, bool]
+    silent: dict[str, tuple[bool, float]]
 
 
 @contextmanager
 def unmixed(root: torch.nn.Module | None = None) -> Iterator[Unmixed]:
     """While open, every attention hands on zeros, and those inside `root` are listed with their keys and queries.
 
-    A layer of `root` in which torch's attention was not called is silent, True if it is passed another sequence.
+    A layer of `root` in which torch's attention was not called is silent.
     """
     heard = Unmixed({}, {})
     mode = _Unmixed(heard)
@@ -49,7 +52,7 @@ def unmixed(root: torch.nn.Module | None = None) -> Iterator[Unmixed]:
             undo.callback(
                 module.register_forward_pre_hook(functools.partial(mode.enter, path), with_kwargs=True).remove
             )
-            undo.callback(module.register_forward_hook(mode.leave).remove)
+            undo.callback(module.register_forward_hook(mode.leave, with_kwargs=True).remove)
         undo.enter_context(mode)
         yield heard
 
@@ -63,10 +66,16 @@ class _Unmixed(TorchFunctionMode):
     def enter(self, path: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.running.append(Running.of(path, module, args, kwargs))
 
-    def leave(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def leave(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         done = self.running.pop()
         if not done.times or done.sliced:
-            self.heard.silent[done.path] = done.cross or getattr(module, "add_k_proj", None) is not None
+            joins = getattr(module, "add_k_proj", None) is not None
+            sizes = [
+                float(tensor.float().abs().sum())
+                for tensor in (*args, *kwargs.values())
+                if isinstance(tensor, torch.Tensor)
+            ]
+            self.heard.silent[done.path] = (done.cross or joins, sizes[0] if sizes else 0.0)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
