@@ -695,7 +695,7 @@ def _text_of(
         core = [i for i, read in enumerate(tokens["attention_mask"]) if read]
         wanted = [tokens["input_ids"][i] for i in core]
         start = _found(wanted, ids)
-        if start is None or not wanted:
+        if start is None or (not wanted and text.strip()):
             continue
         begin = text.find(inner) if text.count(inner) == 1 else _begin(text, inner, tokenized, others)
         spans, groups = _labels(tokenizer, tokens, text, core, len(ids), inner, start, begin)
