@@ -6,7 +6,7 @@ Open-Vocabulary Attention Maps (CVPR), for cross-attention: other keys for the s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from ..errors import CaptureError, InputError, ModelError
-from ..recording.hooks.attention import AttentionCall, Site, attention_instead
+from ..recording.hooks.attention import AttentionCall, Site, attention_instead, repeated_heads
 from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.places import Measured, Places
 from ..recording.hooks.trees import Path, leaves, with_leaves
@@ -54,11 +54,11 @@ class Concepts(Attributor):
     `compared` says which.
 
     Attention weights alone do not say that a concept is *not* there: any name of a thing attends to things. So with
-    cross-attention there are two variables more, ours. `agreement` (step, token, [frame,] y, x), −1 to 1, is the cosine
-    between what attention hands a place for the concept and what it handed it for the prompt, both without what it
-    hands for an empty text, mean over layers. `presence` (step, token) is the mean of its largest tenth, by which the
-    concepts of one step compare. A concept whose presence is below `ABSENT` at a step is named in the attribute
-    `absent`, with the step: nothing in the picture is read as it is. Of one above it nothing is said.
+    cross-attention there are three variables more, ours. `agreement` (step, token, [frame,] y, x), −1 to 1, is the
+    cosine between what attention hands a place for the concept and what it handed it for the prompt, both without what
+    it hands for an empty text, mean over layers. `presence` (step, token) is the mean of its largest tenth, by which
+    the concepts of one step compare. `absent` (step, token) is 1 where the presence is below `ABSENT`: nothing in the
+    picture is read as the concept is. Of one above it nothing is said.
 
     `layers` are dotted paths or patterns. Raises `InputError` for no concept, an empty one or one that
     is given twice, `ModelError` for a denoiser that reads no text by attention.
@@ -116,15 +116,10 @@ class _ConceptsOfRun(Attributor):
         if not asking.is_joint:
             agreement = asking.agreement().cpu().numpy()
             presence = largest_tenth(agreement)
-            self._note_absent(step.index, presence)
-            results |= {"agreement": labelled(agreement, dims=dims), "presence": labelled(presence, dims="token")}
+            results["agreement"] = labelled(agreement, dims=dims)
+            results["presence"] = labelled(presence, dims="token")
+            results["absent"] = labelled((presence < ABSENT).astype(np.int8), dims="token")
         return results
-
-    def _note_absent(self, index: int, presence: np.ndarray) -> None:
-        """Name the concepts that nothing in the picture is read as, in the result's attribute `absent`."""
-        found = zip(self.settings.concepts, presence, strict=True)
-        absent = [f"{concept} (step {index}, {value:.2f})" for concept, value in found if value < ABSENT]
-        self.notes.setdefault("absent", []).extend(absent)
 
 
 ABSENT = 0.2
@@ -241,7 +236,11 @@ class Asking:
             assert attended.call.output is not None
             if attended.grid is None or len(vectors) < len(self.concepts):
                 continue
-            own = outputs_of(attended.call.output, attended.rows, attended.queries)
+            call = attended.call
+            if is_half(call):
+                own = outputs_in_single(call, attended.rows, attended.queries)
+            else:
+                own = outputs_of(attended.call.output, attended.rows, attended.queries)
             shares = concept_shares(own, torch.stack(vectors, dim=1))
             before = summed.get(attended.grid)
             summed[attended.grid] = shares if before is None else before + shares
@@ -266,6 +265,33 @@ def outputs_of(output: torch.Tensor, rows: Sequence[int], places: Sequence[int])
     chosen = output[list(rows)][:, :, list(places)]
     side_by_side: torch.Tensor = chosen.transpose(1, 2).flatten(2)
     return side_by_side
+
+
+def outputs_in_single(
+    call: AttentionCall,
+    rows: Sequence[int],
+    places: Sequence[int],
+    key: torch.Tensor | None = None,
+    value: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return an attention's outputs at some rows and places, (rows, places, heads · size).
+
+    Of a model in half precision they are computed again in float32 from its own queries, keys and values: a softmax of
+    inner products of rounded outputs would be far off. `key` and `value` take the place of the call's own.
+    """
+    assert call.query is not None and call.key is not None and call.value is not None and call.output is not None
+    key, value = call.key if key is None else key, call.value if value is None else value
+    beside = AttentionCall(call.layer, call.cross, call.ordinal, query=call.query, key=key, masks=call.masks)
+    parts = beside.of(list(rows), list(places), list(range(call.heads)))
+    probabilities = torch.cat(parts, dim=1)
+    values = repeated_heads(value, call.heads)[list(rows)].to(probabilities.dtype)
+    side_by_side: torch.Tensor = (probabilities @ values).transpose(1, 2).flatten(2)
+    return side_by_side
+
+
+def is_half(call: AttentionCall) -> bool:
+    """Return True for an attention in half precision."""
+    return call.query is not None and call.query.dtype in (torch.float16, torch.bfloat16)
 
 
 def concept_reading(step: Step, concept: str) -> Reading:
@@ -373,7 +399,10 @@ class _Concept:
         keys = places.of_text(self.reading.rows[0])
         tokens = [place for number in self.numbers for place in keys.get(number, [])]
         if tokens:
-            vector = outputs_of(output, rows, tokens).mean(dim=1)
+            whole = replace(call, output=output)
+            single = is_half(call)
+            vectors = outputs_in_single(whole, rows, tokens, key, value) if single else outputs_of(output, rows, tokens)
+            vector = vectors.mean(dim=1)
             self.asking.vectors.setdefault(call.site, []).append(vector)
         for row, row_of_own in zip(rows, own.rows, strict=True):
             output[row][:, list(places.queries)] = recorded.output[row_of_own][:, list(own.queries)]
