@@ -26,16 +26,11 @@ from denoscope.errors import DenoscopeError, Interrupted
 # Tables.
 
 REFUSED: dict[tuple[str, str], str] = {
-    ("relevance", "sd3"): "The text that the denoiser read is not what the pipeline's text",
-    ("relevance-reference", "sd3"): "The text that the denoiser read is not what the pipeline's text",
-    ("relevance", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
-    ("relevance-reference", "flux"): "The samples of this model, (1, 24, 16), are packed, and the maps and",
+    ("relevance-reference", "pixart"): "The published arithmetic reads the negative prompt, which is masked",
     ("df-cam-reference", "pixart"): "The published code guides gradients and activations each on its own,",
-    ("relevance", "pixart"): "The text that the denoiser read is not what the pipeline's text",
-    ("relevance-reference", "pixart"): "The text that the denoiser read is not what the pipeline's text",
     ("df-cam-reference", "dit"): "The published code guides gradients and activations each on its own,",
-    ("relevance", "dit"): "The denoiser of this step cannot be asked directly: what its",
-    ("relevance-reference", "dit"): "The denoiser of this step cannot be asked directly: what its",
+    ("relevance", "dit"): "DiTPipeline has no words to give relevance to: its denoiser reads no",
+    ("relevance-reference", "dit"): "DiTPipeline has no words to give relevance to: its denoiser reads no",
     ("words", "dit"): "DiTPipeline takes no prompt, so there are no words to show. Load a",
     ("concepts", "dit"): "DiTPipeline takes no prompt, so there are no words to show. Load a",
     ("relevance", "ddpm"): "DDPMPipeline has no words to give relevance to: its denoiser reads no",
@@ -47,11 +42,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("words", "ddim"): "DDIMPipeline takes no prompt, so there are no words to show. Load a",
     ("concepts", "ddim"): "DDIMPipeline takes no prompt, so there are no words to show. Load a",
     ("df-cam-reference", "animatediff"): "The published code guides gradients and activations each on its own,",
-    ("relevance", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
-    ("relevance-reference", "animatediff"): "The samples of this model, (1, 4, 2, 8, 8), are of a clip, and the",
+    ("relevance", "animatediff"): "The layer down_blocks.0.attentions.0.transformer_blocks.0.attn2 attends within each",
+    (
+        "relevance-reference",
+        "animatediff",
+    ): "The layer down_blocks.0.attentions.0.transformer_blocks.0.attn2 attends within each",
     ("df-cam-reference", "wan"): "The published code guides gradients and activations each on its own,",
-    ("relevance", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
-    ("relevance-reference", "wan"): "The samples of this model, (1, 16, 2, 4, 4), are of a clip, and the",
 }
 """Cells that are refused, with a part of the message. All others give a map."""
 

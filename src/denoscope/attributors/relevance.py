@@ -236,7 +236,7 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
         _refuse_silent(ear)
         y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
         torch.autograd.grad(y, calls[0].call.probabilities, allow_unused=True)
-    unused = [torch.zeros(attended.call.probabilities.shape[-2:], device=y.device) for attended in calls]
+    unused = [attended.call.probabilities.detach()[0, 0] * 0 for attended in calls]
     return _in_places(calls, [means.get(i, unused[i]) for i in range(len(calls))], reading)
 
 
@@ -389,7 +389,7 @@ def _excess_of(step: Step, reading: Reading, reduced: bool) -> torch.Tensor:
     """Return R_qq − I over the numbered positions of a text, from its encoders' own attention."""
     run, numbers = step.run, reading.prompt.length
     assert run is not None
-    total, counts = torch.zeros(numbers, numbers), torch.zeros(numbers, numbers)
+    total, counts = torch.zeros(2, numbers, numbers, dtype=torch.float32)
     for text in reading.texts:
         if text.call is None:
             continue  # embeddings: nothing is known of the way from the words to them
@@ -534,8 +534,19 @@ class _RelevanceOfRun(Attributor):
                 f"The gradients at step {step.index} (time step {step.timestep:g}) have NaN or infinite values. Only "
                 "finite ones can be explained. Load the model with dtype=torch.float32."
             )
+        if self.settings.negative:
+            self._refuse_masked(R_iq)
         advance(1)
         return self._by_word(R_iq, grid, step.layout)
+
+    def _refuse_masked(self, R_iq: torch.Tensor) -> None:
+        """Raise `ModelError` where the negative prompt is masked padding at the places of a word."""
+        for word in self.text.prompt.words:
+            if not R_iq[:, list(word.positions)].any():
+                raise ModelError(
+                    f"The published arithmetic reads the negative prompt, which is masked padding at the place of "
+                    f'"{word.label}", so it has nothing to say of that word. Use relevance.'
+                )
 
     def _by_word(self, R_iq: torch.Tensor, grid: tuple[int, ...], layout: Layout) -> StepResult:
         words = self.text.prompt.words
