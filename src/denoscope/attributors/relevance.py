@@ -413,7 +413,8 @@ def _excess_of(step: Step, reading: Reading, reduced: bool) -> torch.Tensor:
             tokens, places = [token for token, _ in pairs], torch.tensor([place for _, place in pairs])
             total[places[:, None], places] += excess[tokens][:, tokens]
             counts[places[:, None], places] += 1
-    return (total / counts.clamp(min=1)).to(step.sample.device)
+    mean: torch.Tensor = total / counts.clamp(min=1)
+    return mean.to(step.sample.device)
 
 
 def _encoded(encoder: torch.nn.Module, text: EncodedText, paths: Sequence[Path]) -> torch.Tensor:
