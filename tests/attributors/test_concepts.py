@@ -9,6 +9,7 @@ from small import refusal, stable_diffusion
 import denoscope
 from denoscope import Concepts, Words
 from denoscope.attributors.concepts import ABSENT, concept_shares, largest_tenth
+from denoscope.recording.hooks.attention import attention_layers
 
 PROMPT = "a red circle above a blue square"
 
@@ -63,3 +64,39 @@ def test_refusals():
     shares = Concepts(("sky", "fur"))(joint, [1])
     np.testing.assert_allclose(shares.saliency.sum("token"), 1, atol=1e-5)
     assert shares.attrs["compared"] == "attention outputs" and "agreement" not in shares
+
+
+def test_layers_share_out_the_map(trace):
+    """The picture stays the recorded one in every layer, whichever layers are asked for."""
+    layers = [path for path in attention_layers(trace.model.denoiser) if path.endswith("attn2")]
+    whole, parts = Concepts(("sky",))(trace, [1]), [Concepts(("sky",), (layer,))(trace, [1]) for layer in layers]
+    assert float(abs(parts[0].saliency - parts[1].saliency).max()) > 1e-4
+    for name in ("saliency", "agreement"):
+        mean = sum(part[name] for part in parts) / len(parts)
+        np.testing.assert_allclose(whole[name], mean, atol=1e-5)
+
+
+def test_a_picture_of_a_batch_is_asked_with_its_own_vectors():
+    """SD3 pools its text beside the sequence. Oracle: the same picture made alone from the same noise."""
+    pipeline = FAMILIES["sd3"].build()
+    pipeline.set_progress_bar_config(disable=True)
+    call, prompts = FAMILIES["sd3"].call(), ["a red circle", "a blue square"]
+    model, shape = denoscope.load(pipeline), denoscope.load(pipeline).trace(**call, seed=1)[0].sample.shape[1:]
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
+    batch = model.trace(**{**call, "prompt": prompts, "negative_prompt": ["a cross"] * 2}, latents=noise)
+    own = {**call, "prompt": prompts[1], "negative_prompt": "a cross"}
+    alone = Concepts(("sky", "fur"))(model.trace(**own, latents=noise[1:]), [1])
+    together = Concepts(("sky", "fur"))(batch.picture(1), [1])
+    np.testing.assert_allclose(together.saliency, alone.saliency, atol=1e-5)
+
+
+def test_steps_do_not_depend_on_which_are_asked_together(trace):
+    """The second step is asked with its own time step, whether the first one was asked before or not."""
+    together, alone = Concepts(("sky",))(trace, [0, 1]).sel(step=1), Concepts(("sky",))(trace, [1]).sel(step=1)
+    pipeline = stable_diffusion()
+    pipeline.set_progress_bar_config(disable=True)
+    fresh = denoscope.load(pipeline).trace(PROMPT, seed=1, num_inference_steps=2, negative_prompt="a cross")
+    first = Concepts(("sky",))(fresh, [1]).sel(step=1)
+    for name in ("saliency", "agreement"):
+        np.testing.assert_allclose(together[name], first[name], atol=1e-6)
+        np.testing.assert_allclose(alone[name], first[name], atol=1e-6)

@@ -6,7 +6,7 @@ Open-Vocabulary Attention Maps (CVPR), for cross-attention: other keys for the s
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,8 +16,9 @@ import xarray as xr
 
 from ..errors import CaptureError, InputError, ModelError
 from ..recording.hooks.attention import AttentionCall, Site, attention_instead, repeated_heads
+from ..recording.hooks.blanks import same_tree
 from ..recording.hooks.layers import without_hooks
-from ..recording.hooks.places import Measured, Places
+from ..recording.hooks.places import Measured, Places, Tree
 from ..recording.hooks.trees import Path, leaves, with_leaves
 from ..recording.listening import Attended, Ear, listening, reading_of
 from ..recording.reading import Reading, read_instead
@@ -150,20 +151,22 @@ class Asking:
     readings: dict[str, Reading] = field(default_factory=dict)
     empty: dict[Site, torch.Tensor] = field(default_factory=dict)
     cosines: dict[str, dict[tuple[int, ...], torch.Tensor]] = field(default_factory=dict)
+    compared: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_joint(self) -> bool:
         """True if the concepts are compared by what attention hands on."""
-        return any(_is_joint(attended) for attended in self.heard.values())
+        return any(attended.is_joint for attended in self.heard.values())
 
     def maps(self) -> torch.Tensor:
         """Return the concepts' maps, (concepts, [frames,] h, w)."""
         reading = reading_of(self.step)
-        for concept in (NOTHING, *self.concepts):
+        texts = self.concepts if self._has_joint_attention(reading) else (NOTHING, *self.concepts)
+        for concept in texts:  # before listening: a resumed call cannot be made within another
             self.readings[concept] = concept_reading(self.step, concept)
-        with listening(self.step, reading, self.hear, wanted=self.wanted, afterwards=self.beside):
+        with listening(self.step, reading, self.hear, afterwards=self.beside):
             self.step.again()
-        if not self.heard:
+        if not any(self.wanted(path) for path, _ in self.heard):
             raise ModelError(
                 "None of the denoiser's layers that were asked for attends from the picture to the text, so concepts "
                 "cannot be compared with it. Leave layers out, or use another method, such as df-rise."
@@ -171,6 +174,18 @@ class Asking:
         if not self.is_joint:
             return torch.stack([self.means[concept].mean().mean(dim=0) for concept in self.concepts])
         return self._shares()
+
+    def _has_joint_attention(self, reading: Reading) -> bool:
+        """Return True if text and picture are one sequence in some layer; found once a run, by listening."""
+        run = self.step.run
+        assert run is not None
+        key = ("joint", reading.name)
+        if key not in run.measures:
+            with listening(self.step, reading, self.hear):
+                self.step.again()
+            run.measures[key] = self.is_joint
+            self.heard.clear()
+        return bool(run.measures[key])
 
     def hear(self, attended: Attended) -> None:
         """Keep an attention of the recorded call."""
@@ -188,14 +203,13 @@ class Asking:
                 f'One concept was given, "{self.concepts[0]}", and in joint attention concepts are compared with each '
                 'other. Give at least two, such as ("fur", "background").'
             )
-        for concept in self.concepts if self.is_joint else (NOTHING, *self.concepts):
+        for concept in self.readings:
             self._ask(ear, concept)
 
     def _ask(self, ear: Ear, concept: str) -> None:
         reading = self.readings[concept]
-        tree = _with_own_vectors(reading, ear)
-        places = ear.measured_with(reading, tree)
-        asked = _Concept(self, reading, places, concept)
+        tree = with_text_of(ear.tree, ear.reading, reading)
+        asked = _Concept(self, reading, ear.measured_with(reading, tree), ear.rows_in(reading, tree), concept)
         args, kwargs = tree
         with without_hooks(ear.denoiser), attention_instead(ear.denoiser, asked.instead), torch.random.fork_rng([]):
             ear.denoiser.forward(*args, **kwargs)
@@ -212,7 +226,7 @@ class Asking:
         for concept in self.concepts:
             summed = self.cosines[concept]
             layers = [enlarged_clip(total, shape, grid, signed=True) for grid, total in summed.items()]
-            maps.append(torch.stack(layers).sum(dim=0)[0] / len(self.empty))
+            maps.append(torch.stack(layers).sum(dim=0)[0] / self.compared[concept])
         return torch.stack(maps)
 
     def hand_out(self, concept: str, own: Attended, output: torch.Tensor) -> None:
@@ -222,9 +236,9 @@ class Asking:
             self.empty[site] = output
             return
         assert own.call.output is not None and own.grid is not None
-        nothing, prompt = self.empty[site].float(), outputs_of(own.call.output, own.rows, own.queries).float()
-        cosine = torch.nn.functional.cosine_similarity(output.float() - nothing, prompt - nothing, dim=-1)[..., None]
-        by_grid = self.cosines.setdefault(concept, {})
+        nothing, prompt = self.empty[site], outputs_of(own.call, own.call.output, own.rows, own.queries)
+        cosine = torch.nn.functional.cosine_similarity(output - nothing, prompt - nothing, dim=-1)[..., None]
+        by_grid, self.compared[concept] = self.cosines.setdefault(concept, {}), self.compared.get(concept, 0) + 1
         by_grid[own.grid] = by_grid[own.grid] + cosine if own.grid in by_grid else cosine
 
     def _shares(self) -> torch.Tensor:
@@ -236,11 +250,7 @@ class Asking:
             assert attended.call.output is not None
             if attended.grid is None or len(vectors) < len(self.concepts):
                 continue
-            call = attended.call
-            if is_half(call):
-                own = outputs_in_single(call, attended.rows, attended.queries)
-            else:
-                own = outputs_of(attended.call.output, attended.rows, attended.queries)
+            own = outputs_of(attended.call, attended.call.output, attended.rows, attended.queries)
             shares = concept_shares(own, torch.stack(vectors, dim=1))
             before = summed.get(attended.grid)
             summed[attended.grid] = shares if before is None else before + shares
@@ -260,38 +270,29 @@ def concept_shares(picture: torch.Tensor, concepts: torch.Tensor) -> torch.Tenso
     return shares
 
 
-def outputs_of(output: torch.Tensor, rows: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-    """Return an attention's outputs (batch, heads, positions, size) at some rows and places, heads side by side."""
-    chosen = output[list(rows)][:, :, list(places)]
-    side_by_side: torch.Tensor = chosen.transpose(1, 2).flatten(2)
-    return side_by_side
-
-
-def outputs_in_single(
+def outputs_of(
     call: AttentionCall,
+    output: torch.Tensor,
     rows: Sequence[int],
     places: Sequence[int],
     key: torch.Tensor | None = None,
     value: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return an attention's outputs at some rows and places, (rows, places, heads · size).
+    """Return an attention's outputs at some rows and places, (rows, places, heads · size), float32 or better.
 
-    Of a model in half precision they are computed again in float32 from its own queries, keys and values: a softmax of
-    inner products of rounded outputs would be far off. `key` and `value` take the place of the call's own.
+    `output` is (batch, heads, positions, size), of the call's own keys and values or of others. Of a model in half
+    precision it is computed again in float32: differences and inner products of rounded outputs would be far off.
     """
-    assert call.query is not None and call.key is not None and call.value is not None and call.output is not None
-    key, value = call.key if key is None else key, call.value if value is None else value
-    beside = AttentionCall(call.layer, call.cross, call.ordinal, query=call.query, key=key, masks=call.masks)
-    parts = beside.of(list(rows), list(places), list(range(call.heads)))
-    probabilities = torch.cat(parts, dim=1)
-    values = repeated_heads(value, call.heads)[list(rows)].to(probabilities.dtype)
-    side_by_side: torch.Tensor = (probabilities @ values).transpose(1, 2).flatten(2)
+    assert call.query is not None and call.key is not None and call.value is not None
+    if call.query.dtype not in (torch.float16, torch.bfloat16):
+        chosen = output[list(rows)][:, :, list(places)]
+    else:
+        keys, values = call.key if key is None else key, call.value if value is None else value
+        beside = AttentionCall(call.layer, call.cross, call.ordinal, query=call.query, key=keys, masks=call.masks)
+        probabilities = torch.cat(beside.of(list(rows), list(places), list(range(call.heads))), dim=1)
+        chosen = probabilities @ repeated_heads(values, call.heads)[list(rows)].to(probabilities.dtype)
+    side_by_side: torch.Tensor = chosen.transpose(1, 2).flatten(2)
     return side_by_side
-
-
-def is_half(call: AttentionCall) -> bool:
-    """Return True for an attention in half precision."""
-    return call.query is not None and call.query.dtype in (torch.float16, torch.bfloat16)
 
 
 def concept_reading(step: Step, concept: str) -> Reading:
@@ -302,50 +303,46 @@ def concept_reading(step: Step, concept: str) -> Reading:
     key = ("concept", concept, step.row or 0, own.name)
     if key not in run.readings:
         frames = step.layout.frames or run.unit
-        run.readings[key] = read_instead(run, step.index, step.row or 0, concept, frames)
+        run.readings[key] = read_instead(run, own.index, step.row or 0, concept, frames)
     reading: Reading = run.readings[key]
     return reading
 
 
-def _with_own_vectors(reading: Reading, ear: Ear) -> Any:
-    """Return the concept's call with the sample and the pooled vectors of the recorded one.
+def with_text_of(recorded: Tree, own: Reading, concept: Reading) -> Tree:
+    """Return a recorded call of the denoiser with a concept's text in the place of the prompt's.
 
-    A pooled vector of the text, (rows, features), would change the picture's stream; sequences and masks are the
-    concept's.
+    What differs between the prompt's and the concept's arguments at one step is the text: its vectors, masks, lengths.
+    A pooled vector of it, (rows, features), stays the prompt's, since it would change the picture's stream.
     """
-    lengths = {one.length for one in reading.inputs}
-    own = leaves(ear.tree)
+    before, now, tensors = leaves(own.tree), leaves(concept.tree), leaves(recorded)
+    lengths = {one.length for one in (*own.inputs, *concept.inputs)}
+    texts = {one.path for one in concept.inputs}
     others: dict[Path, torch.Tensor] = {}
-    for path, tensor in leaves(reading.tree).items():
-        recorded = own.get(path)
-        if recorded is None or path in {one.path for one in reading.inputs}:
+    for path, tensor in now.items():
+        is_text = path in texts or path[:-1] in texts
+        is_mask = tensor.ndim == 2 and (not tensor.is_floating_point() or tensor.shape[1] in lengths)
+        if path not in tensors or path not in before:
+            raise CaptureError(f"The denoiser has other arguments for a concept: {path[-1]} is new.")
+        if same_tree(tensor, before[path]) or (tensor.ndim == 2 and not is_text and not is_mask):
             continue
-        is_mask = tensor.ndim == 2 and tensor.shape[1] in lengths
-        listed = any(path[:-1] == one.path for one in reading.inputs)
-        if recorded.shape == tensor.shape and not is_mask and not listed and tensor.is_floating_point():
-            others[path] = recorded
-        elif path in ear.sample and recorded.shape != tensor.shape and len(tensor) % len(recorded) == 0:
-            others[path] = _spread(recorded, len(tensor))
-    return with_leaves(reading.tree, others)
+        others[path] = _rows_in(tensor, len(before[path]), tensors[path], concept)
+    args, kwargs = with_leaves(recorded, others)
+    plain = {name: value for name, value in concept.tree[1].items() if not leaves(value)}
+    return args, {**kwargs, **{name: value for name, value in plain.items() if value != own.tree[1].get(name)}}
 
 
-def _spread(recorded: torch.Tensor, rows: int) -> torch.Tensor:
-    """Return the rows of a picture that is asked about alone in the place of each picture of the batch."""
-    return recorded.repeat_interleave(rows // len(recorded), dim=0)
-
-
-def _is_joint(attended: Attended) -> bool:
-    """Return True if text and picture are one sequence: the text is among the queries too."""
-    query, key = attended.call.query, attended.call.key
-    assert query is not None and key is not None
-    return query.shape[-2] == key.shape[-2] and len(attended.queries) < query.shape[-2]
+def _rows_in(tensor: torch.Tensor, rows: int, recorded: torch.Tensor, concept: Reading) -> torch.Tensor:
+    """Return the rows of an argument that a recorded call has, which may be of one picture of a batch alone."""
+    if not tensor.ndim or len(tensor) != rows or len(recorded) == rows:
+        return tensor
+    return tensor[concept.rows_alone(rows, len(recorded))]
 
 
 class _Concept:
     """One concept's call: its attentions hand the picture what the recorded ones did."""
 
-    def __init__(self, asking: Asking, reading: Reading, measured: Measured, concept: str):
-        self.asking, self.reading, self.measured, self.concept = asking, reading, measured, concept
+    def __init__(self, asking: Asking, reading: Reading, measured: Measured, rows: tuple[int, ...], concept: str):
+        self.asking, self.measured, self.rows, self.concept = asking, measured, rows, concept
         self.numbers = sorted({number for word in reading.prompt.words for number in word.positions})
         if not self.numbers and concept != NOTHING:
             raise InputError(f'The concept "{concept}" has no words that the model reads.')
@@ -356,15 +353,18 @@ class _Concept:
         if attended is None or places is None:
             return None
         self.count += 1
-        rows = [row for own in self.reading.rows for row in places.rows[own]]
-        if _is_joint(attended):
+        rows = [row for own in self.rows for row in places.rows[own]]
+        if attended.is_joint:
             return self._joint(call, compute, attended, places, rows)
         return self._crossed(call, compute, attended, places, rows)
 
     def _crossed(
         self, call: AttentionCall, compute: Callable[..., torch.Tensor], own: Attended, places: Places, rows: list[int]
     ) -> torch.Tensor:
-        """Compare the recorded queries with the concept's keys, and return the recorded output."""
+        """Compare the recorded queries with the concept's keys, if asked for, and return the recorded output.
+
+        Where other layers have joint attention, those are compared and this one only keeps the picture as it was.
+        """
         assert call.key is not None and own.call.query is not None and own.call.output is not None
         mask = call.masks.get("mask")
         if mask is not None and mask.ndim == 4 and len(mask) > 1:
@@ -373,11 +373,12 @@ class _Concept:
         query = own.call.query[list(own.rows)]
         beside = AttentionCall(call.layer, True, call.ordinal, query=query, key=call.key[rows], masks=masks)
         handed = compute(call.key, call.value)
-        self.asking.hand_out(self.concept, own, outputs_of(handed, rows, own.queries))
-        keys = places.of_text(self.reading.rows[0])
-        mean = self.asking.means.setdefault(self.concept, LayerMean(self.asking.step.layout.shape, self.numbers))
-        everywhere = tuple(range(len(rows)))
-        mean.hear(Attended(beside, everywhere, keys, own.queries, own.grid, own.is_plain))
+        if self.asking.wanted(call.layer) and not self.asking.is_joint:
+            self.asking.hand_out(self.concept, own, outputs_of(call, handed, rows, own.queries))
+            keys = places.of_text(self.rows[0])
+            mean = self.asking.means.setdefault(self.concept, LayerMean(self.asking.step.layout.shape, self.numbers))
+            everywhere = tuple(range(len(rows)))
+            mean.hear(Attended(beside, everywhere, keys, own.queries, own.grid, own.is_plain))
         output = handed.clone()
         output[rows] = own.call.output[list(own.rows)]
         return output
@@ -396,13 +397,10 @@ class _Concept:
             key[row][:, list(places.queries)] = recorded.key[row_of_own][:, list(own.queries)]
             value[row][:, list(places.queries)] = recorded.value[row_of_own][:, list(own.queries)]
         output = compute(key, value).clone()
-        keys = places.of_text(self.reading.rows[0])
+        keys = places.of_text(self.rows[0])
         tokens = [place for number in self.numbers for place in keys.get(number, [])]
-        if tokens:
-            whole = replace(call, output=output)
-            single = is_half(call)
-            vectors = outputs_in_single(whole, rows, tokens, key, value) if single else outputs_of(output, rows, tokens)
-            vector = vectors.mean(dim=1)
+        if tokens and self.asking.wanted(call.layer):
+            vector = outputs_of(call, output, rows, tokens, key, value).mean(dim=1)
             self.asking.vectors.setdefault(call.site, []).append(vector)
         for row, row_of_own in zip(rows, own.rows, strict=True):
             output[row][:, list(places.queries)] = recorded.output[row_of_own][:, list(own.queries)]

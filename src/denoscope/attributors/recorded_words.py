@@ -1,4 +1,7 @@
-"""Attention maps of every token of a text, listened to while a picture is made: no step is made a second time."""
+"""Attention maps of every token of a text, listened to while a picture is made.
+
+No step is made a second time, but for one of packed samples and clips, whose grid is measured afterwards.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +14,7 @@ from ..errors import CaptureError, DenoscopeError, InputError, ModelError, in_sh
 from ..recording.components import DENOISERS, scheduler_of
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.calls import stepping
-from ..recording.hooks.places import Measured, Places, handed_on, measured, sample_paths
+from ..recording.hooks.places import Measured, Places, handed_on, measured, number_of, sample_paths
 from ..recording.hooks.resume import resuming
 from ..recording.hooks.trees import leaves
 from ..recording.layout import halved, reduced
@@ -42,6 +45,7 @@ class RecordedMaps:
     steps: list[tuple[torch.Tensor, list[HeardCall]]] = field(default_factory=list)
     problem: str | None = None
     calls: list[HeardCall] = field(default_factory=list)
+    grids: dict[int, "Grids"] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -101,21 +105,28 @@ class RecordedMaps:
         first = means[0]
         if isinstance(first, LayerMean):
             return first.mean()[wanted]
-        return _on_grid(step, reading, [mean for mean in means if isinstance(mean, FlatMean)], wanted)
+        if id(reading) not in self.grids:
+            self.grids[id(reading)] = measured_grids(step, reading)
+        flat = [mean for mean in means if isinstance(mean, FlatMean)]
+        return _on_grid(step.layout.shape, self.grids[id(reading)], flat, wanted)
 
     @staticmethod
     def _number(call: HeardCall, reading: Reading, number: int) -> int:
         """Return the number of a reading's position among all that were heard."""
         for one in reading.inputs:
             if number < one.length:
-                return call.places.number(one.path, number)
+                return number_of(call.places.inputs, one.path, number)
             number -= one.length
         raise CaptureError("A position of the text was not heard.")
 
 
-def _on_grid(step: Step, reading: Reading, means: Sequence[FlatMean], wanted: Sequence[int]) -> torch.Tensor:
-    """Return sums over positions as maps, on the grid that is measured now."""
-    grids: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {}
+Grids = dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]]
+"""The picture's queries and their grid, by the numbers of rows and queries of an attention."""
+
+
+def measured_grids(step: Step, reading: Reading) -> Grids:
+    """Return the grids of attentions that read a text, by making one step again."""
+    grids: Grids = {}
 
     def hear(attended: Attended) -> None:
         if attended.grid is not None:
@@ -123,6 +134,11 @@ def _on_grid(step: Step, reading: Reading, means: Sequence[FlatMean], wanted: Se
 
     with torch.no_grad(), listening(step, reading, hear):
         step.again()
+    return grids
+
+
+def _on_grid(shape: tuple[int, ...], grids: Grids, means: Sequence[FlatMean], wanted: Sequence[int]) -> torch.Tensor:
+    """Return sums over positions as maps of a shape, on their measured grids."""
     total, counts = None, None
     for mean in means:
         counts = mean.counts if counts is None else counts
@@ -139,11 +155,11 @@ def _on_grid(step: Step, reading: Reading, means: Sequence[FlatMean], wanted: Se
                 "maps cannot be laid out. Replay it: Words()(trace)."
             )
         chosen = [key[1].index(query) for query in places[0]]
-        maps = enlarged_clip(summed[:, chosen], step.layout.shape, places[1])
+        maps = enlarged_clip(summed[:, chosen], shape, places[1])
         total = maps if total is None else total + maps
     if total is None or counts is None:
         raise ModelError(NO_TEXT)
-    return total / counts[wanted].clamp(min=1).reshape(-1, *[1] * len(step.layout.shape)).to(total.device)
+    return total / counts[wanted].clamp(min=1).reshape(-1, *[1] * len(shape)).to(total.device)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ..errors import InputError, ModelError, NumericsError
 from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.layers import whole_graph
+from ..recording.hooks.places import number_of
 from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
 from ..recording.layout import Layout
 from ..recording.listening import Attended, Ear, listening, reading_of
@@ -255,25 +256,30 @@ def _alone(step: Step, reading: Reading) -> Callable[[], Any]:
         copies = step.replay.copies
         unit = len(reading.rows)
         copy = reading.rows_of(copies * unit)[0] // unit
-        if _works_alone(step, copy):
+        if works_alone(step, copy):
             half = step.half(copy)
             return lambda: half(step.sample.detach().clone().requires_grad_())
     return step.again
 
 
 @torch.no_grad()
-def _works_alone(step: Step, copy: int) -> bool:
-    """Return True if a guidance half alone gives what it gives beside the others, as perturbed attention does not."""
-    replay = step.replay
-    together = replay.single(step.sample, replay.batch)[copy]
-    try:
-        alone = replay.half(copy)(step.sample)
-    except FAILURES as error:
-        refuse_memory(error)
-        return False
-    return difference(alone, together) <= tolerance(
-        replay.half(copy), step.sample, together, difference(alone, together)
-    )
+def works_alone(step: Step, copy: int) -> bool:
+    """Return True if a guidance half alone gives what it gives beside the others, as perturbed attention does not.
+
+    Tried once a run.
+    """
+    run, replay = step.run, step.replay
+    assert run is not None
+    key = ("alone", copy, replay.copies, replay.single.name)
+    if key not in run.measures:
+        together = replay.single(step.sample, replay.batch)[copy]
+        try:
+            apart = difference(replay.half(copy)(step.sample), together)
+            run.measures[key] = apart <= tolerance(replay.half(copy), step.sample, together, apart)
+        except FAILURES as error:
+            refuse_memory(error)
+            run.measures[key] = False
+    return bool(run.measures[key])
 
 
 def _refuse_silent(ear: Ear) -> None:
@@ -290,7 +296,7 @@ def _refuse_silent(ear: Ear) -> None:
 def _in_places(calls: Sequence[Attended], means: Sequence[torch.Tensor], reading: Reading) -> list[Attention]:
     """Return Ā with the text's columns by their numbers, and the picture's places in their order."""
     tokens = reading.prompt.length
-    joint = any(_is_joint(attended) for attended in calls)
+    joint = any(attended.is_joint for attended in calls)
     attentions: list[Attention] = []
     for attended, mean in zip(calls, means, strict=True):
         if len(attended.rows) > 1:
@@ -298,30 +304,42 @@ def _in_places(calls: Sequence[Attended], means: Sequence[torch.Tensor], reading
                 f"The layer {attended.call.layer} attends within each frame of the clip, and relevance between frames "
                 "is not defined here: what one frame draws from another would be missing. Use the maps of words."
             )
-        queries = torch.tensor(attended.queries, device=mean.device)
-        if joint:
-            if _is_joint(attended):
-                order = torch.cat([_text_places(attended, tokens).to(mean.device), queries])
-                sequence = _ordered(mean, order, order)
-                attentions.append(Attention(attended.call.layer, False, sequence, attended.grid, joint=True))
-            continue
-        own = mean[queries]
-        text = _text_places(attended, tokens).to(mean.device)
-        if not attended.keys:
-            if mean.shape[0] == mean.shape[1]:
-                attentions.append(Attention(attended.call.layer, False, own[:, queries], attended.grid))
-            continue
-        others = [key for key in range(mean.shape[1]) if key not in set(text.tolist())]
-        itself = own[:, others] if len(others) == len(queries) else None
-        attentions.append(Attention(attended.call.layer, True, _columns(own, text), attended.grid, itself))
+        attentions += _in_sequence(attended, mean, tokens) if joint else _in_grid(attended, mean, tokens)
     return attentions
 
 
-def _is_joint(attended: Attended) -> bool:
-    """Return True if text and picture are one sequence, so that the text attends too."""
-    probabilities = attended.call.probabilities
-    same = probabilities.shape[-2] == probabilities.shape[-1]
-    return bool(attended.keys) and same and len(attended.queries) < probabilities.shape[-2]
+def _in_grid(attended: Attended, mean: torch.Tensor, tokens: int) -> list[Attention]:
+    """Return Ā of the picture to itself or to the text; nothing for keys that are neither, such as a sound's."""
+    layer, queries = attended.call.layer, torch.tensor(attended.queries, device=mean.device)
+    own, text = mean[queries], _text_places(attended, tokens).to(mean.device)
+    if not attended.keys:
+        itself = mean.shape[0] == mean.shape[1]
+        return [Attention(layer, False, own[:, queries], attended.grid)] if itself else []
+    of_text = {key for keys in attended.keys.values() for key in keys}
+    others = [key for key in range(mean.shape[1]) if key not in of_text]
+    to_itself = own[:, others] if len(others) == len(queries) else None
+    return [Attention(layer, True, _columns(own, text), attended.grid, to_itself)]
+
+
+def _in_sequence(attended: Attended, mean: torch.Tensor, tokens: int) -> list[Attention]:
+    """Return Ā over one sequence, the text first; a layer of the picture alone leaves the text's rows at zero.
+
+    Nothing for an attention from places that are not the map's.
+    """
+    if attended.grid is None:
+        return []
+    queries = torch.tensor(attended.queries, device=mean.device)
+    text = _text_places(attended, tokens).to(mean.device)
+    nowhere = torch.full_like(text, -1)
+    if attended.is_joint:
+        order = torch.cat([text, queries])
+        sequence = _ordered(mean, order, order)
+    elif mean.shape[0] == mean.shape[1]:
+        sequence = _ordered(mean, torch.cat([nowhere, queries]), torch.cat([nowhere, queries]))
+    else:  # to the text, or to something else than text and picture
+        columns = torch.cat([text, torch.full_like(queries, -1)])
+        sequence = _ordered(mean, torch.cat([nowhere, queries]), columns)
+    return [Attention(attended.call.layer, False, sequence, attended.grid, joint=True)]
 
 
 def _text_places(attended: Attended, tokens: int) -> torch.Tensor:
@@ -403,7 +421,7 @@ def _excess_of(step: Step, reading: Reading, reduced: bool) -> torch.Tensor:
         excess = text_excess(square, reduced).cpu()
         for one in reading.inputs:
             pairs = [
-                (token, reading.number(path, position))
+                (token, number_of(reading.inputs, path, position))
                 for token, places in text.places.items()
                 for path, position in places
                 if path == one.path

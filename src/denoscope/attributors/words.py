@@ -112,7 +112,8 @@ class Words(Attributor):
 
         The picture is the same, bit for bit. One map of every token of the text is stored for each step, none of a
         layer. Where a denoiser does not hand its text to its layers as it is, one of its calls is repeated some twenty
-        times at the beginning, to measure where the text lies.
+        times at the beginning, to measure where the text lies. For packed samples and clips one step is made again when
+        the maps are first asked for.
         """
         refuse_wordless(model)
         layers = chosen_layers(model.denoiser, self.layers) if self.layers is not None else None

@@ -42,6 +42,12 @@ class Attended:
     is_plain: bool = True
     """True if the denoiser is passed its samples as one tensor (rows, channels, h, w)."""
 
+    @property
+    def is_joint(self) -> bool:
+        """True if text and picture are one sequence, so that the text attends too."""
+        queries, keys = self.call.size
+        return bool(self.keys) and queries == keys and len(self.queries) < queries
+
 
 def reading_of(step: Step, half: str = "conditional", prompt_text: str | None = None) -> Reading:
     """Return how the denoiser reads a text of the step's run; measured once. Raises as `read_run`."""
@@ -71,8 +77,8 @@ def listening(
     """While open, call `on_attention` for the wanted attentions of the call that reads a text.
 
     `every` passes on attention of the picture to itself too. `afterwards` is called behind that call, while the
-    pipeline is still as it was for it. Raises `ModelError` if none of the wanted layers reads
-    the text, `CaptureError` where one does that cannot be listened to.
+    pipeline is still as it was for it. Raises `ModelError` if the text was changed since, `CaptureError` where a wanted
+    layer reads it and cannot be listened to.
     """
     ear = Ear(step, reading, on_attention, wanted, every, afterwards)
     with ExitStack() as undo:
@@ -121,8 +127,8 @@ class Ear:
                     "prompt now, so its words are not known: it was switched on the way by a callback, or weights were "
                     "changed since. Ask about another step, or record the picture again."
                 )
-            self.measured = self._measured(tree)
-            self.rows = self._rows(tree)
+            self.measured = self.measured_with(self.reading, tree)
+            self.rows = self.rows_in(self.reading, tree)
             self.tree, self.sample = tree, sample_paths(tree)
             self.is_plain = is_plain(tree)
             self._refuse_unread()
@@ -163,27 +169,21 @@ class Ear:
         sites = [*self.measured.sites, *(self.measured.pictures if self.every else ())]
         return frozenset(path for path, _ in sites)
 
-    def _rows(self, tree: Any) -> tuple[int, ...]:
-        """Return the picture's rows in this call: its own, or those of a picture that is asked about alone."""
-        tensors = leaves(tree)
-        one = self.reading.inputs[0]
-        now = one.rows if one.is_list else tensors[one.path].shape[one.axis - 1]
-        return self.reading.rows_of(now)
-
-    def _measured(self, tree: Any) -> Measured:
-        run = self.step.run
-        assert run is not None
-        key = (id(self.reading), tuple((path, tuple(tensor.shape)) for path, tensor in leaves(tree).items()))
-        if key not in run.measures:
-            boxes = partial(boxes_of, self.step.layout, _places_in_sample(self.step))
-            run.measures[key] = self._probed(tree, self._inputs(tree), boxes)
-        known: Measured = run.measures[key]
-        return known
+    @staticmethod
+    def rows_in(reading: Reading, tree: Any) -> tuple[int, ...]:
+        """Return the picture's rows in a call: its own, or those of a picture that is asked about alone."""
+        return reading.rows_of(inputs_in(reading, tree)[0].rows)
 
     def measured_with(self, reading: Reading, tree: Any) -> Measured:
-        """Return the places of another text in a call of the same denoiser."""
-        boxes = partial(boxes_of, self.step.layout, _places_in_sample(self.step))
-        return self._probed(tree, list(reading.inputs), boxes)
+        """Return the places of a text in a call of the denoiser with these arguments; measured once a run."""
+        run = self.step.run
+        assert run is not None
+        key = (id(reading), tuple((path, tuple(tensor.shape)) for path, tensor in leaves(tree).items()))
+        if key not in run.measures:
+            boxes = partial(boxes_of, self.step.layout, _places_in_sample(self.step))
+            run.measures[key] = self._probed(tree, inputs_in(reading, tree), boxes)
+        known: Measured = run.measures[key]
+        return known
 
     def _probed(self, tree: Any, inputs: list[TextInput], boxes: Callable[[torch.Tensor], list[Box]]) -> Measured:
         try:
@@ -196,20 +196,18 @@ class Ear:
                 "words, such as df-rise."
             ) from error
 
-    def _inputs(self, tree: Any) -> list[TextInput]:
-        """Return the text's arguments with the rows that they have in this call."""
-        tensors = leaves(tree)
-        return [
-            one if one.is_list else replace(one, rows=tensors[one.path].shape[one.axis - 1])
-            for one in self.reading.inputs
-        ]
-
     def _refuse_unread(self) -> None:
         """Raise `CaptureError` for a wanted layer that reads the text and cannot be listened to."""
         assert self.measured is not None
         for path in self.measured.unread:
             if self.wanted(path):
                 raise unreadable(path, self.denoiser.get_submodule(path), 0)
+
+
+def inputs_in(reading: Reading, tree: Any) -> list[TextInput]:
+    """Return a text's arguments with the rows that they have in this call."""
+    tensors = leaves(tree)
+    return [one if one.is_list else replace(one, rows=tensors[one.path].shape[one.axis - 1]) for one in reading.inputs]
 
 
 def is_plain(tree: Any) -> bool:

@@ -17,7 +17,7 @@ from .comparing import FAILURES, refuse_memory
 from .engines import Run
 from .hooks.calls import ModuleCall
 from .hooks.listened import TokenizerCall, listening_to_tokenizers, tokenizers_of
-from .hooks.places import TextInput
+from .hooks.places import TextInput, number_of
 from .hooks.resume import Answer, Entry, Question
 from .hooks.trees import Path, leaves, with_leaves
 from .hooks.unmixed import changed, code, decoded, signs, unmixed
@@ -80,16 +80,15 @@ class Told:
 class EncodedText:
     """One text in an encoder: the user's part of it, the characters of each token, and its places in the denoiser.
 
-    `spans` are (start, end) in `text`, None for tokens that are not the user's. `names` are the tokens' own, `groups`
-    the special group of a token that is no word ("<padding>", a special token's name, "<instruction>"). `places` are
-    the arguments and positions that a token is found at in the denoiser's call.
+    `spans` are (start, end) in `text`, None for tokens that are not the user's. `groups` are the special groups of
+    tokens that are no words ("<padding>", a special token's name, "<instruction>"). `places` are the arguments and
+    positions that a token is found at in the denoiser's call.
     """
 
     encoder: str
     number: int
     row: int
     text: str
-    whole: str
     spans: tuple[tuple[int, int] | None, ...]
     groups: tuple[str | None, ...]
     learned: tuple[str, ...] = ()
@@ -116,21 +115,14 @@ class Reading:
     prompt: Prompt
     tensors: Mapping[Path, torch.Tensor]
     mixed: tuple[str, ...] = ()
+    index: int = 0
+    """The step that the pipeline was asked for."""
     tree: Any = None
-    """All arguments of the call."""
+    """All arguments of the denoiser's call at that step, for all pictures."""
 
     def numbers_of(self, text: EncodedText, token: int) -> tuple[int, ...]:
         """Return the numbered positions of a token of an encoder."""
-        return tuple(self.number(path, position) for path, position in text.places.get(token, ()))
-
-    def number(self, path: Path, position: int) -> int:
-        """Return the number of a position of one of the text's arguments."""
-        before = 0
-        for one in self.inputs:
-            if one.path == path:
-                return before + position
-            before += one.length
-        raise ReplayError(f"The text's argument {path} is not one of this reading.")
+        return tuple(number_of(self.inputs, path, position) for path, position in text.places.get(token, ()))
 
     def is_of(self, tree: Any) -> bool:
         """Return True if these arguments of the denoiser hold this very text, in all rows or in the reading's own."""
@@ -141,12 +133,12 @@ class Reading:
                 return False
             if other.shape == own.shape and torch.equal(other, own):
                 continue
-            if other.ndim != 3 or not torch.equal(other, own[self._alone(len(own), len(other))]):
+            if other.ndim != 3 or not torch.equal(other, own[self.rows_alone(len(own), len(other))]):
                 return False
         return True
 
-    def _alone(self, rows: int, own: int) -> list[int]:
-        """Return the rows, of all of the recorded call, that a picture has that is asked about alone."""
+    def rows_alone(self, rows: int, own: int) -> list[int]:
+        """Return the places among all `rows` of a picture's `own` rows, when it is asked about alone."""
         pictures = max(1, rows // max(own, 1))
         unit = len(self.rows) if own % len(self.rows) == 0 else 1
         place = (self.rows[0] // unit) % pictures
@@ -382,7 +374,7 @@ class _Reader:
         texts = []
         for place, row in pairs:
             call = before.encoders[place]
-            text = _text_of(self.run.resumption.call.pipeline, call, row, before.tokenized, other.tokenized, place)
+            text = _text_of(self.run.resumption.call.pipeline, call, row, before.tokenized, other.tokenized)
             texts.append((replace(text, call=call), self._followed(before, place, row)))
         return texts
 
@@ -451,11 +443,10 @@ class _Reader:
             for path, tensor in tensors.items()
             if path in inputs or (path[:-1] in inputs and inputs[path[:-1]].is_list)
         }
-        silent = [text for text, _ in every]
         reading = Reading(
             call.name, ordinal, rows, total, tuple(inputs.values()), tuple(texts), Prompt("", (), (), {}, 0), held
         )
-        return replace(reading, prompt=_prompt(reading, silent), mixed=_mixed(reading), tree=tree)
+        return replace(reading, prompt=_prompt(reading), mixed=_mixed(reading), index=self.index, tree=tree)
 
     # Embeddings in the place of a prompt.
 
@@ -483,7 +474,7 @@ class _Reader:
                 calls = self._told({name: instead}, fresh=frozenset(told.others)).calls
             sets.append([_sequences((one.args, one.kwargs)) for one in calls])
         followed = _tokens_by_call(sets[0], sets[1:], length)
-        blank = EncodedText(name, 0, 0, prompt_text, prompt_text, (None,) * length, (None,) * length)
+        blank = EncodedText(name, 0, 0, prompt_text, (None,) * length, (None,) * length)
         return self._labelled(self._reading(told, [(blank, followed)]), prompt_text, half)
 
     def _labelled(self, reading: Reading, text: str, half: str) -> Reading:
@@ -682,11 +673,10 @@ def _text_of(
     row: int,
     tokenized: Sequence[TokenizerCall],
     others: Sequence[TokenizerCall],
-    place: int,
 ) -> EncodedText:
     """Return the text of an encoder's row; raises `ModelError` if no text that was tokenized has its tokens."""
     ids = call.ids[row].tolist()
-    for tokenizer, text, options, inner in _candidates(pipeline, tokenized, others):
+    for tokenizer, text, options, inner in _candidates(tokenized, others):
         options = {key: value for key, value in options.items() if key not in NOT_OPTIONS}
         try:
             tokens = encoded(tokenizer, text, **options)
@@ -699,7 +689,7 @@ def _text_of(
             continue
         begin = text.find(inner) if text.count(inner) == 1 else _begin(text, inner, tokenized, others)
         spans, groups = _labels(tokenizer, tokens, text, core, len(ids), inner, start, begin)
-        return EncodedText(call.name, call.number, row, inner, text, spans, groups, learned_tokens(tokenizer))
+        return EncodedText(call.name, call.number, row, inner, spans, groups, learned_tokens(tokenizer))
     raise ModelError(
         f"The tokens that {call.name} of {type(pipeline).__name__} was passed are those of no text that its tokenizers "
         "read, so it is not known which token is which word. Use a method without words, such as df-rise."
@@ -707,7 +697,7 @@ def _text_of(
 
 
 def _candidates(
-    pipeline: Any, tokenized: Sequence[TokenizerCall], others: Sequence[TokenizerCall]
+    tokenized: Sequence[TokenizerCall], others: Sequence[TokenizerCall]
 ) -> Iterator[tuple[Any, str, dict[str, Any], str]]:
     """Yield tokenizers with the texts that they read, the options, and the user's part of the text."""
     for number, call in enumerate(tokenized):
@@ -829,7 +819,7 @@ def _by_tokenizer(tokenizer: Any, text: str, length: int) -> Labels:
 def _with_texts(reading: Reading, texts: Sequence[EncodedText]) -> Reading:
     """Return a reading with other texts at its places."""
     other = replace(reading, texts=tuple(texts))
-    return replace(other, prompt=_prompt(other, texts), mixed=_mixed(other))
+    return replace(other, prompt=_prompt(other), mixed=_mixed(other))
 
 
 def _refuse_other_text(reading: Reading, own: Reading, text: str, name: str) -> None:
@@ -888,7 +878,7 @@ def _vectors(reading: Reading) -> dict[Path, torch.Tensor]:
 # Words.
 
 
-def _prompt(reading: Reading, every: Sequence[EncodedText]) -> Prompt:
+def _prompt(reading: Reading) -> Prompt:
     """Return the words of a reading's texts by their positions; equal texts of several encoders are one."""
     by_text: dict[str, list[EncodedText]] = {}
     for text in reading.texts:

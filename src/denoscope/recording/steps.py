@@ -343,7 +343,7 @@ class Step:
         sample = self.sample.detach().clone().requires_grad_() if gradient else self.sample
         run, index, row = self.run, self.index, self.row
         prediction = run.predict(index, sample, row)
-        (name, engine), *_ = self._engines()
+        *_, (name, engine) = self._engines()  # the resumed one
         if not self.checked:
             try:
                 self._compare(engine, prediction)

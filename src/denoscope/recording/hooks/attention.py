@@ -54,6 +54,14 @@ class AttentionCall:
         return self.taken
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The numbers of queries and of keys."""
+        if self.taken is not None:
+            return self.taken.shape[-2], self.taken.shape[-1]
+        assert self.query is not None and self.key is not None
+        return self.query.shape[-2], self.key.shape[-2]
+
+    @property
     def heads(self) -> int:
         """The number of heads."""
         of_heads = self.query if self.taken is None else self.taken

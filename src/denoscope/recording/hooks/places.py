@@ -95,14 +95,15 @@ class Measured:
         """How many positions all of the text's arguments have together."""
         return sum(one.length for one in self.inputs)
 
-    def number(self, path: Path, position: int) -> int:
-        """Return the number of a position of one of the text's arguments."""
-        before = 0
-        for one in self.inputs:
-            if one.path == path:
-                return before + position
-            before += one.length
-        raise CaptureError(f"The text's argument {path} was not measured.")
+
+def number_of(inputs: Sequence[TextInput], path: Path, position: int) -> int:
+    """Return the number of a position of one of a text's arguments, which are numbered one behind the other."""
+    before = 0
+    for one in inputs:
+        if one.path == path:
+            return before + position
+        before += one.length
+    raise CaptureError(f"The argument {path} was not listened to as a text.")
 
 
 def text_inputs(tree: Tree, sample: Sequence[Path]) -> tuple[TextInput, ...]:
@@ -111,13 +112,11 @@ def text_inputs(tree: Tree, sample: Sequence[Path]) -> tuple[TextInput, ...]:
     for path, tensor in leaves(tree).items():
         if path in sample or not tensor.is_floating_point() or tensor.shape[-1:] in ((), (1,)):
             continue
-        if any(word in str(path[1]) for word in OF_POSITIONS):
+        if any(word in str(path) for word in NO_TEXTS):
             continue
-        if tensor.ndim in (3, 4) and "block" not in str(path):
+        if tensor.ndim in (3, 4):  # several layers of an encoder may lie beside each other, token by token
             several = tensor.ndim == 4 and tensor.shape[-2] < tensor.shape[-3] and tensor.shape[0] < tensor.shape[-3]
-            found[path] = TextInput.of(
-                path, tensor, -3 if several else -2
-            )  # several layers of an encoder, token by token
+            found[path] = TextInput.of(path, tensor, -3 if several else -2)
         elif tensor.ndim == 2 and isinstance(_holder(tree, path), list):
             own, before = path[:-1], found.get(path[:-1])
             rows, length = (int(path[-1]) + 1, max(tensor.shape[0], before.length if before is not None else 0))
@@ -125,8 +124,11 @@ def text_inputs(tree: Tree, sample: Sequence[Path]) -> tuple[TextInput, ...]:
     return tuple(found.values())
 
 
-OF_POSITIONS = ("rotary", "rope", "coords", "freqs")
-"""Parts of the names of arguments that say where positions lie, in sequences of numbers of their own."""
+NO_TEXTS = ("rotary", "rope", "coords", "freqs", "block")
+"""Parts of the names of arguments that look like a text and are none: positions, and a ControlNet's residuals.
+
+They would only be measured in vain: which arguments are the text is followed from its encoder afterwards.
+"""
 
 
 def _holder(tree: Any, path: Path) -> Any:
