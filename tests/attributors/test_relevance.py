@@ -415,7 +415,7 @@ def test_no_words_no_relevance():
 
 
 def test_a_prompt_that_is_not_known_or_not_the_one_that_was_read(model):
-    embeds = model.embedding(PROMPT, 32).detach()
+    embeds = model.pipeline.encode_prompt(PROMPT, "cpu", 1, False)[0].detach()
     unsaid = model.trace(prompt_embeds=embeds, guidance_scale=1.0, seed=0, num_inference_steps=1)
     assert "(prompt_embeds)" in refusal(Relevance(), unsaid, kind=InputError)
     trace = model.trace(PROMPT, guidance_scale=1.0, seed=0, num_inference_steps=1)

@@ -23,8 +23,9 @@ from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
 from ..recording.layout import Layout
 from ..recording.listening import Attended, Ear, listening, reading_of
 from ..recording.prompts import Prompt, Word
-from ..recording.reading import EncodedText, Reading, tensors_read
+from ..recording.reading import Reading, tensors_read
 from ..recording.steps import Step
+from ..recording.texts import EncodedText
 from ..recording.traces import Trace
 from ..targets import trace_step
 from ..vision.frames import Frame, Frames

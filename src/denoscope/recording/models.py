@@ -1,6 +1,5 @@
 """`load`: a bundled name, a hub id, a folder or a pipeline that the user has already loaded, as a `Model`."""
 
-import inspect
 import operator
 import textwrap
 import warnings
@@ -270,27 +269,6 @@ class Model:
         ['photo', 'cat', 'sofa']
         """
         return self._text.unknown_words(prompt) if self.takes_text else []
-
-    def embedding(self, prompt: str, length: int, clip_skip: int | None = None) -> torch.Tensor:
-        """Return the pipeline's encoding of a prompt for its denoiser, (1, tokens, features), with its graph.
-
-        `length` is that of the padded prompt, for pipelines that do not say how they encode.
-        """
-        encode: Any = getattr(self.pipeline, "encode_prompt", None)
-        device = getattr(self.pipeline, "_execution_device", self.pipeline.device)  # offloaded parts are on meta
-        if encode is None:
-            padded: dict[str, Any] = dict(padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            ids = self._text.tokenizer(prompt, **padded).input_ids
-            encoded: torch.Tensor = self.text_encoders[0](ids.to(device))[0]
-            return encoded
-        call: dict[str, Any] = dict(device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
-        if clip_skip is not None:
-            call["clip_skip"] = clip_skip
-        parameters = inspect.signature(encode).parameters.values()
-        required = [p.name for p in parameters if p.default is p.empty and p.name not in call]
-        second_prompts: dict[str, Any] = dict.fromkeys(required)
-        embedding: torch.Tensor = encode(**{**second_prompts, **call, "prompt": prompt})[0]
-        return embedding
 
     # Its pictures.
 

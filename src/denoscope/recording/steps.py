@@ -13,11 +13,6 @@ from .hooks.replay import Replay
 from .layout import Layout, measured
 from .noise import NoiseLevel
 
-SAME_TEXT = 1e-2
-"""Largest relative difference of two encodings of one text, that of half precision; another text is about 1 away."""
-READ_SCALE = ("guidance", "timestep_cond")
-"""Arguments by which distilled denoisers are told the guidance scale."""
-
 
 class Decoder(Protocol):
     """The way from samples to pictures."""

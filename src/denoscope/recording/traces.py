@@ -8,14 +8,11 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from ..errors import InputError, ModelError
+from ..errors import InputError
 from .hooks.trees import tensors_of
 from .pictures import finished
-from .prompts import prompt_of
 from .steps import Step
 
-SAME_TEXT = 1e-2
-"""Largest relative difference of two encodings of one text, that of half precision; another text is about 1 away."""
 READ_SCALE = ("guidance", "timestep_cond")
 """Arguments by which distilled denoisers are told the guidance scale."""
 
@@ -127,32 +124,6 @@ class Trace(Sequence[Step]):
         for step in self.steps:
             steps.append(step.picture(index, steps[-1] if steps else None))
         return Trace(steps, result, {**self.call, "picture": self.call.get("picture", 0) + index}, self.model)
-
-    @torch.no_grad()
-    def prompt_half(self) -> int:
-        """Return the copy of the denoiser's batch that reads the prompt: 0 or 1, always 0 without guidance.
-
-        Measured: the copy that reads the text encoder's own encoding of the prompt. Raises `InputError` if the picture
-        was made from no text or is not one, `ModelError` if no copy reads that encoding, and the `refusal`.
-        """
-        text = prompt_of(self.call)
-        if text is None or self.pictures != 1:
-            raise InputError(
-                f"The half of guidance that reads the prompt is asked for, of {self.pictures} picture(s) and "
-                f"{'no text' if text is None else 'a text'}. Record one picture with its prompt as a text."
-            )
-        replay = self.steps[0].replay
-        if replay.context is None:
-            raise ModelError("This denoiser reads no text by cross-attention, so no half of it reads the prompt.")
-        embedding = self.model.embedding(text, replay.context.shape[1], self.call.get("clip_skip"))
-        half, difference = replay.nearest_text(embedding)
-        if not difference <= SAME_TEXT:
-            raise ModelError(
-                "The text that the denoiser read is not what the pipeline's text encoder makes of the prompt now: they "
-                f"are {difference:.2g} (relative) apart. Was it changed, by prompt_embeds, a second prompt, weights "
-                "that were loaded since? Record the picture again with its prompt alone."
-            )
-        return half
 
     def guidance_in_effect(self, scale: float | None) -> float | None:
         """Return the guidance scale that counted in this run, for the `scale` that the pipeline was given.

@@ -239,22 +239,6 @@ class Replay:
         """Return the replay of one copy alone: the denoiser's own prediction, before any guidance."""
         return Replay((self.single.copy(copy, self.batch),), Mixture((1.0,)), self.batch)
 
-    def nearest_text(self, embedding: torch.Tensor) -> tuple[int, float]:
-        """Return the row of the denoiser's batch whose text is nearest to an embedding, (1, tokens, features).
-
-        The second value is their largest difference, relative to the largest value of the embedding; infinite if no
-        row has the embedding's shape.
-        """
-        context = self.context
-        rows = [] if context is None else list(context.detach()[:, None])
-        scale = embedding.detach().abs().max().clamp(min=1e-12)
-        differences = [math.inf] * max(len(rows), 1)
-        for index, row in enumerate(rows):
-            if row.shape == embedding.shape:
-                differences[index] = float((row - embedding.detach()).abs().max() / scale)
-        nearest = min(range(len(differences)), key=differences.__getitem__)
-        return nearest, differences[nearest]
-
     @property
     def time(self) -> float:
         """The time step that was passed to the denoiser, in the denoiser's units."""
