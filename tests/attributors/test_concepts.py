@@ -100,3 +100,13 @@ def test_steps_do_not_depend_on_which_are_asked_together(trace):
     for name in ("saliency", "agreement"):
         np.testing.assert_allclose(together[name], first[name], atol=1e-6)
         np.testing.assert_allclose(alone[name], first[name], atol=1e-6)
+
+
+def test_the_presence_is_said_on_the_page_and_in_the_terminal(tmp_path):
+    explanation = denoscope.explain(
+        denoscope.Request(prompt="a red circle", steps=2, at=(1,), methods=("words",), concepts=("green triangle",))
+    )
+    presence = float(explanation.methods()["concepts"].presence.sel(step=1, token="green triangle"))
+    explanation.save(tmp_path / "run")
+    assert f"green triangle {presence:.2f}" in str(explanation.rows().rows)
+    assert "presence of “green triangle”" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -546,3 +546,9 @@ def test_a_doubled_token_is_noticed():
         columns = columns_of(form, places, number)
         assert len(columns[0]) == (2 if word == "large" else 1)
         assert difference(maps, word, slow_words(heard, form, columns)) < 1e-5
+
+
+def test_a_text_that_is_pooled_is_not_in_the_pictures_own_keys():
+    """Lumina modulates the picture by its text's mean, so that all keys change with it; attn2 alone reads the text."""
+    layers = {one.call.layer for one in attended(trace_of("lumina"))}
+    assert layers == {"layers.0.attn2", "layers.1.attn2"}

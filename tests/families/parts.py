@@ -57,7 +57,9 @@ def awake(module: torch.nn.Module) -> Any:
     for layer in module.modules():
         own = type(layer).__module__.startswith("torch.nn")
         for name, weight in layer.named_parameters(recurse=False):
-            if not own and (weight.dim() > 1 or name.endswith("token")):
+            if name == "gate" and not weight.any():
+                torch.nn.init.ones_(weight)
+            elif not own and (weight.dim() > 1 or name.endswith("token")):
                 torch.nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
             elif name == "weight" and not weight.any():
                 torch.nn.init.normal_(weight, std=0.1)

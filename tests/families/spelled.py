@@ -59,7 +59,7 @@ def _argument(pipe: Any, call: Mapping[str, Any], name: str, ordinal: int, path:
 
     handle = getattr(pipe, name).register_forward_pre_hook(before, with_kwargs=True)
     try:
-        with plain_encoders(pipe), contextlib.suppress(Reached), torch.no_grad():
+        with plain_encoders(pipe), plain_connectors(pipe), contextlib.suppress(Reached), torch.no_grad():
             torch.manual_seed(SEED)
             pipe(**{**call, "generator": torch.Generator().manual_seed(SEED)})
     finally:
@@ -67,6 +67,19 @@ def _argument(pipe: Any, call: Mapping[str, Any], name: str, ordinal: int, path:
         if hasattr(pipe, "maybe_free_model_hooks"):
             pipe.maybe_free_model_hooks()
     return calls[ordinal]
+
+
+@contextlib.contextmanager
+def plain_connectors(pipe: Any) -> Iterator[None]:
+    """While open, attention in networks between encoders and denoiser hands on zeros, so that tokens do not mix."""
+    parts = [part for key, part in pipe.components.items() if "connector" in key]
+    outputs = [module for part in parts for name, module in part.named_modules() if name.endswith("to_out.0")]
+    handles = [module.register_forward_hook(lambda own, args, output: torch.zeros_like(output)) for module in outputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

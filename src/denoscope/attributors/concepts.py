@@ -19,8 +19,8 @@ from ..recording.hooks.attention import AttentionCall, Site, attention_instead, 
 from ..recording.hooks.blanks import same_tree
 from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.places import Measured, Places, Tree
-from ..recording.hooks.trees import Path, leaves, with_leaves
-from ..recording.listening import Attended, Ear, listening, reading_of
+from ..recording.hooks.trees import Path, leaves, map_tensors, with_leaves
+from ..recording.listening import Attended, Ear, inputs_in, listening, reading_of
 from ..recording.reading import Reading, read_instead
 from ..recording.steps import Step
 from ..recording.traces import Trace
@@ -73,7 +73,8 @@ class Concepts(Attributor):
     title = "Concept maps"
     reading = (
         "High where the picture goes with the concept at this step. Concepts are texts of their own and need not be in "
-        "the prompt. Attention says what goes with what, and not what that does to the picture."
+        "the prompt. A high place does not say that the concept is there: things are attended to under the name of "
+        "other things too. The presence, given for each step, is lower for a concept that is not there."
     )
 
     def __post_init__(self) -> None:
@@ -318,15 +319,19 @@ def with_text_of(recorded: Tree, own: Reading, concept: Reading) -> Tree:
     lengths = {one.length for one in (*own.inputs, *concept.inputs)}
     texts = {one.path for one in concept.inputs}
     others: dict[Path, torch.Tensor] = {}
+    args, kwargs = recorded
+    for name, value in concept.tree[1].items():  # an argument of another form, such as a mask for a shorter text
+        if leaves(value).keys() != leaves(own.tree[1].get(name)).keys():
+            kwargs = {**kwargs, name: _alone(value, concept, recorded)}
     for path, tensor in now.items():
+        if path not in before or path not in tensors:
+            continue
         is_text = path in texts or path[:-1] in texts
         is_mask = tensor.ndim == 2 and (not tensor.is_floating_point() or tensor.shape[1] in lengths)
-        if path not in tensors or path not in before:
-            raise CaptureError(f"The denoiser has other arguments for a concept: {path[-1]} is new.")
         if same_tree(tensor, before[path]) or (tensor.ndim == 2 and not is_text and not is_mask):
             continue
         others[path] = _rows_in(tensor, len(before[path]), tensors[path], concept)
-    args, kwargs = with_leaves(recorded, others)
+    args, kwargs = with_leaves((args, kwargs), others)
     plain = {name: value for name, value in concept.tree[1].items() if not leaves(value)}
     return args, {**kwargs, **{name: value for name, value in plain.items() if value != own.tree[1].get(name)}}
 
@@ -336,6 +341,17 @@ def _rows_in(tensor: torch.Tensor, rows: int, recorded: torch.Tensor, concept: R
     if not tensor.ndim or len(tensor) != rows or len(recorded) == rows:
         return tensor
     return tensor[concept.rows_alone(rows, len(recorded))]
+
+
+def _alone(value: Any, concept: Reading, recorded: Tree) -> Any:
+    """Return an argument of a concept's call in the rows of a recorded call."""
+    own = inputs_in(concept, recorded)[0].rows if concept.inputs[0].path in leaves(recorded) else concept.total
+
+    def chosen(tensor: torch.Tensor) -> torch.Tensor:
+        has_rows = tensor.ndim and len(tensor) == concept.total != own
+        return tensor[concept.rows_alone(concept.total, own)] if has_rows else tensor
+
+    return map_tensors(chosen, value)
 
 
 class _Concept:

@@ -238,7 +238,7 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
         _refuse_silent(ear)
         y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
         torch.autograd.grad(y, calls[0].call.probabilities, allow_unused=True)
-    unused = [attended.call.probabilities.detach()[0, 0] * 0 for attended in calls]
+    unused = [torch.zeros_like(attended.call.probabilities.detach()[0, 0]) for attended in calls]
     return _in_places(calls, [means.get(i, unused[i]) for i in range(len(calls))], reading)
 
 

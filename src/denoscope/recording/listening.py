@@ -17,7 +17,7 @@ from ..errors import CaptureError, ModelError, in_short
 from .comparing import FAILURES, refuse_memory
 from .hooks.attention import AttentionCall, attending, unreadable
 from .hooks.places import Box, Measured, TextInput, measured, sample_paths
-from .hooks.trees import leaves
+from .hooks.trees import leaves, map_tensors
 from .layout import Layout, halved, inside_box, reduced
 from .reading import Reading, read_run
 from .steps import Step
@@ -120,7 +120,7 @@ class Ear:
 
     def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.calls == self.skip + self.reading.ordinal:
-            tree = (args, kwargs)
+            tree = map_tensors(lambda tensor: tensor, (args, kwargs))  # some denoisers empty their lists and dicts
             if not self.reading.is_of(tree):
                 raise ModelError(
                     f"The text that the denoiser read at step {self.step.index} is not what the pipeline makes of its "
@@ -153,6 +153,8 @@ class Ear:
         if places is None:
             return
         rows = tuple(row for own in self.rows for row in places.rows[own])
+        if not rows:  # an attention of other rows, as that of perturbed guidance
+            return
         keys = places.of_text(self.rows[0])
         grid = places.grid
         if grid is None:

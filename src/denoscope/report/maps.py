@@ -206,7 +206,11 @@ def _numbers(at_step: xr.Dataset) -> list[tuple[str, str]]:
     """Return every number of a step with its name, the reliability first."""
     names = [str(name) for name in at_step.data_vars if not at_step[name].dims]
     names.sort(key=lambda name: name != "reliability")
-    return [(_name_of(name, at_step), readable(float(at_step[name]))) for name in names]
+    numbers = [(_name_of(name, at_step), readable(float(at_step[name]))) for name in names]
+    if "presence" in at_step:
+        tokens = zip(at_step.token.values, at_step.presence.values, strict=True)
+        numbers += [(f"presence of “{token}”", f"{value:.2f}") for token, value in tokens]
+    return numbers
 
 
 def _name_of(name: str, result: xr.Dataset) -> str:

@@ -206,8 +206,10 @@ class Explanation:
 
 
 def _steps_of(result: xr.Dataset) -> str:
-    """Return the steps of a result in words, each with the reliability of its map if it has one."""
+    """Return the steps of a result in words, with the reliability of each map or the presence of each concept."""
     steps = [f"step {int(step)} (t {float(time):g})" for step, time in zip(result.step, result.timestep, strict=True)]
+    if "presence" in result:
+        return "presence at " + "; ".join(map(_presence_of, steps, result.presence.transpose("step", "token")))
     if "reliability" not in result:
         return ", ".join(steps)
     values = [f"{float(value):.2f}" if value == value else "n/a (too few masks)" for value in result.reliability]
@@ -243,3 +245,9 @@ def _storable(tree: xr.DataTree) -> xr.DataTree:
     return xr.DataTree.from_dict(
         {group.path: group.to_dataset().assign_attrs(plain(group.attrs)) for group in tree.subtree}
     )
+
+
+def _presence_of(step: str, presence: xr.DataArray) -> str:
+    """Return the presence of each concept at a step in words."""
+    values = [f"{token} {float(value):.2f}" for token, value in zip(presence.token.values, presence, strict=True)]
+    return f"{step}: {', '.join(values)}"

@@ -372,11 +372,13 @@ def attention_probabilities(
         scores = scores.masked_fill(ahead, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    nowhere = None
+    if mask is not None or causal:  # a query that may attend to nothing, as in padding, hands on zeros
+        nowhere = (scores == float("-inf")).all(dim=-1, keepdim=True)
+        scores = scores.masked_fill(nowhere, 0)
     # Under this name no context of `attending` listens: they may be nested.
     probabilities = torch.special.softmax(scores, dim=-1)
-    if mask is not None or causal:  # a query that may attend to nothing, as in padding, hands on zeros
-        probabilities = probabilities.masked_fill((scores == float("-inf")).all(dim=-1, keepdim=True), 0)
-    return cast(torch.Tensor, probabilities)
+    return cast(torch.Tensor, probabilities if nowhere is None else probabilities.masked_fill(nowhere, 0))
 
 
 Instead = Callable[[AttentionCall, Callable[..., torch.Tensor]], torch.Tensor | None]

@@ -225,6 +225,8 @@ class _Probe:
         changes = [changed(run.attentions[site].key, seen.key) for run in sets]
         scale = torch.linalg.vector_norm(seen.key, dim=-1)
         numbers = decoded(changes, count, scale)
+        if not seen.are_products:  # a text that is pooled into the modulation seems to be in the picture's own keys
+            numbers = torch.where(_of_picture(moved.attentions[site].key, seen.key), -1, numbers)
         own = [tuple(_rows_of(changed(run.attentions[site].key, seen.key), numbers, scale).tolist()) for run in by_row]
         keys = tuple(_agreed(numbers, rows, count) for rows in own)
         queries, grid = self._queries(seen, moved.attentions[site], by_box, site, own[0] or moved_rows)
@@ -239,9 +241,7 @@ class _Probe:
         rows: Sequence[int],
     ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Return the queries that are the picture's, and the form of a map that they have."""
-        change = changed(moved.query, seen.query).amax(dim=0)
-        scale = torch.linalg.vector_norm(seen.query, dim=-1).amax(dim=0)
-        is_picture = (change > 1e-5 * scale.clamp(min=1e-12)) & (change > 1e-4 * change.max())
+        is_picture = _of_picture(moved.query, seen.query).any(dim=0)
         if not bool(is_picture.any()):
             return (), None
         queries = tuple(is_picture.nonzero().flatten().tolist())
@@ -308,6 +308,13 @@ def _push(tensor: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tenso
     direction = torch.randn(tensor.shape[-1], generator=torch.Generator().manual_seed(5)).to(tensor)
     size = SIZE * tensor.float().std().clamp(min=1e-3).to(tensor)  # small: some normalise over all tokens
     return size * along(factors.to(tensor), axis) * direction
+
+
+def _of_picture(moved: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Return True for the positions (rows, positions) that change with the sample."""
+    change, scale = changed(moved, before), torch.linalg.vector_norm(before, dim=-1)
+    is_moved: torch.Tensor = (change > 1e-5 * scale.clamp(min=1e-12)) & (change > 1e-4 * change.max())
+    return is_moved
 
 
 def _rows_of(change: torch.Tensor, numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

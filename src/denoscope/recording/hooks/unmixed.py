@@ -22,10 +22,14 @@ FEATURES = 8
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The keys and queries of one attention, or their products by keys and by queries, (rows, positions, features)."""
+    """The keys and queries of one attention, or their products by keys and by queries, (rows, positions, features).
+
+    `are_products` is True where a processor took its softmax itself, so that a key cannot be seen without the queries.
+    """
 
     key: torch.Tensor
     query: torch.Tensor
+    are_products: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +95,7 @@ class _Unmixed(TorchFunctionMode):
             whole = self.running[-1].whole(scores)
             if whole is not None:
                 by_key, by_query = (whole.detach().float().permute(order) for order in ((0, 3, 1, 2), (0, 2, 1, 3)))
-                self._see(Seen(_projected(by_key.flatten(2)), _projected(by_query.flatten(2))))
+                self._see(Seen(_projected(by_key.flatten(2)), _projected(by_query.flatten(2)), True))
             return torch.zeros_like(scores)
         return func(*args, **kwargs)
 
