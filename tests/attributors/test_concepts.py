@@ -1,5 +1,7 @@
 """Concepts against what is known of them: the prompt itself agrees with itself, and refusals come in words."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -109,4 +111,5 @@ def test_the_presence_is_said_on_the_page_and_in_the_terminal(tmp_path):
     presence = float(explanation.methods()["concepts"].presence.sel(step=1, token="green triangle"))
     explanation.save(tmp_path / "run")
     assert f"green triangle {presence:.2f}" in str(explanation.rows().rows)
-    assert "presence of “green triangle”" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    said = json.dumps(["presence of “green triangle”", f"{presence:.2f}"], separators=(",", ":"))
+    assert said in (tmp_path / "run" / "report.html").read_text(encoding="utf-8"), "the page holds its numbers as JSON"

@@ -68,7 +68,7 @@ def test_maps_are_those_of_the_attributors_and_the_command_makes_them_again(run,
     words = ("--phrases", "red circle; blue square", "--concepts", "a green cross; a circle, or a cross")
     status, out, err = run("explain", PROMPT, *SHORT, "--methods", "words", *words, "--out", "one")
     assert status == 0, err
-    assert "Word maps: step 1" in out and "Concept maps: step 1" in out
+    assert "Word maps: step 1" in out and "Concept maps: presence at step 1" in out
     maps = {name: result_of(tmp_path / "one", name) for name in ("words", "concepts")}
     assert maps["words"]["token"].values.tolist() == ["red circle", "blue square"]
     assert maps["concepts"]["token"].values.tolist() == ["a green cross", "a circle, or a cross"]
