@@ -10,7 +10,7 @@ from small import refusal, stable_diffusion
 
 import denoscope
 from denoscope import Concepts, Words
-from denoscope.attributors.concepts import ABSENT, concept_shares, largest_tenth
+from denoscope.attributors.concepts import ABSENT, FAINT, absent, concept_shares, largest_tenth
 from denoscope.recording.hooks.attention import attention_layers
 
 PROMPT = "a red circle above a blue square"
@@ -35,7 +35,10 @@ def test_the_prompt_as_a_concept_is_the_prompt(trace):
 
 def test_a_concept_that_nothing_is_read_as_is_called_absent(trace):
     found = Concepts((PROMPT, "a black cross"))(trace, [0, 1])
-    assert ((found.presence < ABSENT) == (found.absent == 1)).all() and (found.absent.sel(token=PROMPT) == 0).all()
+    bound = np.maximum(ABSENT, FAINT * found.presence.max("token"))
+    assert ((found.presence < bound) == (found.absent == 1)).all() and (found.absent.sel(token=PROMPT) == 0).all()
+    assert absent(np.array([0.9, 0.41, 0.40])).tolist() == [False, False, True], "below 0.45 of the strongest"
+    assert absent(np.array([0.3, 0.26, 0.24])).tolist() == [False, False, True], "below 0.25"
 
 
 def test_asking_changes_nothing(trace):
@@ -73,9 +76,45 @@ def test_layers_share_out_the_map(trace):
     layers = [path for path in attention_layers(trace.model.denoiser) if path.endswith("attn2")]
     whole, parts = Concepts(("sky",))(trace, [1]), [Concepts(("sky",), (layer,))(trace, [1]) for layer in layers]
     assert float(abs(parts[0].saliency - parts[1].saliency).max()) > 1e-4
-    for name in ("saliency", "agreement"):
-        mean = sum(part[name] for part in parts) / len(parts)
-        np.testing.assert_allclose(whole[name], mean, atol=1e-5)
+    np.testing.assert_allclose(whole.saliency, sum(part.saliency for part in parts) / len(parts), atol=1e-5)
+
+
+def test_the_agreement_is_a_cosine_of_all_layers_vectors(trace):
+    """Slow and by its own hooks: the layers' outputs before their last projection, for the concept, prompt and nothing.
+
+    The picture's queries are the recorded ones, so each layer is asked alone with the recorded input.
+    """
+    step, pipeline = trace[1], trace.model.pipeline
+    texts = {"prompt": PROMPT, "concept": "sky", "nothing": ""}
+    vectors = {name: pipeline.encode_prompt(text, "cpu", 1, False)[0] for name, text in texts.items()}
+    layers = [m for path, m in step.denoiser.named_modules() if path in set(attention_layers(step.denoiser))]
+    crossed = [
+        layer for layer in layers if layer.to_k.in_features == vectors["prompt"].shape[-1] and layer.is_cross_attention
+    ]
+    states = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, kwargs: states.update({m: args[0][1:]}), with_kwargs=True)
+        for layer in crossed
+    ]
+    step.again()
+    for hook in hooks:
+        hook.remove()
+    sums, size = [0, 0, 0], step.layout.shape
+    for layer, state in states.items():
+        handed = {}
+        for name, text in vectors.items():
+            split = [
+                t.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+                for t in (layer.to_q(state), layer.to_k(text), layer.to_v(text))
+            ]
+            handed[name] = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)[0]
+        own, prompt = handed["concept"] - handed["nothing"], handed["prompt"] - handed["nothing"]
+        side = round(len(own) ** 0.5)
+        for k, product in enumerate(((own * prompt).sum(-1), (own**2).sum(-1), (prompt**2).sum(-1))):
+            grid = (product / (prompt**2).sum(-1).mean()).reshape(1, 1, side, side)
+            sums[k] = sums[k] + torch.nn.functional.interpolate(grid, size=size, mode="bilinear")[0, 0]
+    expected = (sums[0] / (sums[1] * sums[2]).sqrt()).detach()
+    np.testing.assert_allclose(Concepts(("sky",))(trace, [1]).agreement[0, 0], expected, atol=1e-5)
 
 
 def test_a_picture_of_a_batch_is_asked_with_its_own_vectors():

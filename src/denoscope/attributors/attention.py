@@ -146,11 +146,12 @@ def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[in
 
 
 def enlarged_clip(
-    summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...], *, signed: bool = False
+    summed: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...], *, mode: str = "bicubic"
 ) -> torch.Tensor:
     """Return attention (rows, queries, tokens) as maps (tokens, [frames,] h, w) of a shape.
 
-    The rows are the frames, or one row holds them all. Negative values are clamped to 0 unless they are `signed`.
+    The rows are the frames, or one row holds them all. Bicubic maps are clamped at 0; in mode "bilinear" every value
+    is a mean of values that were there, of either sign.
     """
     maps = summed.flatten(0, 1).mT.reshape(-1, *grid)
     if len(shape) == 3:
@@ -158,8 +159,8 @@ def enlarged_clip(
     if maps.shape[-2:] == tuple(shape[-2:]):
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    larger = interpolate(flat, size=list(shape[-2:]), mode="bicubic")
-    larger = larger if signed else larger.clamp(min=0)
+    larger = interpolate(flat, size=list(shape[-2:]), mode=mode)
+    larger = larger.clamp(min=0) if mode == "bicubic" else larger
     return larger.reshape(*maps.shape[:-2], *shape[-2:])
 
 

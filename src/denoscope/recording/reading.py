@@ -250,7 +250,7 @@ class _Reader:
             refuse_memory(error)
             if not answer.calls:  # with the first call's inputs the pipeline need not come further
                 raise ReplayError(
-                    f"{type(pipeline).__name__}, asked again how it reads its text, failed: {in_short(error, 200)}. "
+                    f"{type(pipeline).__name__}, asked again how it reads its text, failed: {in_short(error, 200)} "
                     "Use a method without words, such as df-rise."
                 ) from error
         told.calls.extend(answer.calls)
