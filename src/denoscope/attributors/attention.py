@@ -1,5 +1,6 @@
 """Maps of every token of a text: the attention of the picture to it, over layers and heads, enlarged and averaged."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,8 @@ HALVES = ("conditional", "unconditional")
 
 AT_ONCE = 2**26
 """Attention probabilities of one layer that are held at once; more are computed head by head."""
+ENLARGED_AT_ONCE = 2**25
+"""Numbers of enlarged heads that are held at once."""
 
 
 @dataclass(eq=False)
@@ -136,13 +139,31 @@ def portions(attended: Attended, heads: Sequence[int] | None) -> list[torch.Tens
 def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
     """Return attention (rows, heads, queries, tokens) as maps (rows, tokens, h, w) of a shape, summed over heads.
 
-    Each head is enlarged by cubic interpolation, and negative values are clamped to 0, as in DAAM.
+    Each head is enlarged by cubic interpolation, and negative values are clamped to 0, as in DAAM: so heads cannot be
+    added before. The interpolation is the product with one matrix for each axis, which is many times faster than
+    torch's own, whose every number fetches sixteen others.
     """
-    total = probabilities.new_zeros((len(probabilities), probabilities.shape[3], *shape), dtype=torch.float32)
-    for head in probabilities.unbind(dim=1):
-        maps = head.mT.reshape(len(head), -1, *grid).float()
-        total += interpolate(maps, size=list(shape), mode="bicubic").clamp(min=0)
-    return total
+    by_place = probabilities.reshape(*probabilities.shape[:2], *grid, probabilities.shape[3])
+    if grid == tuple(shape):
+        own: torch.Tensor = by_place.sum(dim=1, dtype=torch.float32).movedim(-1, 1)
+        return own
+    rows, columns = (cubic_weights(*sides, probabilities.device) for sides in zip(grid, shape, strict=True))
+    total: torch.Tensor | None = None
+    each = max(1, ENLARGED_AT_ONCE // max(1, len(probabilities) * shape[0] * shape[1] * probabilities.shape[3]))
+    for heads in by_place.split(each, dim=1):
+        tall = (rows @ heads.float().flatten(3)).reshape(*heads.shape[:2], shape[0], *heads.shape[3:])
+        maps = (columns @ tall).clamp_(min=0).sum(dim=1)
+        total = maps if total is None else total.add_(maps)
+    assert total is not None
+    return total.movedim(-1, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def cubic_weights(cells: int, size: int, device: torch.device) -> torch.Tensor:
+    """Return torch's cubic interpolation along an axis from some cells to a size, as a matrix (size, cells)."""
+    unit = torch.eye(cells, device=device)[:, None, :, None]
+    weights: torch.Tensor = interpolate(unit, size=[size, 1], mode="bicubic")[:, 0, :, 0].T.contiguous()
+    return weights
 
 
 def enlarged_clip(

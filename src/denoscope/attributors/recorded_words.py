@@ -3,6 +3,7 @@
 No step is made a second time, but for one of packed samples and clips, whose grid is measured afterwards.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from ..errors import CaptureError, DenoscopeError, InputError, ModelError, in_sh
 from ..recording.components import DENOISERS, scheduler_of
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.calls import stepping
+from ..recording.hooks.listened import TokenizerCall, listening_to_tokenizers
 from ..recording.hooks.places import Measured, Places, handed_on, measured, number_of, sample_paths
 from ..recording.hooks.resume import resuming
 from ..recording.hooks.trees import leaves
@@ -30,10 +32,14 @@ FAILED = (DenoscopeError, ArithmeticError, AttributeError, LookupError, RuntimeE
 
 @dataclass(frozen=True, eq=False)
 class HeardCall:
-    """A mean for each row of one denoiser call's text; `changed` are arguments that differ from the first step's."""
+    """A mean for each row of one denoiser call's text; `changed` are arguments that differ from the first step's.
+
+    `numbers` are the positions of the text that the means have maps of.
+    """
 
     name: str
     places: Measured
+    numbers: Sequence[int]
     means: tuple[LayerMean | FlatMean, ...]
     changed: frozenset[Any]
 
@@ -46,6 +52,7 @@ class RecordedMaps:
     problem: str | None = None
     calls: list[HeardCall] = field(default_factory=list)
     grids: dict[int, "Grids"] = field(default_factory=dict)
+    tokenized: list[TokenizerCall] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +107,7 @@ class RecordedMaps:
                 f"The text that the denoiser read at step {step.index} is another than at the first step, so its words "
                 "are not known there. Ask about other steps."
             )
-        wanted = [self._number(call, reading, number) for number in numbers]
+        wanted = [call.numbers.index(self._number(call, reading, number)) for number in numbers]
         means = [call.means[row] for row in reading.rows]
         first = means[0]
         if isinstance(first, LayerMean):
@@ -109,6 +116,11 @@ class RecordedMaps:
             self.grids[id(reading)] = measured_grids(step, reading)
         flat = [mean for mean in means if isinstance(mean, FlatMean)]
         return _on_grid(step.layout.shape, self.grids[id(reading)], flat, wanted)
+
+    def has(self, trace: Trace, step: Step, reading: Reading, number: int) -> bool:
+        """Return True if the maps of a reading's position were kept."""
+        own = [call for call in self._heard(trace, step) if call.name == reading.name][reading.ordinal :]
+        return bool(own) and self._number(own[0], reading, number) in own[0].numbers
 
     @staticmethod
     def _number(call: HeardCall, reading: Reading, number: int) -> int:
@@ -164,11 +176,16 @@ def _on_grid(shape: tuple[int, ...], grids: Grids, means: Sequence[FlatMean], wa
 
 @contextmanager
 def listening_while_recording(
-    pipeline: Any, layers: Sequence[str] | None, heads: Sequence[int] | None
+    pipeline: Any, layers: Sequence[str] | None, heads: Sequence[int] | None, *, special_tokens: bool = False
 ) -> Iterator[RecordedMaps]:
-    """Listen at every denoiser of a pipeline while it is called. The pipeline's call is never ended by this."""
+    """Listen at every denoiser of a pipeline while it is called. The pipeline's call is never ended by this.
+
+    Without `special_tokens` only positions are kept that a word may lie at, if the pipeline's tokenizers tell them.
+    """
     recorded = RecordedMaps()
     with ExitStack() as undo:
+        if not special_tokens:
+            undo.enter_context(listening_to_tokenizers(pipeline, recorded.tokenized.append))
         for name in DENOISERS:
             denoiser = getattr(pipeline, name, None)
             if isinstance(denoiser, torch.nn.Module):
@@ -230,12 +247,12 @@ class _Listener:
             if self.layers is None or path in self.layers:
                 self.recorded.problem = f"the layer {path} works in a way of its own"
         rows, shape = max((one.rows for one in places.inputs), default=1), _shape_of(tree)
-        numbers = range(places.numbers)
+        numbers = word_numbers(places, self.recorded.tokenized)
         means = tuple(
             FlatMean(numbers, self.heads) if shape is None else LayerMean(shape, numbers, self.heads)
             for _ in range(rows)
         )
-        return HeardCall(self.name, places, means, frozenset(changed))
+        return HeardCall(self.name, places, numbers, means, frozenset(changed))
 
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.now is not None:
@@ -268,6 +285,37 @@ class _Listener:
             if isinstance(mean, LayerMean):
                 grid = _patches(mean.shape, len(places.queries))
             mean.hear(Attended(call, rows, places.of_text(row), places.queries, grid))
+
+
+def word_numbers(places: Measured, tokenized: Sequence[TokenizerCall]) -> list[int]:
+    """Return the positions of a text that may be words' by what was tokenized: all but special tokens and padding.
+
+    An argument that is as long as a row of tokens has them in their order; one as long as two rows of two tokenizers
+    has one behind the other, in either order. Of an argument of another length, all positions are returned.
+    """
+    words: dict[int, dict[int, set[int]]] = {}
+    for call in tokenized:
+        special = set(getattr(call.tokenizer, "all_special_ids", ()))
+        for row in call.ids:
+            own = words.setdefault(id(call.tokenizer), {}).setdefault(len(row), set())
+            own |= {place for place, token in enumerate(row) if token not in special}
+    numbers: list[int] = []
+    before = 0
+    for one in places.inputs:
+        chosen = _words_of_length(one.length, list(words.values()))
+        numbers += [before + place for place in (range(one.length) if chosen is None else sorted(chosen))]
+        before += one.length
+    return numbers
+
+
+def _words_of_length(length: int, words: Sequence[Mapping[int, set[int]]]) -> set[int] | None:
+    """Return the places of words in a text of some length, of each tokenizer's lengths; None if no rows fit it."""
+    fitting = [by_length[length] for by_length in words if length in by_length]
+    for first, second in itertools.permutations(words, 2):
+        for one, places in first.items():
+            if length - one in second:
+                fitting.append(places | {one + place for place in second[length - one]})
+    return set().union(*fitting) if fitting else None
 
 
 def _content(tensor: torch.Tensor) -> bytes | None:

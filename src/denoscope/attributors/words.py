@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..errors import InputError, did_you_mean, shown_value
+from ..errors import InputError, ModelError, did_you_mean, shown_value
 from ..recording.listening import listening, reading_of
 from ..recording.models import Model
 from ..recording.prompts import Word, chosen_words, refuse_wordless
@@ -110,14 +110,15 @@ class Words(Attributor):
         ...     trace = model.trace("a red circle", seed=0)
         >>> maps = recorded.maps(trace)                                    # doctest: +SKIP
 
-        The picture is the same, bit for bit. One map of every token of the text is stored for each step, none of a
-        layer. Where a denoiser does not hand its text to its layers as it is, one of its calls is repeated some twenty
-        times at the beginning, to measure where the text lies. For packed samples and clips one step is made again when
-        the maps are first asked for.
+        The picture is the same, bit for bit. One map of every token of the texts is stored for each step, none of a
+        layer; of special tokens and padding only with `special_tokens`. Where a denoiser does not hand its text to its
+        layers as it is, one of its calls is repeated some twenty times at the beginning, to measure where the text
+        lies. For packed samples and clips one step is made again when the maps are first asked for.
         """
         refuse_wordless(model)
         layers = chosen_layers(model.denoiser, self.layers) if self.layers is not None else None
-        with listening_while_recording(model.pipeline, layers, self.heads) as maps:
+        listening = listening_while_recording(model.pipeline, layers, self.heads, special_tokens=self.special_tokens)
+        with listening as maps:
             yield RecordedWords(self, maps)
 
 
@@ -165,10 +166,18 @@ class RecordedWords:
         return self.recorded.nbytes
 
     def tokens(self, trace: Trace, index: int) -> torch.Tensor:
-        """Return the maps of all positions of the text at one step, (tokens, [frames,] h, w); raises as `maps`."""
+        """Return the maps of all positions of the text at one step, (tokens, [frames,] h, w); raises as `maps`.
+
+        Those of special tokens and padding are NaN, unless `special_tokens` had them kept.
+        """
         self.recorded.check(trace)
-        reading = reading_of(trace[index], self.settings.half, self.settings.prompt_text)
-        return self.recorded.maps(trace, trace[index], reading, range(reading.prompt.length))
+        step = trace[index]
+        reading = reading_of(step, self.settings.half, self.settings.prompt_text)
+        kept = [n for n in range(reading.prompt.length) if self.recorded.has(trace, step, reading, n)]
+        maps = self.recorded.maps(trace, step, reading, kept)
+        whole = maps.new_full((reading.prompt.length, *maps.shape[1:]), float("nan"))
+        whole[kept] = maps
+        return whole
 
     def maps(self, trace: Trace, steps: Sequence[int] | None = None) -> xr.Dataset:
         """Return the word maps of the trace that was recorded, or of one picture of it, `trace.picture(0)`.
@@ -183,6 +192,11 @@ class RecordedWords:
 
         def maps_at(step: Step) -> torch.Tensor:
             reading = reading_of(step, self.settings.half, self.settings.prompt_text)
+            if not all(self.recorded.has(trace, step, reading, position) for position in positions):
+                raise ModelError(
+                    "The maps of some words were not kept while the picture was made: its tokenizers read them as "
+                    "special tokens. Replay it, Words()(trace), or record it with Words(special_tokens=True)."
+                )
             return self.recorded.maps(trace, step, reading, positions)
 
         return _WordsOfRun(self.settings, words, maps_at, picture_size(trace), reading)(trace, steps)
