@@ -3,22 +3,24 @@
 No step is made a second time, but for one of packed samples and clips, whose grid is measured afterwards.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ..errors import CaptureError, DenoscopeError, InputError, ModelError, in_short
 from ..recording.components import DENOISERS, scheduler_of
-from ..recording.hooks.attention import AttentionCall, attending
+from ..recording.hooks.attention import AttentionCall, attending, attention_layers
 from ..recording.hooks.calls import stepping
+from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.listened import TokenizerCall, listening_to_tokenizers
-from ..recording.hooks.places import Measured, Places, handed_on, measured, number_of, sample_paths
+from ..recording.hooks.places import HandedOn, Measured, Places, kept_random, measured, number_of, sample_paths
 from ..recording.hooks.resume import resuming
-from ..recording.hooks.trees import leaves
+from ..recording.hooks.trees import leaves, map_tensors, with_leaves
 from ..recording.layout import halved, reduced
 from ..recording.listening import Attended, listening
 from ..recording.reading import Reading
@@ -196,7 +198,11 @@ def listening_while_recording(
 
 
 class _Listener:
-    """Listens at one denoiser: measures each kind of call once, and keeps a mean for each row of its text."""
+    """Listens at one denoiser: measures each kind of call once, and keeps a mean for each row of its text.
+
+    `seen` is what is found out during the first call of a kind that may hand on its text as it is; if it does not, the
+    places are measured behind that call, and it is made again.
+    """
 
     def __init__(
         self,
@@ -210,42 +216,55 @@ class _Listener:
         self.known: dict[Any, Measured] = {}
         self.texts: dict[int, Mapping[Any, torch.Tensor]] = {}
         self.now: HeardCall | None = None
+        self.seen: HandedOn | None = None
+        self.tree: Any = None
 
     @contextmanager
     def open(self) -> Iterator[None]:
         with ExitStack() as undo:
             undo.callback(self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True).remove)
             undo.callback(self.denoiser.register_forward_hook(self.after).remove)
+            for path, layer in attention_layers(self.denoiser).items():
+                look = functools.partial(self.look, path)
+                undo.callback(layer.register_forward_pre_hook(look, with_kwargs=True).remove)
             try:
-                attention = attending(self.denoiser, self.hear, wanted=self.is_wanted, once=False, required=False)
-                undo.enter_context(attention)
+                undo.enter_context(self._attending())
             except CaptureError as error:
                 self.recorded.problem = in_short(error, 200)
             yield
 
+    def _attending(self) -> AbstractContextManager[None]:
+        return attending(
+            self.denoiser,
+            self.hear,
+            wanted=self.is_wanted,
+            once=False,
+            required=False,
+            on_unread=lambda path, refusal: self._refuse(path),
+        )
+
     def before(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if resuming():
             return
+        self.now = self.seen = None
+        tree = map_tensors(lambda tensor: tensor, (args, kwargs))  # some denoisers empty their lists and dicts
         try:
-            self.now = self._begun((args, kwargs))
+            if _kind_of(tree) not in self.known:
+                self.seen, self.tree = HandedOn.of(tree), tree
+            self.now = self._begun(tree)
         except FAILED as error:
+            self.seen = None
             self.recorded.problem = f"measuring its places failed ({in_short(error, 160)})"
 
     def _begun(self, tree: Any) -> HeardCall:
-        tensors = leaves(tree)
-        key = tuple((path, tuple(tensor.shape), _content(tensor)) for path, tensor in tensors.items())
-        if key not in self.known:
-            self.known[key] = handed_on(self.denoiser, tree) or measured(self.denoiser, tree)
-        places = self.known[key]
+        places = Measured(self.seen.inputs, {}) if self.seen is not None else self._measured(tree)
         ordinal = sum(call.name == self.name for call in self.recorded.calls)
+        tensors = leaves(tree)
         texts = {
             path: tensor for path, tensor in tensors.items() if any(_is_of(path, one.path) for one in places.inputs)
         }
         before = self.texts.setdefault(ordinal, {path: tensor.detach().clone() for path, tensor in texts.items()})
         changed = {path for path, tensor in before.items() if path not in texts or not torch.equal(texts[path], tensor)}
-        for path in places.unread:
-            if self.layers is None or path in self.layers:
-                self.recorded.problem = f"the layer {path} works in a way of its own"
         rows, shape = max((one.rows for one in places.inputs), default=1), _shape_of(tree)
         numbers = word_numbers(places, self.recorded.tokenized)
         means = tuple(
@@ -254,21 +273,65 @@ class _Listener:
         )
         return HeardCall(self.name, places, numbers, means, frozenset(changed))
 
+    def _measured(self, tree: Any) -> Measured:
+        key = _kind_of(tree)
+        if key not in self.known:
+            self.known[key] = measured(self.denoiser, tree)
+        for path in self.known[key].unread:
+            self._refuse(path)
+        return self.known[key]
+
+    def _refuse(self, path: str) -> None:
+        if self.layers is None or path in self.layers:
+            self.recorded.problem = f"the layer {path} works in a way of its own"
+
     def after(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.now is not None:
-            for mean in self.now.means:
-                _to_cpu(mean)
-            self.recorded.calls.append(self.now)
+        if self.now is None:
+            return
+        try:
+            if self.seen is not None:
+                self._settle(self.seen)
+        except FAILED as error:
+            self.recorded.problem = f"measuring its places failed ({in_short(error, 160)})"
+        for mean in self.now.means:
+            _to_cpu(mean)
+        self.recorded.calls.append(self.now)
         self.now = None
+
+    def _settle(self, seen: HandedOn) -> None:
+        """Keep the places that were seen; where the text is not handed on as it is, measure them and call again."""
+        tree, self.seen, self.tree = self.tree, None, None
+        places = seen.measured()
+        if places is not None and self.now is not None:
+            self.known[_kind_of(tree)] = places
+            self.now = replace(self.now, places=places)
+            for path in places.unread:
+                self._refuse(path)
+            return
+        self.now = self._begun(tree)
+        args, kwargs = with_leaves(tree, {})
+        with without_hooks(self.denoiser), self._attending(), torch.no_grad(), kept_random(tree):
+            self.denoiser.forward(*args, **kwargs)
+
+    def look(self, path: str, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.seen is not None:
+            self.seen.look(path, layer, args, kwargs)
 
     def is_wanted(self, path: str, cross: bool) -> bool:
         if self.now is None or (self.layers is not None and path not in self.layers):
             return False
+        if self.seen is not None:
+            return self.seen.passed.get(path, False)
         return any(layer == path for layer, _ in self.now.places.sites)
 
     def hear(self, call: AttentionCall) -> None:
-        places = None if self.now is None else self.now.places.sites.get(call.site)
-        if places is None or self.now is None:
+        if self.now is None:
+            return
+        if self.seen is None:
+            places = self.now.places.sites.get(call.site)
+        else:
+            places = self.seen.places_of(call.site, call.rows, *call.size)
+        if places is None:
             return
         try:
             self._add(call, places)
@@ -285,6 +348,11 @@ class _Listener:
             if isinstance(mean, LayerMean):
                 grid = _patches(mean.shape, len(places.queries))
             mean.hear(Attended(call, rows, places.of_text(row), places.queries, grid))
+
+
+def _kind_of(tree: Any) -> Any:
+    """Return the key of a kind of call: the shapes of its arguments, and the numbers of masks and positions."""
+    return tuple((path, tuple(tensor.shape), _content(tensor)) for path, tensor in leaves(tree).items())
 
 
 def word_numbers(places: Measured, tokenized: Sequence[TokenizerCall]) -> list[int]:

@@ -15,12 +15,13 @@ import torch
 from ..errors import InputError, ModelError, ReplayError, in_short
 from .comparing import FAILURES, refuse_memory
 from .engines import Run
+from .followed import sequences, tokens_by_sets, tokens_by_vectors
 from .hooks.calls import ModuleCall
 from .hooks.listened import TokenizerCall, listening_to_tokenizers, tokenizers_of
 from .hooks.places import TextInput, number_of
 from .hooks.resume import Answer, Entry, Question
 from .hooks.trees import Path, leaves, with_leaves
-from .hooks.unmixed import changed, code, decoded, signs, unmixed
+from .hooks.unmixed import code, signs, unmixed
 from .prompts import Prompt, Word, numbered, split_words
 from .texts import EncodedText, EncoderCall, by_tokenizers, in_chunks, other_prompt, text_of
 
@@ -282,16 +283,21 @@ class _Reader:
 
         def under(members: torch.Tensor | None) -> list[dict[Path, torch.Tensor]]:
             def disturb(other: EncoderCall) -> Any:
-                if members is None or (other.name, other.number) != key:
+                if (other.name, other.number) != key:
+                    return other.output
+                if members is None:
+                    vectors.append(_vectors_of(other.output, row, len(other.ids), length))
                     return other.output
                 return _disturbed(other.output, members, row, len(other.ids))
 
             with unmixed():
                 calls = self._told({}, disturb, fresh).calls
-            return [_sequences((one.args, one.kwargs)) for one in calls]
+            return [sequences((one.args, one.kwargs)) for one in calls]
 
-        base = under(None)
-        return _tokens_by_call(base, [under(members) for members in code(length)], length)
+        vectors: list[list[torch.Tensor]] = []
+        base, every = under(None), under(torch.ones(length, dtype=torch.bool))
+        known = tokens_by_vectors(base, every, vectors[0]) if vectors else None
+        return tokens_by_sets(base, [under(members) for members in code(length)], length) if known is None else known
 
     def tensors_read(self, text: EncodedText) -> list[Path]:
         """Return the paths of an encoder's tensors that change the denoiser's arguments."""
@@ -309,7 +315,7 @@ class _Reader:
                 return with_leaves(other.output, {path: others[path]})
 
             calls = self._told({}, disturb).calls
-            return [_sequences((one.args, one.kwargs)) for one in calls]
+            return [sequences((one.args, one.kwargs)) for one in calls]
 
         base = under(None)
         return [path for path in paths if not _same_arguments(under(path), base)]
@@ -418,8 +424,8 @@ class _Reader:
                 instead[row] += _direction(embeds) * signs(members).to(embeds)[:, None]
             with unmixed():
                 calls = self._told({name: instead}, fresh=frozenset(told.others)).calls
-            sets.append([_sequences((one.args, one.kwargs)) for one in calls])
-        followed = _tokens_by_call(sets[0], sets[1:], length)
+            sets.append([sequences((one.args, one.kwargs)) for one in calls])
+        followed = tokens_by_sets(sets[0], sets[1:], length)
         blank = EncodedText(name, 0, 0, prompt_text, (None,) * length, (None,) * length)
         return self._labelled(self._reading(told, [(blank, followed)]), prompt_text, half)
 
@@ -529,36 +535,15 @@ def _disturbed_leaves(output: Any, members: torch.Tensor, row: int, rows: int) -
     return others
 
 
+def _vectors_of(output: Any, row: int, rows: int, length: int) -> list[torch.Tensor]:
+    """Return the vectors of a row's tokens, (length, features), in each tensor of an encoder's output that has them."""
+    tensors = [tensor for tensor in leaves(output).values() if tensor.ndim == 3 and tensor.is_floating_point()]
+    return [tensor[row] for tensor in tensors if tensor.shape[:2] == (rows, length)]
+
+
 def _direction(tensor: torch.Tensor) -> torch.Tensor:
     direction = torch.randn(tensor.shape[-1], generator=torch.Generator().manual_seed(7)).to(tensor)
     return direction * tensor.float().std().clamp(min=1e-3).to(tensor)
-
-
-def _sequences(tree: Any) -> dict[Path, torch.Tensor]:
-    """Return the sequences of vectors among a denoiser's arguments, in float32."""
-    found = {}
-    for path, tensor in leaves(tree).items():
-        listed = tensor.ndim == 2 and len(path) > 2 and isinstance(path[-1], int)
-        if tensor.is_floating_point() and (tensor.ndim >= 3 or listed):
-            found[path] = tensor.float()
-    return found
-
-
-def _tokens_by_call(
-    base: Sequence[Mapping[Path, torch.Tensor]], sets: Sequence[Sequence[Mapping[Path, torch.Tensor]]], length: int
-) -> dict[int, dict[Path, torch.Tensor]]:
-    """Return, for each call, the token of each position of its arguments, from the arguments under each set."""
-    found: dict[int, dict[Path, torch.Tensor]] = {}
-    for number, sequences in enumerate(base):
-        for path, tensor in sequences.items():
-            others = [one[number].get(path) if number < len(one) else None for one in sets]
-            if any(other is None or other.shape != tensor.shape for other in others):
-                continue
-            changes = [changed(other, tensor) for other in others if other is not None]
-            tokens = decoded(changes, length, torch.linalg.vector_norm(tensor, dim=-1)).cpu()
-            if bool((tokens >= 0).any()):
-                found.setdefault(number, {})[path] = tokens
-    return found
 
 
 def _places(

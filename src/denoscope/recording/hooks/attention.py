@@ -62,6 +62,13 @@ class AttentionCall:
         return self.query.shape[-2], self.key.shape[-2]
 
     @property
+    def rows(self) -> int:
+        """The number of rows of the batch."""
+        of_rows = self.query if self.taken is None else self.taken
+        assert of_rows is not None
+        return len(of_rows)
+
+    @property
     def heads(self) -> int:
         """The number of heads."""
         of_heads = self.query if self.taken is None else self.taken
@@ -140,6 +147,7 @@ def attending(
     wanted: Callable[[str, bool], bool] = _every_layer,
     once: bool = True,
     required: bool = True,
+    on_unread: Callable[[str, CaptureError], None] | None = None,
 ) -> Iterator[None]:
     """Call `on_attention` for every attention inside `root`, in the order in which they run.
 
@@ -148,13 +156,14 @@ def attending(
     probabilities that were passed on, so that gradients with respect to them can be taken, and is then compared with
     the original. `wanted(layer, cross)` chooses layers; others are not judged. `once` False lets a layer attend
     several times in a call, as IP-Adapter's do. Unless it is `required`, nothing
-    need be captured. Raises `CaptureError` if a wanted layer ran without being read (a
-    kernel of its own), if nothing was captured, or if the outputs differ.
+    need be captured. `on_unread` is passed the path and the refusal of a wanted layer that ran without being read.
+    Raises `CaptureError` for such a layer (a kernel of its own) if there is no `on_unread`, if nothing was captured, or
+    if the outputs differ.
     """
     layers = attention_layers(root)
     if not layers:
         raise CaptureError(f"This {type(root).__name__} has no attention layers, so nothing attends to anything in it.")
-    mode = _Listening(on_attention, through, wanted, once)
+    mode = _Listening(on_attention, through, wanted, once, on_unread)
     with ExitStack() as undo:
         for path, module in layers.items():
             enter, leave = functools.partial(mode.enter, path), mode.leave
@@ -214,9 +223,15 @@ class _Listening(TorchFunctionMode):
     """Reads the attention of the layer that is running off torch's own calls."""
 
     def __init__(
-        self, on_attention: OnAttention, through: bool, wanted: Callable[[str, bool], bool], once: bool = True
+        self,
+        on_attention: OnAttention,
+        through: bool,
+        wanted: Callable[[str, bool], bool],
+        once: bool = True,
+        on_unread: Callable[[str, CaptureError], None] | None = None,
     ):
         super().__init__()
+        self.on_unread = on_unread
         self.on_attention, self.through, self.wanted, self.once = on_attention, through, wanted, once
         self.running: list[Running] = []
         self.count = 0
@@ -229,7 +244,10 @@ class _Listening(TorchFunctionMode):
         if not self.wanted(done.path, done.cross):
             return
         if (done.times != 1 if self.once else not done.times) or done.sliced:
-            raise unreadable(done.path, module, done.times, slices=bool(done.sliced))
+            refusal = unreadable(done.path, module, done.times, slices=bool(done.sliced))
+            if self.on_unread is None:
+                raise refusal
+            self.on_unread(done.path, refusal)
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

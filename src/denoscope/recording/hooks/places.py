@@ -5,17 +5,16 @@ disturbed tokens, and for disturbed parts of the sample. What changes is where t
 order of text and picture, registers and padding.
 """
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ...errors import CaptureError
-from .attention import Site, attention_layers
+from .attention import Site
 from .calls import SAMPLE_NAMES
 from .layers import without_hooks
 from .trees import Path, leaves, with_leaves
@@ -400,45 +399,62 @@ In a U-Net's deep layers everything changes with everything, and nothing is know
 """
 
 
-def handed_on(module: torch.nn.Module, tree: Tree) -> Measured | None:
-    """Return the places where every layer is passed the denoiser's one text as it is, by cross-attention; None if not.
+@dataclass(eq=False)
+class HandedOn:
+    """The places of a denoiser's one text where every layer is passed it as it is, by cross-attention.
 
-    Its keys are then the text's positions in their order. One call is made, in which the layers are looked at.
+    Its keys are then the text's positions in their order. That is seen while a call runs: `look` at each layer before
+    it runs, `places_of` each attention in it, and `measured` at the end, None where a layer is passed anything else.
     """
-    inputs = text_inputs(tree, sample_paths(tree))
-    if len(inputs) != 1 or inputs[0].is_list:
-        return None
-    text = leaves(tree)[inputs[0].path]
-    passed: dict[str, bool] = {}
 
-    def look(path: str, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        if states is not None or getattr(layer, "add_k_proj", None) is not None:
-            joins = getattr(layer, "add_k_proj", None) is not None
-            own = isinstance(states, torch.Tensor) and states.shape == text.shape and bool((states == text).all())
-            passed[path] = own and not joins
+    inputs: tuple[TextInput, ...]
+    text: torch.Tensor
+    passed: dict[str, bool] = field(default_factory=dict)
+    sites: dict[Site, Places] = field(default_factory=dict)
+    is_other: bool = False
 
-    with without_hooks(module), ExitStack() as undo, torch.no_grad(), torch.random.fork_rng(devices=_gpus(tree)):
-        for path, layer in attention_layers(module).items():
-            hook = functools.partial(look, path)
-            undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        args, kwargs = with_leaves(tree, {})
-        with unmixed(module) as heard:
-            module.forward(*args, **kwargs)
-    if not passed or not all(passed.values()):
-        return None
-    numbers = torch.arange(inputs[0].length)
-    sites: dict[Site, Places] = {}
-    for site, seen in heard.attentions.items():
-        if site[0] not in passed:
-            continue
-        if seen.key.shape[:2] != text.shape[:2] or seen.query.shape[0] != len(text) or site[1]:
+    @classmethod
+    def of(cls, tree: Tree) -> "HandedOn | None":
+        """Return what is to be seen in a call with these arguments; None for other than one text in a tensor."""
+        inputs = text_inputs(tree, sample_paths(tree))
+        if len(inputs) != 1 or inputs[0].is_list:
             return None
-        rows = tuple((row,) for row in range(len(text)))
-        queries = tuple(range(seen.query.shape[1]))
-        sites[site] = Places(rows, (numbers,) * len(text), queries, len(queries))
-    unread = tuple(path for path in passed if path not in {site[0] for site in sites})
-    return Measured(inputs, sites, unread)
+        return cls(inputs, leaves(tree)[inputs[0].path])
+
+    def look(self, path: str, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what a layer is passed; a hook before it."""
+        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        joins = getattr(layer, "add_k_proj", None) is not None
+        if states is not None or joins:
+            own = isinstance(states, torch.Tensor) and states.shape == self.text.shape
+            same = own and (states is self.text or bool((states == self.text).all()))
+            self.passed[path] = same and not joins
+
+    def places_of(self, site: Site, rows: int, queries: int, keys: int) -> Places | None:
+        """Return the places in an attention of so many rows, queries and keys; None where they are others."""
+        count, length = self.text.shape[:2]
+        if not self.passed.get(site[0]):
+            return None
+        if (rows, keys) != (count, length) or site[1]:
+            self.is_other = True
+            return None
+        numbers = torch.arange(length)
+        own = Places(tuple((row,) for row in range(count)), (numbers,) * count, tuple(range(queries)), queries)
+        self.sites[site] = own
+        return own
+
+    def measured(self) -> Measured | None:
+        """Return all places after the call; None where the text is not handed on as it is."""
+        if self.is_other or not self.passed or not all(self.passed.values()):
+            return None
+        heard = {path for path, _ in self.sites}
+        return Measured(self.inputs, self.sites, tuple(path for path in self.passed if path not in heard))
+
+
+def kept_random(tree: Tree) -> AbstractContextManager[None]:
+    """Return a context that puts torch's random streams back, those of the arguments' devices among them."""
+    kept: AbstractContextManager[None] = torch.random.fork_rng(devices=_gpus(tree))
+    return kept
 
 
 def _gpus(tree: Tree) -> list[int]:
