@@ -150,7 +150,7 @@ def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[in
     rows, columns = (cubic_weights(*sides, probabilities.device) for sides in zip(grid, shape, strict=True))
     total: torch.Tensor | None = None
     each = max(1, ENLARGED_AT_ONCE // max(1, len(probabilities) * shape[0] * shape[1] * probabilities.shape[3]))
-    for heads in by_place.split(each, dim=1):
+    for heads in torch.split(by_place, each, dim=1):
         tall = (rows @ heads.float().flatten(3)).reshape(*heads.shape[:2], shape[0], *heads.shape[3:])
         maps = (columns @ tall).clamp_(min=0).sum(dim=1)
         total = maps if total is None else total.add_(maps)

@@ -426,8 +426,7 @@ class HandedOn:
         states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
         joins = getattr(layer, "add_k_proj", None) is not None
         if states is not None or joins:
-            own = isinstance(states, torch.Tensor) and states.shape == self.text.shape
-            same = own and (states is self.text or bool((states == self.text).all()))
+            same = states is self.text or (isinstance(states, torch.Tensor) and torch.equal(states, self.text))
             self.passed[path] = same and not joins
 
     def places_of(self, site: Site, rows: int, queries: int, keys: int) -> Places | None:
