@@ -431,3 +431,44 @@ def test_words_of_the_bundled_model_find_their_things():
     maps = heard.maps(trace)
     left, right = words_at(maps, box=(14, 42, 34, 62), steps=[6]), words_at(maps, box=(34, 26, 62, 54), steps=[6])
     assert left.token.values[0] == "red circle" and right.token.values[0] == "blue square"
+
+
+# What recording costs.
+
+
+def test_recording_calls_the_denoiser_as_often_as_the_pipeline_does(model):
+    """The places are seen in the first call; the words are found without another."""
+    unet, count = model.denoiser, 0
+    forward = unet.forward
+
+    def counted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        return forward(*args, **kwargs)
+
+    unet.forward = counted
+    try:
+        with Words().recording(model) as heard:
+            trace = model.trace(PROMPT, **CALL)
+        heard.maps(trace)
+    finally:
+        del unet.forward
+    assert count == CALL["num_inference_steps"]
+
+
+def test_a_layer_that_cannot_be_heard_does_not_end_the_call(model):
+    """Its processor computes attention by itself; the maps are refused when they are asked for."""
+
+    class Own:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **kwargs):
+            return hidden_states
+
+    name, layer = next((n, m) for n, m in model.denoiser.named_modules() if n.endswith("attn2"))
+    before = layer.processor
+    layer.processor = Own()
+    try:
+        with Words().recording(model) as heard:
+            trace = model.trace(PROMPT, **CALL)
+    finally:
+        layer.processor = before
+    assert f"the layer {name} works in a way of its own" in refusal(heard.maps, trace, kind=ModelError)
