@@ -7,11 +7,11 @@ READY := $(VENV)/ready
 RUN := $(VENV)/bin/python
 OUT := out/demo
 
-.PHONY: help demo test check bench families slow clean
+.PHONY: help demo test check bench bench-gpu families slow clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 - /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 - /p' Makefile
 
 demo: $(READY) ## explain a picture of the bundled model, on a CPU
 	$(RUN) -m denoscope demo --out $(OUT) --overwrite
@@ -29,6 +29,9 @@ check: $(READY) ## lint, check the format and the types
 bench: $(READY) ## measure speed and fidelity
 	$(RUN) benchmarks/run.py
 	$(RUN) benchmarks/study.py
+
+bench-gpu: $(READY) ## measure networks of the true sizes on a GPU, or small ones on a CPU
+	$(RUN) benchmarks/gpu.py
 
 families: $(READY) ## measure every small pipeline: recorded, replayed, decoded, explained
 	$(RUN) benchmarks/families.py

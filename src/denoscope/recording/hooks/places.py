@@ -5,16 +5,17 @@ disturbed tokens, and for disturbed parts of the sample. What changes is where t
 order of text and picture, registers and padding.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ...errors import CaptureError
-from .attention import Site
+from .attention import Site, attention_layers
 from .calls import SAMPLE_NAMES
 from .layers import without_hooks
 from .trees import Path, leaves, with_leaves
@@ -164,6 +165,57 @@ def measured(
         return probe.measured(boxes)
 
 
+@dataclass(eq=False)
+class HandedOn:
+    """The places of a denoiser's one text where every layer is passed it as it is, by cross-attention.
+
+    Its keys are then the text's positions in their order. That is seen while a call runs: `look` at each layer before
+    it runs, `places_of` each attention in it, and `measured` at the end, None where a layer is passed anything else.
+    """
+
+    inputs: tuple[TextInput, ...]
+    text: torch.Tensor
+    passed: dict[str, bool] = field(default_factory=dict)
+    sites: dict[Site, Places] = field(default_factory=dict)
+    is_other: bool = False
+
+    @classmethod
+    def of(cls, tree: Tree) -> "HandedOn | None":
+        """Return what is to be seen in a call with these arguments; None for other than one text in a tensor."""
+        inputs = text_inputs(tree, sample_paths(tree))
+        if len(inputs) != 1 or inputs[0].is_list:
+            return None
+        return cls(inputs, leaves(tree)[inputs[0].path])
+
+    def look(self, path: str, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what a layer is passed; a hook before it."""
+        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        joins = getattr(layer, "add_k_proj", None) is not None
+        if states is not None or joins:
+            same = states is self.text or (isinstance(states, torch.Tensor) and torch.equal(states, self.text))
+            self.passed[path] = same and not joins
+
+    def places_of(self, site: Site, rows: int, queries: int, keys: int) -> Places | None:
+        """Return the places in an attention of so many rows, queries and keys; None where they are others."""
+        count, length = self.text.shape[:2]
+        if not self.passed.get(site[0]):
+            return None
+        if (rows, keys) != (count, length) or site[1]:
+            self.is_other = True
+            return None
+        numbers = torch.arange(length)
+        own = Places(tuple((row,) for row in range(count)), (numbers,) * count, tuple(range(queries)), queries)
+        self.sites[site] = own
+        return own
+
+    def measured(self) -> Measured | None:
+        """Return all places after the call; None where the text is not handed on as it is."""
+        if self.is_other or not self.passed or not all(self.passed.values()):
+            return None
+        heard = {path for path, _ in self.sites}
+        return Measured(self.inputs, self.sites, tuple(path for path in self.passed if path not in heard))
+
+
 @dataclass(frozen=True)
 class Box:
     """A part of the sample's tensor to disturb, by its index, and the candidates' places that it covers, by grid."""
@@ -182,11 +234,14 @@ class _Probe:
     def measured(self, boxes: Callable[[torch.Tensor], list[Box]] | None) -> Measured:
         count = sum(one.length for one in self.inputs)
         rows = max((one.rows for one in self.inputs), default=1)
-        before = self._run({})
+        before, handed = self._looked_at()
         if not count:
             return Measured(self.inputs, {}, tuple(before.silent))
-        sets = [self._run(self._disturbed_text(members, None)) for members in code(count)]
-        by_row = [self._run(self._disturbed_text(torch.ones(count, dtype=torch.bool), row)) for row in range(rows)]
+        sets, by_row = [], []
+        if handed is None:
+            everything = torch.ones(count, dtype=torch.bool)
+            sets = [self._run(self._disturbed_text(members, None)) for members in code(count)]
+            by_row = [self._run(self._disturbed_text(everything, row)) for row in range(rows)]
         sampled = [self._run(self._disturbed_samples(None, row)) for row in range(rows)]
         parts = [] if boxes is None else self._boxes(boxes)
         moved = self._run(self._disturbed_samples(parts[0] if parts else None))
@@ -199,7 +254,10 @@ class _Probe:
             if any(other is None or other.key.shape != seen.key.shape for other in others):
                 continue
             moved_rows = _moved_rows(site, seen, sampled)
-            places = self._places(site, seen, count, sets, by_row, moved, by_box, moved_rows[0])
+            if handed is None:
+                places = self._places(site, seen, count, sets, by_row, moved, by_box, moved_rows[0])
+            else:
+                places = self._handed_places(handed, site, seen, moved, by_box, moved_rows[0])
             if places.reads_text:
                 sites[site] = places
             elif places.queries:
@@ -209,6 +267,37 @@ class _Probe:
             path for path, (_, size) in before.silent.items() if moved.silent.get(path, (True, size))[1] != size
         )
         return Measured(self.inputs, sites, unread, silent, pictures)
+
+    def _looked_at(self) -> tuple[Unmixed, HandedOn | None]:
+        """Return what attends in the call as it is, and whether every layer is passed its one text as it is."""
+        own = self.inputs == text_inputs(self.tree, self.samples)  # one text, and nothing else that could be one
+        handed = HandedOn.of(self.tree) if own else None
+        if handed is None:
+            return self._run({}), None
+        with ExitStack() as undo:
+            for path, layer in attention_layers(self.module).items():
+                look = functools.partial(handed.look, path)
+                undo.callback(layer.register_forward_pre_hook(look, with_kwargs=True).remove)
+            before = self._run({})
+        for site, seen in before.attentions.items():
+            handed.places_of(site, len(seen.key), seen.query.shape[1], seen.key.shape[1])
+        return before, None if handed.measured() is None else handed
+
+    def _handed_places(
+        self,
+        handed: HandedOn,
+        site: Site,
+        seen: Seen,
+        moved: Unmixed,
+        by_box: list[tuple[Box, Unmixed]],
+        moved_rows: Sequence[int],
+    ) -> Places:
+        """Return the places in an attention of a network whose layers are passed the text as it is."""
+        own = handed.sites.get(site)
+        rows = ((),) * handed.text.shape[0] if own is None else own.rows
+        queries, grid = self._queries(seen, moved.attentions[site], by_box, site, rows[0] or moved_rows)
+        keys = (torch.full((seen.key.shape[1],), -1),) * len(rows) if own is None else own.keys
+        return Places(rows, keys, queries, seen.query.shape[1], grid)
 
     def _places(
         self,
@@ -397,57 +486,6 @@ SHARP = 0.1
 
 In a U-Net's deep layers everything changes with everything, and nothing is known of the order.
 """
-
-
-@dataclass(eq=False)
-class HandedOn:
-    """The places of a denoiser's one text where every layer is passed it as it is, by cross-attention.
-
-    Its keys are then the text's positions in their order. That is seen while a call runs: `look` at each layer before
-    it runs, `places_of` each attention in it, and `measured` at the end, None where a layer is passed anything else.
-    """
-
-    inputs: tuple[TextInput, ...]
-    text: torch.Tensor
-    passed: dict[str, bool] = field(default_factory=dict)
-    sites: dict[Site, Places] = field(default_factory=dict)
-    is_other: bool = False
-
-    @classmethod
-    def of(cls, tree: Tree) -> "HandedOn | None":
-        """Return what is to be seen in a call with these arguments; None for other than one text in a tensor."""
-        inputs = text_inputs(tree, sample_paths(tree))
-        if len(inputs) != 1 or inputs[0].is_list:
-            return None
-        return cls(inputs, leaves(tree)[inputs[0].path])
-
-    def look(self, path: str, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See what a layer is passed; a hook before it."""
-        states = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        joins = getattr(layer, "add_k_proj", None) is not None
-        if states is not None or joins:
-            same = states is self.text or (isinstance(states, torch.Tensor) and torch.equal(states, self.text))
-            self.passed[path] = same and not joins
-
-    def places_of(self, site: Site, rows: int, queries: int, keys: int) -> Places | None:
-        """Return the places in an attention of so many rows, queries and keys; None where they are others."""
-        count, length = self.text.shape[:2]
-        if not self.passed.get(site[0]):
-            return None
-        if (rows, keys) != (count, length) or site[1]:
-            self.is_other = True
-            return None
-        numbers = torch.arange(length)
-        own = Places(tuple((row,) for row in range(count)), (numbers,) * count, tuple(range(queries)), queries)
-        self.sites[site] = own
-        return own
-
-    def measured(self) -> Measured | None:
-        """Return all places after the call; None where the text is not handed on as it is."""
-        if self.is_other or not self.passed or not all(self.passed.values()):
-            return None
-        heard = {path for path, _ in self.sites}
-        return Measured(self.inputs, self.sites, tuple(path for path in self.passed if path not in heard))
 
 
 def kept_random(tree: Tree) -> AbstractContextManager[None]:
