@@ -12,7 +12,7 @@ from pathlib import Path
 from families_questions import QUESTIONS, Cell
 
 from denoscope.errors import one_line
-from denoscope.results.folders import whole_folder
+from denoscope.files.whole import whole_folder
 
 FILES = {"table.md", "table.json"}
 README = {

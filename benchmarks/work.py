@@ -11,7 +11,7 @@ from rich.progress import track
 
 from denoscope.commands.subjects import FIRST_SEED
 from denoscope.commands.workers import results_in_order
-from denoscope.results.claims import claimed
+from denoscope.files.claims import claimed
 from denoscope.results.resumable import ResumableFolder
 
 Score = Callable[[int], Any]

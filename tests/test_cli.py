@@ -226,7 +226,7 @@ def test_the_end_of_a_prompt_that_was_cut_off_is_recorded(run, folders, tmp_path
 
 
 def test_of_two_runs_into_one_folder_the_second_is_refused_before_a_model_is_loaded(run, tmp_path, monkeypatch):
-    from denoscope.results.claims import claimed
+    from denoscope.files.claims import claimed
 
     held, go = threading.Event(), threading.Event()
 

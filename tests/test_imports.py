@@ -12,6 +12,7 @@ PACKAGE = Path(denoscope.__file__).parent
 
 ROOMS = (
     "errors",
+    "files",
     "criteria",
     "figures",
     "recording",
@@ -32,7 +33,7 @@ ROOMS = (
 FRONT = {"cli", "__main__"}
 """Who may import the public names, `denoscope` itself: for everyone else that is a way back up."""
 
-LIGHT = {"criteria", "figures", "report", "results"}
+LIGHT = {"criteria", "files", "figures", "report", "results"}
 """They know arrays, not tensors."""
 
 HEAVY = {"torch", "diffusers", "transformers", "matplotlib"}

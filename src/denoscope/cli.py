@@ -361,7 +361,7 @@ def evaluate(
     """Measure which explanation is true: every method on many pictures whose truth is known, as a leaderboard."""
     from .commands.evaluate import Evaluation
     from .commands.job import check_workers
-    from .results.claims import claimed
+    from .files.claims import claimed
 
     check_workers(workers)
     chosen = steps_in(at)
@@ -394,7 +394,7 @@ def evaluate(
 
 def _do(job: "Job", beginning: str, out: Path, overwrite: bool) -> None:
     """Claim the output folder, run the job, save its result and print it; Ctrl-C before that leaves nothing."""
-    from .results.claims import claimed
+    from .files.claims import claimed
     from .results.folders import check_output
 
     job.check()

@@ -9,12 +9,13 @@ import threading
 import pytest
 
 from denoscope.errors import InputError, OutputError
-from denoscope.results.claims import claimed
-from denoscope.results.folders import whole_folder
+from denoscope.files.claims import claimed
+from denoscope.files.whole import whole_folder
 
 HOLD = """
 import sys, time
-from denoscope.results.folders import check_output, whole_folder
+from denoscope.files.whole import whole_folder
+from denoscope.results.folders import check_output
 with whole_folder(check_output(sys.argv[1])) as folder:
     (folder / "run.json").write_text("{}")
     print("claimed", flush=True)

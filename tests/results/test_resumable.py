@@ -5,7 +5,7 @@ import pytest
 from small import refusal
 
 from denoscope.errors import InputError, OutputError
-from denoscope.results.folders import write_whole
+from denoscope.files.whole import write_whole
 from denoscope.results.resumable import ResumableFolder
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, Interrupted, did_you_mean, sentence
-from ..results.claims import claimed
+from ..files.claims import claimed
 from ..results.resumable import ResumableFolder
 from .job import FEWEST_MASKS, check_seed, check_workers, flags
 from .names import check_dtype

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..files.whole import whole_folder, write_whole
 from ..report.leaderboard import render_leaderboard, short_rows
-from ..results.folders import whole_folder, write_whole
 from ..results.records import PACKAGES, version_of
 from ..results.resumable import ResumableFolder
 from ..results.tables import Table

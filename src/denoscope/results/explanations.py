@@ -19,7 +19,8 @@ from typing import Any
 import xarray as xr
 
 from ..errors import InputError
-from .folders import check_output, listed, whole_folder, write_whole
+from ..files.whole import listed, whole_folder, write_whole
+from .folders import check_output
 from .records import json_of_record, plain
 from .tables import Table
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, OutputError
-from .folders import listed, write_whole
+from ..files.whole import listed, write_whole
 
 SETTINGS, TRIALS = "settings.json", "trials"
 RESULTS = {"report.html", "run.json", "leaderboard.json", "evaluation.zarr"}

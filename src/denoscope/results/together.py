@@ -15,8 +15,9 @@ from typing import Any
 
 import xarray as xr
 
+from ..files.whole import whole_folder
 from .explanations import Explanation
-from .folders import check_output, whole_folder
+from .folders import check_output
 from .records import ComparisonRecord, RecognitionRecord, json_of_record
 from .tables import Table
 
