@@ -118,7 +118,7 @@ class Attributor:
         results: list[StepResult] = []
         try:
             for group in self.groups(chosen):
-                results += self.explain_group(group, advance)
+                results += self.explain_group([_at_home(step) for step in group], advance)
         except (KeyboardInterrupt, DenoscopeError, RuntimeError) as stop:  # RuntimeError: out of memory
             if not results and not isinstance(stop, KeyboardInterrupt):
                 raise
@@ -153,6 +153,11 @@ def _engines(steps: Sequence[Step | Frame]) -> dict[str, str]:
     asked = [step.asked_engine for step in steps if isinstance(step, Step)]
     names = dict.fromkeys(name for name in asked if name is not None)
     return {"engine": ", ".join(names)} if names else {}
+
+
+def _at_home(step: Step | Frame) -> Step | Frame:
+    """Return a step of a trace that is kept elsewhere with its tensors on the pipeline's device, for this time."""
+    return step.brought() if isinstance(step, Step) else step
 
 
 def _log_snr(step: Step | Frame) -> float:

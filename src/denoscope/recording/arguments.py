@@ -25,6 +25,7 @@ OF_TRACE = {
     "shift": "schedule=, a list of time steps, such as denoscope.recording.schedules.early(30, {value!r})",
     "schedule": "timesteps= of the pipeline, if it takes them",
     "scheduler": "pipe.scheduler, set before the model is loaded",
+    "keep": "trace.to({value!r}) of the finished trace",
 }
 """Words that `Model.trace` reads itself, and another way to say each."""
 

@@ -1,5 +1,6 @@
 """From the last sample to the picture: the pipeline asked again, or its autoencoder as the pipeline itself used it."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,15 +71,35 @@ class Decoding:
     """The way from samples of a run to pictures, checked against the picture that the pipeline returned."""
 
     def __init__(self, run: Run, result: Any, calls: Sequence[DecoderCall]):
-        self.run, self.calls = run, tuple(calls)
-        self.picture = _picture(result, self.last)
-        self.nearness = EIGHT_BITS if self.picture is not None else 0.05
+        self.calls = tuple(calls)
+        self._begin(run, picture_in(result, run.recorded(len(run.places) - 1).prev_sample))
+        self.problem: str | None = self._nan() or self._other_picture()
+        self.calls = self.calls if self.fast is not None else ()  # outputs of whole pictures are not needed any more
+
+    def _begin(self, run: Run, picture: torch.Tensor | None) -> None:
+        self.run, self.picture = run, picture
+        self.nearness = EIGHT_BITS if picture is not None else 0.05
         self._range: tuple[float, float] | None = None
         self._batches: bool | None = None
         self._moves: bool | None = None
         self._judged = self._eight_bits = False
-        self.problem = self._nan() or self._other_picture()
-        self.calls = self.calls if self.fast is not None else ()  # outputs of whole pictures are not needed any more
+
+    @classmethod
+    def known(
+        cls, run: Run, picture: torch.Tensor | None, problem: str | None, fast: "Autoencoder | Pixels | None"
+    ) -> "Decoding":
+        """Return the decoding of a run that was checked when it was recorded."""
+        decoding = cls.__new__(cls)
+        decoding._begin(run, picture)
+        decoding.calls, decoding.problem = (fast.call,) if isinstance(fast, Autoencoder) else (), problem
+        decoding.__dict__["fast"] = fast
+        return decoding
+
+    def of_run(self, run: Run) -> "Decoding":
+        """Return the decoding for the same run with its tensors elsewhere."""
+        other = copy.copy(self)
+        other.run = run
+        return other
 
     @property
     def last(self) -> torch.Tensor:
@@ -141,6 +162,8 @@ class Decoding:
         Differentiable. Raises `NumericsError` or `ReplayError` where the returned picture is not the last sample's,
         `ReplayError` where the pipeline cannot be asked.
         """
+        self.run.refuse_absent()
+        samples = samples.to(self.run.home)
         if self.problem is not None:
             raise (NumericsError if "NaN" in self.problem else ReplayError)(self.problem)
         if self.confirmed_fast is not None and self.confirmed_fast.usable:
@@ -335,7 +358,7 @@ def difference_of(pictures: torch.Tensor, expected: torch.Tensor) -> float:
     return value if value == value else float("inf")
 
 
-def _picture(result: Any, last: torch.Tensor) -> torch.Tensor | None:
+def picture_in(result: Any, last: torch.Tensor) -> torch.Tensor | None:
     """Return the pictures of a result as a tensor in [0, 1]; None for latents and results without pictures."""
     pictures = finished(result)
     if isinstance(pictures, torch.Tensor) and pictures.shape == last.shape and torch.equal(pictures.to(last), last):

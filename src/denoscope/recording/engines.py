@@ -6,13 +6,13 @@ the recorded sample. The direct one must also do what the pipeline does with ano
 conditioning, and mix its outputs in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from ..errors import DenoscopeError, ReplayError, in_short, sentence
+from ..errors import DenoscopeError, ModelError, ReplayError, in_short, sentence
 from .comparing import (
     FAILURES,
     MOST_ROUNDING,
@@ -54,7 +54,8 @@ class Run:
     """One sampling of a recorded call, which can be asked again.
 
     `places` are its steps' places among all steps of the call, `unit` the rows of a sample that make one picture.
-    `is_chain` is True if each step's sample is the result of the step before.
+    `is_chain` is True if each step's sample is the result of the step before. `absent` is the reason why there are no
+    networks, of a run that was loaded without its model; None as a rule.
     """
 
     resumption: Resumption
@@ -73,14 +74,35 @@ class Run:
     computed: bool | None = None
     readings: dict[Any, Any] = field(default_factory=dict)
     measures: dict[Any, Any] = field(default_factory=dict)
+    absent: str | None = None
 
     @property
     def rows(self) -> int:
         """The rows of the whole sample: `unit` for each picture."""
-        return len(self.recorded(0).sample)
+        return len(self.resumption.steps[self.places[0]].sample)
+
+    def refuse_absent(self) -> None:
+        """Raise `ModelError` if the run was loaded without its model, whose networks every replay needs."""
+        if self.absent is not None:
+            raise ModelError(self.absent)
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor], directs: list[Replay | None]) -> "Run":
+        """Return the run with its recorded tensors moved; what it has found out about the pipeline stays known."""
+        resumption, home = self.resumption, self.home
+        resumption = replace(resumption, steps=[step.moved(move) for step in resumption.steps], home=home)
+        run = replace(self, resumption=resumption, directs=directs, tokens={}, readings={}, measures={})
+        run.decoding = self.decoding.of_run(run)
+        return run
+
+    @property
+    def home(self) -> torch.device:
+        """The device on which the pipeline has its samples, wherever the recorded ones are kept."""
+        home: torch.device = self.resumption.home or self.resumption.steps[self.places[0]].sample.device
+        return home
 
     def denoiser(self, index: int) -> torch.nn.Module:
         """Return the denoiser that was called last for a step; raises `ReplayError` if none was."""
+        self.refuse_absent()
         since = self.places[index - 1] + 1 if index else 0
         between = self.resumption.steps[since : self.places[index] + 1]
         called = [name for step in between for name, _ in step.blanks]
@@ -98,7 +120,7 @@ class Run:
 
     def recorded(self, index: int) -> Any:
         """Return the recorded tensors of a step, all rows."""
-        return self.resumption.steps[self.places[index]]
+        return self.resumption.recorded(self.places[index])
 
     def fingerprint(self) -> int:
         """Return a number that changes when weights of the pipeline are written to, moved, replaced or added."""
@@ -118,8 +140,9 @@ class Run:
         `row` is the picture that they are samples of, None for samples of all pictures. Raises `ReplayError` where
         the pipeline itself changes the sample before the step.
         """
+        self.refuse_absent()
         gradient = torch.is_grad_enabled() and samples.requires_grad
-        samples = samples.to(self.recorded(index).sample.dtype)
+        samples = samples.to(self.home, self.resumption.steps[self.places[index]].sample.dtype)
         try:
             return self._predicted(index, samples, row, gradient)
         except DenoscopeError:
@@ -159,6 +182,7 @@ class Run:
 
     def answer(self, index: int, samples: torch.Tensor, count: int = 1, gradient: bool = False) -> Answer:
         """Make one resumed call for a step."""
+        self.refuse_absent()
         before = self.places[index - 1] if index else None
         question = Question(samples, self.places[index], before, self.entry(index), count, gradient)
         return self.resumption.ask(replace(question, computed=self.needs_computing(index)))
@@ -265,6 +289,7 @@ class Run:
 
         Tried once for all steps that call the same networks in the same way.
         """
+        self.refuse_absent()
         signature = self.signatures[index]
         if signature not in self.verdicts:
             self.verdicts[signature] = self._contradiction(index)
@@ -274,6 +299,8 @@ class Run:
         direct = self.directs[index]
         if direct is None:
             return "it has another form"
+        if self.resumption.home is not None:
+            direct = direct.to(lambda tensor: tensor.to(self.home))
         sample = disturbed(self.recorded(index).sample)
         try:
             answer = self.answer(index, sample)

@@ -139,6 +139,7 @@ class Model:
         shift: float | None = None,
         scheduler: str | None = None,
         advance: Callable[[int], None] | None = None,
+        keep: str | torch.device | None = None,
         **pipeline_kwargs: Any,
     ) -> Trace:
         """Run the pipeline's own call once and record it.
@@ -148,25 +149,29 @@ class Model:
         `seed` is short for a CPU generator with that seed; `generator` may be a list of them. `schedule` is "uniform"
         (the scheduler's own spacing), "early", "late" (with `shift`, γ), "band:600" or a falling list of time steps,
         such as `schedules.band(600)`. `scheduler` swaps the pipeline's for this run, by a name such as "dpm-solver++".
-        `advance(1)` is called after each step. All else goes to the pipeline unchanged, pictures and latents too; by
+        `advance(1)` is called after each step. `keep="cpu"` moves each step's tensors to the host while the call runs,
+        in pinned memory where they come from CUDA, and leaves an accelerator's memory to the network (`Trace.to`).
+        All else goes to the pipeline unchanged, pictures and latents too; by
         position in the order of its own call. In most pipelines of diffusers a `guidance_scale` of 1 or less switches
         guidance off, 0 and negative numbers too: `Trace.guidance_in_effect` says the scale that counted.
 
         Raises `InputError` for a call that the pipeline refuses or that needs more memory than is free, and for a word
-        of these that the pipeline has an argument of its own for (seed, shift, schedule, scheduler);
+        of these that the pipeline has an argument of its own for (seed, shift, schedule, scheduler, keep);
         `ScheduleError` for a scheduler that cannot do it, `NumericsError` naming the step of a NaN.
         """
         if generator is not None:
             pipeline_kwargs = {**pipeline_kwargs, "generator": generator}
         planned = Call(self.pipeline, args, pipeline_kwargs)
         own = {"seed": seed, "schedule": schedule, "shift": shift, "scheduler": scheduler}
-        planned.refuse_shared_words(own)
+        planned.refuse_shared_words({**own, "keep": keep})
+        place = device_of(keep)
         self._warn_of_cut(planned.texts)
         kwargs, timesteps = self._with_schedule(schedule, shift, planned)
         if seed is not None:
             kwargs["generator"] = _generator(seed)
         call = {"args": planned.positional, **planned.named, **own}
         call.pop("generator", None)
+        call |= {} if keep is None else {"keep": str(keep)}
         steps_done: list[int] = []
 
         def step_done(steps: int) -> None:
@@ -178,7 +183,7 @@ class Model:
             return planned.run(kwargs, steps_done)
 
         with swapped_scheduler(self.pipeline, scheduler) as used:
-            return record(self, used, run, timesteps, call, (planned.positional, kwargs), step_done)
+            return record(self, used, run, timesteps, call, (planned.positional, kwargs), step_done, place)
 
     def _warn_of_cut(self, texts: Sequence[str]) -> None:
         for text in texts if self.takes_text else ():

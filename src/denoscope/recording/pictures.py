@@ -1,6 +1,7 @@
 """The pictures that a pipeline returned, in whichever form: pictures, clips, NumPy arrays, tensors."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,13 @@ from PIL import Image
 
 PICTURE_FIELDS = ("images", "frames", "videos", "image", "video", "prediction")
 """Names that results of diffusers have for pictures and clips."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures or clips in the place of a pipeline's own result."""
+
+    images: Any
 
 
 def finished(result: Any) -> Any:

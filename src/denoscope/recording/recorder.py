@@ -6,7 +6,6 @@ Whatever cannot be read is recorded with the reason, which is told at the first 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +20,8 @@ from .hooks.recorded import RecordedCall, RecordedStep
 from .hooks.replay import Replay
 from .hooks.restoring import restored
 from .hooks.resume import Resumption
-from .hooks.schedulers import time_steps
+from .hooks.schedulers import TimeSteps
+from .keeping import Keeper
 from .noise import NoiseLevel, noise_level
 from .pictures import pictures_in
 from .steps import Step, refuse_non_finite
@@ -34,20 +34,36 @@ class SecondSamplingWarning(UserWarning):
 
 @dataclass(eq=False)
 class _Sampling:
-    """The steps of one sampling while they pass by: places among all steps of the call, and what was read of each."""
+    """The steps of one sampling while they pass by: places among all steps of the call, and what was read of each.
+
+    `keeper` moves their tensors to where they are kept; None leaves them where they are.
+    """
 
     scheduler: Any
     places: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     directs: list[Replay | None] = field(default_factory=list)
     signatures: list[Signature] = field(default_factory=list)
+    latest: Step | None = None
+    keeper: Keeper | None = None
+
+    def take(self, step: Step) -> None:
+        """Store a step, in the keeper's memory if there is one; the `latest` stays on its device for the next."""
+        self.latest = step
+        if self.keeper is not None:
+            self.keeper.next_step()
+            step = step.moved(self.keeper, None if step.direct is None else step.direct.to(self.keeper), None)
+        self.steps.append(step)
+        self.directs.append(step.direct)
 
 
 class _Recorder:
     """Everything that one recorded call leaves, collected while it runs."""
 
-    def __init__(self, denoisers: frozenset[str], advance: Callable[[int], None] | None):
-        self.denoisers, self.advance = denoisers, advance
+    def __init__(
+        self, denoisers: frozenset[str], advance: Callable[[int], None] | None, keep: torch.device | None = None
+    ):
+        self.denoisers, self.advance, self.keep = denoisers, advance, keep
         self.samplings: list[_Sampling] = []
         self.recorded: list[RecordedStep] = []
         self.heard: Heard | None = None
@@ -57,14 +73,14 @@ class _Recorder:
         refuse_non_finite(taken.model_output, len(sampling.steps), taken.timestep)
         names = tuple(call.name for call in calls)
         asked = [call for call in calls if call.name in self.denoisers]
-        before = sampling.steps[-1] if sampling.steps else None
+        before = sampling.latest
         taken = _sharing(taken, before)
-        direct, refusal = _direct(asked, taken, sampling.directs[-1] if sampling.directs else None)
-        sampling.steps.append(_step(scheduler, taken, direct, refusal, before))
-        sampling.directs.append(direct)
+        direct, refusal = _direct(asked, taken, None if before is None else before.direct)
+        sampling.take(_step(scheduler, taken, direct, refusal, before))
         sampling.signatures.append(Signature.of(names, asked))
         sampling.places.append(len(self.recorded))
-        self.recorded.append(RecordedStep.of(calls, taken))
+        recorded = RecordedStep.of(calls, taken)
+        self.recorded.append(recorded if sampling.keeper is None else recorded.moved(sampling.keeper))
         if self.advance is not None:
             self.advance(1)
 
@@ -78,12 +94,12 @@ class _Recorder:
         shape = taken.sample.shape
         own = [s for s in self.samplings if s.scheduler is scheduler and s.steps[-1].sample.shape == shape]
         begins = self.heard is not None and len(self.recorded) in self.heard.beginnings
-        if own:
-            last = own[-1].steps[-1]
+        last = own[-1].latest if own else None
+        if last is not None:
             follows = last.prev_sample.shape == taken.sample.shape and torch.equal(last.prev_sample, taken.sample)
             if follows or not (begins or taken.timestep > last.timestep):
                 return own[-1]
-        self.samplings.append(_Sampling(scheduler))
+        self.samplings.append(_Sampling(scheduler, keeper=None if self.keep is None else Keeper(self.keep)))
         return self.samplings[-1]
 
 
@@ -95,20 +111,21 @@ def record(
     call: dict[str, Any],
     arguments: tuple[tuple[Any, ...], Mapping[str, Any]],
     advance: Callable[[int], None] | None = None,
+    keep: torch.device | None = None,
 ) -> Trace:
     """Run a pipeline once and record its networks and its schedulers; `advance(1)` is called after each step.
 
-    `run` calls the pipeline with `arguments`. Raises `NumericsError` at the step where a prediction is not finite and
-    `RecordingError` if no step was recorded. Warns of a call that samples several times, and of a picture that is not
-    the one that the last sample decodes to.
+    `run` calls the pipeline with `arguments`. Recorded tensors are moved to the device `keep`, if any. Raises
+    `NumericsError` at the step where a prediction is not finite and `RecordingError` if no step was recorded. Warns
+    of a call that samples several times, and of a picture that is not the one that the last sample decodes to.
     """
     pipeline = model.pipeline
     networks, schedulers = networks_of(pipeline), schedulers_of(pipeline)
-    denoisers = frozenset(name for name in networks if name in DENOISERS)
-    recorder, recorded_call = _Recorder(denoisers, advance), RecordedCall.of(pipeline, *arguments)
+    denoisers, set_steps = frozenset(name for name in networks if name in DENOISERS), TimeSteps(scheduler, timesteps)
+    recorder, recorded_call = _Recorder(denoisers, advance, keep), RecordedCall.of(pipeline, *arguments)
     with (
         restored(pipeline, after_failure_only=True),
-        time_steps(scheduler, timesteps),
+        set_steps(),
         recording(networks, schedulers, recorder.on_step) as heard,
     ):
         recorder.heard = heard
@@ -123,10 +140,11 @@ def record(
         for place in () if _follows(other) else other.places:
             recorder.recorded[place] = replace(recorder.recorded[place], beside=True)
     sampling = _of_the_picture(recorder.samplings)
-    set_steps = partial(time_steps, scheduler, timesteps)
     resumption = Resumption(
         recorded_call, recorder.recorded, networks, schedulers, denoisers, recorder.repeated(), set_steps
     )
+    if keep is not None and sampling.latest is not None:
+        resumption.home = sampling.latest.sample.device
     return _finished(model, sampling, resumption, heard, result, call)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -64,13 +64,49 @@ class Step:
     # The engines.
 
     @property
+    def home(self) -> torch.device:
+        """The device on which the pipeline has its samples, wherever this step's tensors are kept."""
+        return self.sample.device if self.run is None else self.run.home
+
+    def brought(self) -> "Step":
+        """Return this step with its tensors on the pipeline's device; itself if they lie there."""
+        home = self.home
+        if self.sample.device == home:
+            return self
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(home)
+
+        return self.moved(move, None if self.direct is None else self.direct.to(move), self.run)
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor], direct: Replay | None, run: Run | None) -> "Step":
+        """Return this step with its tensors moved, for a direct engine and a run whose tensors are."""
+        sample, output, following = (move(each) for each in (self.sample, self.model_output, self.prev_sample))
+        step = replace(self, sample=sample, model_output=output, prev_sample=following, direct=direct, run=run)
+        step.__dict__[CONFIRMED] = self._confirmed
+        return step
+
+    @property
+    def _confirmed(self) -> dict[str, Any]:
+        """The name of the engine that was right, and the weights with which it was; empty if none was asked."""
+        known: dict[str, Any] = self.__dict__.setdefault(CONFIRMED, {})
+        return known
+
+    def _confirm(self, name: str) -> None:
+        self._confirmed.update(name=name, weights=self._weights())
+
+    @property
     def replay(self) -> Replay:
         """The direct engine; raises the `refusal`, or `ReplayError` where the pipeline does something else."""
+        if self.run is not None:
+            self.run.refuse_absent()
         if self.direct is None:
             raise ReplayError(str(self.refusal))
         if self.run is not None and (why := self.run.refusal_of_direct(self.index)):
             raise ReplayError(f"The denoiser of step {self.index} cannot be asked directly: {why}.")
-        return self.direct
+        direct = self.brought().direct
+        assert direct is not None
+        return direct
 
     @property
     def asks_directly(self) -> bool:
@@ -100,19 +136,18 @@ class Step:
     @property
     def asked_engine(self) -> str | None:
         """The engine that has answered since the last check; None if none was asked."""
-        known = self.__dict__.get(CONFIRMED)
-        return None if known is None else str(known[0])
+        return self._confirmed.get("name")
 
     def _engine(self, changed: bool = False) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
         """Return the engine's name and the engine, checked on this step's own sample once.
 
         It is checked again if weights have changed since, unless they are `changed` on purpose.
         """
-        known = self.__dict__.get(CONFIRMED)
-        if known is not None and (self.checked or changed or known[2] == self._weights()):
-            name: str = known[0]
-            return name, known[1]
-        reasons = []
+        known, reasons = self._confirmed, []
+        if known and (self.checked or changed or known["weights"] == self._weights()):
+            sure = next((each for each in self._engines() if each[0] == known["name"]), None)
+            if sure is not None:
+                return sure
         for name, engine in self._engines():
             try:
                 if not self.checked:
@@ -121,11 +156,17 @@ class Step:
                 refuse_memory(error)
                 reasons.append(f"{name}: {in_short(error, 240)}")
                 continue
-            self.__dict__[CONFIRMED] = (name, engine, self._weights())
+            self._confirm(name)
             return name, engine
         raise ReplayError(self._no_engine(reasons))
 
     def _engines(self) -> Iterator[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]:
+        """Yield the engines to be tried, by their names; they take samples on the pipeline's device.
+
+        Raises `ModelError` for a trace that was loaded without its model.
+        """
+        if self.run is not None:
+            self.run.refuse_absent()
         if self.direct is not None and self.asks_directly:
             yield DIRECT, self.direct
         if self.run is not None:
@@ -167,11 +208,13 @@ class Step:
 
     def forget_check(self) -> None:
         """Check the engine again at the next question: the network may have been changed since."""
-        self.__dict__.pop(CONFIRMED, None)
+        self._confirmed.clear()
 
     @property
     def denoiser(self) -> torch.nn.Module:
         """The network that made this step's prediction, the last one of several."""
+        if self.run is not None:
+            self.run.refuse_absent()
         if self.direct is not None:
             return self.direct.denoiser
         if self.run is None:
@@ -229,9 +272,10 @@ class Step:
 
         Stateless and differentiable. The first call checks the `engine` on the step's own sample and raises
         `ReplayError` if the result is not the prediction that the scheduler received; `NumericsError` if a prediction
-        is not finite.
+        is not finite. Samples may lie on any device; predictions lie on theirs.
         """
-        return self._finite(self._engine()[1](samples))
+        step = self.brought()
+        return step._finite(step._engine()[1](samples.to(step.home))).to(samples.device)
 
     def half(self, copy: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the denoiser's own prediction in one guidance half, before they are mixed, as a function of samples.
@@ -239,13 +283,14 @@ class Step:
         `copy` is 0 or 1; without guidance there is only 0. Checked as in `predict`, when it is asked for. Raises
         `ReplayError` for a step whose denoiser cannot be asked directly.
         """
-        replay = self.replay
-        if not self.checked:
-            known = self.__dict__.get(CONFIRMED)
-            sure = known is not None and known[0] == DIRECT and known[2] == self._weights()
-            self._refuse_other(replay, None if sure else replay(self.sample))
+        step = self.brought()
+        replay = step.replay
+        if not step.checked:
+            known = step._confirmed
+            sure = bool(known) and known["name"] == DIRECT and known["weights"] == step._weights()
+            step._refuse_other(replay, None if sure else replay(step.sample))
         half = replay.half(copy)
-        return lambda samples: self._finite(half(samples))
+        return lambda samples: step._finite(half(samples.to(step.home))).to(samples.device)
 
     def predict_original(self, samples: torch.Tensor) -> torch.Tensor:
         """Return the predicted clean samples, shape as given."""
@@ -272,10 +317,11 @@ class Step:
         Its prediction is the denoiser's for that sample now, and `prev_sample` is `next_sample`. Differentiable: the
         tensors of the new step are functions of the sample.
         """
-        prediction = self._finite(self._engine(changed=True)[1](sample))
+        step = self.brought()
+        prediction = step._finite(step._engine(changed=True)[1](sample.to(step.home))).to(sample.device)
         following = self._next(sample, prediction)
         other = replace(self, sample=sample, model_output=prediction, prev_sample=following, checked=True)
-        other.__dict__[CONFIRMED] = self.__dict__.get(CONFIRMED)
+        other.__dict__[CONFIRMED] = dict(step._confirmed)
         return other
 
     def clean(self, samples: torch.Tensor | None = None) -> torch.Tensor:
@@ -296,7 +342,7 @@ class Step:
         if self.run is None:
             raise ReplayError("This step belongs to no recorded run, so its samples cannot be decoded.")
         pictures: torch.Tensor = self.run.decoding(samples)
-        return pictures
+        return pictures.to(samples.device)
 
     def picture(self, index: int, earlier: "Step | None" = None) -> "Step":
         """Return this step for one picture of the batch; conditioning equal to that of `earlier` is shared with it."""
@@ -319,6 +365,8 @@ class Step:
         Differentiable: under gradients, whatever depends on the sample has a graph. Raises `ReplayError` if it is not
         the prediction that the scheduler received, or if the denoiser cannot be asked directly.
         """
+        if (step := self.brought()) is not self:
+            return step.repeat()
         replay = self.replay
         again = replay(self.sample.detach().clone().requires_grad_() if torch.is_grad_enabled() else self.sample)
         if not self.checked:
@@ -330,6 +378,8 @@ class Step:
 
         Differentiable, as `repeat`. Raises `ReplayError` if it is not the prediction that the scheduler received.
         """
+        if (step := self.brought()) is not self:
+            return step.again()
         if self.hears_directly:
             return self.repeat()
         if self.run is None:
@@ -344,7 +394,7 @@ class Step:
                 self._compare(engine, prediction)
             except ReplayError as error:
                 raise ReplayError(self._no_engine([f"{name}: {error}"])) from None
-            self.__dict__[CONFIRMED] = (name, engine, self._weights())
+            self._confirm(name)
         return self._finite(prediction)
 
     def _refuse_other(self, replay: Replay, again: torch.Tensor | None) -> None:
@@ -355,7 +405,7 @@ class Step:
             self._compare(replay, again)
         except ReplayError as error:
             raise ReplayError(self._no_engine([f"{DIRECT}: {error}"])) from None
-        self.__dict__[CONFIRMED] = (DIRECT, replay, self._weights())
+        self._confirm(DIRECT)
 
     def _finite(self, prediction: torch.Tensor) -> torch.Tensor:
         refuse_non_finite(prediction, self.index, self.timestep)
@@ -363,7 +413,7 @@ class Step:
 
 
 CONFIRMED = "_confirmed"
-"""Where a step remembers its engine, and the weights with which it was right."""
+"""Where a step remembers its engine, and the weights with which it was right; shared with the step on its device."""
 
 
 def layout_of(run: Run) -> Layout:
@@ -371,6 +421,7 @@ def layout_of(run: Run) -> Layout:
     if run.layout is None:
         last, decoding = run.decoding.last[: run.unit], run.decoding
         picture = decoding.picture
+        run.refuse_absent()
         if picture is None and last.ndim == 4 and run.unit == 1:  # latents were asked for: the usual order
             usual = run.layout = Layout("cyx", (last.shape[-2], last.shape[-1]))
             return usual

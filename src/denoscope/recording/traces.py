@@ -1,17 +1,23 @@
 """A recorded run: its steps, its pictures and the call that made them."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 
 from ..errors import InputError
+from .hooks.replay import Replay
 from .hooks.trees import tensors_of
-from .pictures import finished
+from .keeping import Keeper
+from .loading import device_of
+from .pictures import Images, finished
 from .steps import Step
+from .stored import read
+from .storing import Parts, packed, write
 
 READ_SCALE = ("guidance", "timestep_cond")
 """Arguments by which distilled denoisers are told the guidance scale."""
@@ -105,6 +111,63 @@ class Trace(Sequence[Step]):
                 tensors += tensors_of((call.args, call.kwargs, call.beside))
         return tensors
 
+    # A trace that lasts.
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the folder that `save` would write, to within a few thousand: PNG makes pictures smaller."""
+        return packed(self._parts()).nbytes
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Store the trace in a new folder, whole or not at all, and return the folder's absolute path.
+
+        >>> Trace.load(trace.save("circle"), model)[3].predict(trace[3].sample).equal(trace[3].predict(trace[3].sample))
+        True
+
+        Tensors are stored as safetensors, pictures as PNG, and the rest as JSON. `stored_nbytes` is the size. A trace
+        that is there is replaced if `overwrite` is true. Raises `InputError` for a place where no folder can be
+        made or something else is, and for a trace that no folder can hold; `OutputError` if the disk has too little
+        room or cannot be written to. Warns of arguments that cannot be stored, such as callbacks.
+        """
+        return write(self._parts(), folder, overwrite)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: Any = None) -> "Trace":
+        """Return a trace that `save` stored.
+
+        Without its `model` it has its pictures, samples, predictions and noise levels, and refuses what needs a network
+        with a `ModelError`. With it, it can be asked like the trace that was stored. Raises `InputError` if the folder
+        holds no trace, and `ModelError` for a model with other weights (by their SHA-256) or settings.
+        """
+        parts = read(folder, model)
+        return cls(parts.steps, parts.result, parts.call, parts.model)
+
+    def to(self, device: str | torch.device) -> "Trace":
+        """Return the trace with its recorded tensors on a device, "cpu" to free an accelerator's memory.
+
+        It can still be asked: what a question needs is brought to the model's device for that time, and answers are
+        where the samples of the question are. Raises `InputError` for a device that cannot hold numbers.
+        """
+        place = device_of(device)
+        assert place is not None
+        moved, replays = Keeper(place), dict[int, Replay]()
+
+        def replay(direct: Replay | None) -> Replay | None:
+            if direct is not None and id(direct) not in replays:
+                replays[id(direct)] = direct.to(moved)
+            return None if direct is None else replays[id(direct)]
+
+        run = self.steps[0].run
+        run = None if run is None else run.moved(moved, [replay(direct) for direct in run.directs])
+        return Trace(
+            [step.moved(moved, replay(step.direct), run) for step in self.steps], self.result, self.call, self.model
+        )
+
+    def _parts(self) -> Parts:
+        return Parts(self.steps, self.result, self.call, self.model)
+
+    # Its parts.
+
     def picture(self, index: int) -> "Trace":
         """Return the trace of one picture of a batch.
 
@@ -119,7 +182,7 @@ class Trace(Sequence[Step]):
                 f"This trace has {self.pictures} samples for {len(self.images)} pictures, so the sample of a picture "
                 "is not known, and no picture can be chosen. Record one picture in a call."
             )
-        result = _Images(self.images[index : index + 1])
+        result = Images(self.images[index : index + 1])
         steps: list[Step] = []
         for step in self.steps:
             steps.append(step.picture(index, steps[-1] if steps else None))
@@ -172,8 +235,3 @@ class Trace(Sequence[Step]):
     def _decoded(self, part: Callable[[Step], torch.Tensor]) -> np.ndarray:
         pictures = [step.decode(part(step))[0] for step in self.steps]
         return torch.stack(pictures).movedim(1, -1).float().cpu().numpy()
-
-
-@dataclass(frozen=True)
-class _Images:
-    images: Any

@@ -10,7 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class DecoderCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: torch.Tensor
+
+    def without_output(self) -> "DecoderCall":
+        """Return the call without the picture that it gave."""
+        return replace(self, output=self.output[:0])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """What is stored of a call so that it can be made again: its arguments, its random streams, its steps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,15 @@ class RecordedStep:
         first = slice(0, len(self.sample) // copies)
         parts = {name: getattr(self, name)[first] for name in ("model_output", "sample", "prev_sample")}
         return replace(self, **parts, copies=copies)
+
+    def to(self, device: torch.device) -> "RecordedStep":
+        """Return the step with its tensors on a device; itself if they lie there."""
+        return self if self.sample.device == device else self.moved(lambda tensor: tensor.to(device))
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "RecordedStep":
+        """Return the step with its tensors moved."""
+        sample, output, following = (move(each) for each in (self.sample, self.model_output, self.prev_sample))
+        return replace(self, sample=sample, model_output=output, prev_sample=following)
 
     @classmethod
     def of(cls, calls: Sequence[ModuleCall], step: Any) -> "RecordedStep":

@@ -6,9 +6,10 @@ the result against the recording, and against the pipeline's own code, before th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ...errors import ReplayError, in_short
 from .calls import SAMPLE_NAMES, ModuleCall, SchedulerStep
 from .layers import TIME, time_place
 from .mixing import Mixture
-from .trees import map_tensors, output_of, shared_tensors
+from .trees import map_tensors, output_of, shared_tensors, tensors_of
 
 Conditioning = tuple[tuple[Any, ...], dict[str, Any]]
 """The positional and the named arguments of a denoiser, with None in the sample's place."""
@@ -61,7 +62,8 @@ class DenoiserCall:
 
     The sample, times `scale`, is the `part` of one argument; `beside` is that argument, for what lies beside the
     sample in it, None if nothing does. `place` is the argument's name, or its position. `taken` is the part of the
-    output that counts.
+    output that counts. `elsewhere` are the tensors of the arguments, counted as they lie in them, that the pipeline has
+    on another device than its samples.
     """
 
     name: str
@@ -73,6 +75,7 @@ class DenoiserCall:
     scale: float
     beside: torch.Tensor | None
     taken: Part
+    elsewhere: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, call: ModuleCall, step: SchedulerStep, earlier: "DenoiserCall | None") -> "DenoiserCall":
@@ -87,7 +90,10 @@ class DenoiserCall:
         beside = seen.detach() if seen.shape[part.axis] > part.size else None
         before = None if earlier is None else (earlier.args, earlier.kwargs, earlier.beside)
         stored = shared_tensors((tuple(args), kwargs, beside), before)
-        return cls(call.name, call.module, stored[0], stored[1], place, part, scale, stored[2], _taken(call, step))
+        devices = [tensor.device for tensor in tensors_of(stored[:2])]
+        elsewhere = tuple(index for index, device in enumerate(devices) if device != seen.device)
+        taken = _taken(call, step)
+        return cls(call.name, call.module, stored[0], stored[1], place, part, scale, stored[2], taken, elsewhere)
 
     def __call__(self, samples: torch.Tensor, batch: int) -> list[torch.Tensor]:
         """Return the part of the output that counts for each copy of the batch, (n, ...) each."""
@@ -111,6 +117,16 @@ class DenoiserCall:
             kwargs = {**kwargs, self.place: x}
         output = self.taken.of(output_of(self.denoiser(*args, **kwargs)))
         return list(torch.split(output, n))
+
+    def to(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "DenoiserCall":
+        """Return the call with its tensors moved, except those that lie `elsewhere`."""
+        numbers = count()
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if next(numbers) in self.elsewhere else move(tensor)
+
+        args, kwargs = map_tensors(moved, (self.args, self.kwargs))
+        return replace(self, args=args, kwargs=kwargs, beside=None if self.beside is None else move(self.beside))
 
     @property
     def is_whole(self) -> bool:
@@ -234,6 +250,10 @@ class Replay:
         call = self.single
         context = call.kwargs.get("encoder_hidden_states", call.args[2] if len(call.args) > 2 else None)
         return context if isinstance(context, torch.Tensor) else None
+
+    def to(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Replay":
+        """Return the replay with its tensors moved."""
+        return replace(self, calls=tuple(call.to(move) for call in self.calls))
 
     def half(self, copy: int) -> "Replay":
         """Return the replay of one copy alone: the denoiser's own prediction, before any guidance."""

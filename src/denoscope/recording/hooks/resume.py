@@ -107,7 +107,9 @@ class Resumption:
     """Resumed calls of one recorded call.
 
     `repeated` are the networks that are called again at later steps, `timesteps` a context in which the scheduler has
-    the time steps of the recorded call, and `contexts` others that were open around it.
+    the time steps of the recorded call, and `contexts` others that were open around it. `home` is the device of the
+    pipeline's samples if the recorded tensors are kept elsewhere. `lacks` names what of the call could not be stored
+    in a folder, so that it cannot be made again.
     """
 
     call: RecordedCall
@@ -119,6 +121,12 @@ class Resumption:
     timesteps: Callable[[], Any] = nullcontext
     memory: dict[tuple[str, int], tuple[Any, Any]] = field(default_factory=dict)
     contexts: list[Callable[[], AbstractContextManager[Any]]] = field(default_factory=list)
+    home: torch.device | None = None
+    lacks: tuple[str, ...] = ()
+
+    def recorded(self, place: int) -> RecordedStep:
+        """Return the recorded tensors of a step, on the device where the pipeline has them."""
+        return self.steps[place] if self.home is None else self.steps[place].to(self.home)
 
     def count_argument(self) -> str | None:
         """Return the argument of the pipeline's call by which it makes several pictures at once; None if it has none.
@@ -135,6 +143,11 @@ class Resumption:
 
         `answer` is filled as far as the call comes.
         """
+        if self.lacks:
+            raise ReplayError(
+                f"The call cannot be made again: {' and '.join(self.lacks)} could not be stored in the folder that "
+                "this trace was loaded from. Record the picture again, without that if it is not needed."
+            )
         answer, pipeline = Answer() if answer is None else answer, self.call.pipeline
         running = _Running(self, question, answer)
         args, kwargs = self._arguments(question, running)
@@ -334,7 +347,7 @@ class _Running:
             raise Reached
         if position >= len(self.resumption.steps):
             raise ReplayError("The pipeline, called again, takes more steps than before.")
-        recorded = self.resumption.steps[position]
+        recorded = self.resumption.recorded(position)
         self.position += 1
         if position >= self.start and recorded.beside:
             return original(*args, **kwargs)

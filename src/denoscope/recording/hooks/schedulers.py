@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,6 +37,17 @@ def time_steps(scheduler: Any, timesteps: Sequence[int] | None) -> Iterator[None
 
     with replaced_method(scheduler, "set_timesteps", set_timesteps):
         yield
+
+
+@dataclass(frozen=True, eq=False)
+class TimeSteps:
+    """`time_steps` of one call, to be entered again and again; `values` is None for the scheduler's own spacing."""
+
+    scheduler: Any
+    values: Sequence[int] | None
+
+    def __call__(self) -> AbstractContextManager[None]:
+        return time_steps(self.scheduler, self.values)
 
 
 def refuse_fixed_grid(scheduler: Any) -> None:
