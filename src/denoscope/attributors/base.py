@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
+from ..recording.hooks.surroundings import Autocast
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..targets import Target
@@ -359,11 +360,12 @@ def options_of(options: Any) -> dict[str, Any]:
 
 @contextmanager
 def _undisturbed(networks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Keep networks at rest and torch's inference mode off, which forbids gradients; undo both at the end."""
+    """Keep networks at rest, inference mode off, which forbids gradients, and autocast too; undo all at the end."""
     with ExitStack() as undo:
         gradients = torch.is_grad_enabled()
         undo.enter_context(torch.inference_mode(False))
         undo.enter_context(torch.set_grad_enabled(gradients))
+        undo.enter_context(Autocast.off())  # the recorded calls have their own
         for network in networks:
             undo.enter_context(at_rest(network))
         yield

@@ -20,6 +20,7 @@ from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.listened import TokenizerCall, listening_to_tokenizers
 from ..recording.hooks.places import HandedOn, Measured, Places, kept_random, measured, number_of, sample_paths
 from ..recording.hooks.resume import resuming
+from ..recording.hooks.surroundings import own_network
 from ..recording.hooks.trees import leaves, map_tensors, with_leaves
 from ..recording.layout import halved, reduced
 from ..recording.listening import Attended, listening
@@ -191,7 +192,9 @@ def listening_while_recording(
         for name in DENOISERS:
             denoiser = getattr(pipeline, name, None)
             if isinstance(denoiser, torch.nn.Module):
-                listener = _Listener(name, denoiser, recorded, None if layers is None else frozenset(layers), heads)
+                listener = _Listener(
+                    name, own_network(denoiser), recorded, None if layers is None else frozenset(layers), heads
+                )
                 undo.enter_context(listener.open())
         undo.enter_context(stepping(scheduler_of(pipeline), recorded.finish))
         yield recorded

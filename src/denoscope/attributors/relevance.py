@@ -19,6 +19,7 @@ from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
 from ..recording.hooks.layers import whole_graph
 from ..recording.hooks.places import number_of
+from ..recording.hooks.surroundings import weights_kept
 from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
 from ..recording.layout import Layout
 from ..recording.listening import Attended, Ear, listening, reading_of
@@ -196,7 +197,7 @@ def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> lis
         calls.append(call)
 
     with torch.enable_grad(), whole_graph(network):
-        with attending(network, listen, through=True):
+        with weights_kept(network), attending(network, listen, through=True):
             y = output().float().sum()
         torch.autograd.grad(y, calls[0].probabilities, allow_unused=True)
     return [Attention(call.layer, call.cross, means.get(i, _unused(call))) for i, call in enumerate(calls)]

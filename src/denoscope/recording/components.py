@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..errors import ModelError
+from .hooks.surroundings import is_offloaded, own_network
 
 DENOISERS = (
     "unet",
@@ -56,15 +57,14 @@ def scheduler_of(pipeline: Any) -> Any:
 
 
 def denoiser_of(pipeline: Any) -> torch.nn.Module:
-    """Return the U-Net or transformer of a pipeline; raises `ModelError` if it has none."""
+    """Return the U-Net or transformer of a pipeline, without what compiles it; raises `ModelError` if it has none."""
     denoisers = parts_of(pipeline, DENOISERS)
     if not denoisers:
         raise ModelError(
             f"{type(pipeline).__name__} has no denoiser: Denoscope listens at pipe.unet, pipe.transformer and other "
             f"parts with one of the names {', '.join(DENOISERS[2:])}. Give a diffusers pipeline that has one of them."
         )
-    denoiser: torch.nn.Module = denoisers[0]
-    return denoiser
+    return own_network(denoisers[0])
 
 
 def autoencoder_of(pipeline: Any) -> Any:
@@ -83,7 +83,7 @@ def size_multiple(pipeline: Any) -> int:
 def refuse_unusable(pipeline: Any) -> None:
     """Raise `ModelError`, naming the part, for weights without numbers (meta) or made under inference mode."""
     for name, part in getattr(pipeline, "components", {}).items():
-        if not isinstance(part, torch.nn.Module) or _is_offloaded(part):
+        if not isinstance(part, torch.nn.Module) or is_offloaded(part):
             continue
         if any(weights.is_meta for weights in part.parameters()):
             raise ModelError(
@@ -97,6 +97,10 @@ def refuse_unusable(pipeline: Any) -> None:
             )
 
 
-def _is_offloaded(part: torch.nn.Module) -> bool:
-    """Return True if accelerate keeps the weights elsewhere and brings them when they are needed."""
-    return any(hasattr(module, "_hf_hook") for module in part.modules())
+def working_device(pipeline: Any) -> torch.device:
+    """Return the device that a pipeline works on, which offloaded weights are not on between calls.
+
+    It is the pipeline's own word for it; that of the denoiser's weights for a pipeline that has none.
+    """
+    own = getattr(pipeline, "_execution_device", None)
+    return own if isinstance(own, torch.device) else next(denoiser_of(pipeline).parameters()).device

@@ -15,6 +15,7 @@ from .engines import BATCHES, ONE_BY_ONE, Run
 from .hooks.calls import DecoderCall
 from .hooks.replay import alike
 from .hooks.resume import Entry, Question
+from .hooks.surroundings import weights_kept
 from .hooks.trees import output_of
 from .pictures import as_tensor, finished
 
@@ -46,13 +47,14 @@ class Autoencoder:
     def __call__(self, samples: torch.Tensor) -> torch.Tensor:
         latents = (samples * self.scale + self.shift).to(self.call.latents.dtype)
         module: Any = self.call.module
-        output = output_of(module.decode(latents, *self.call.args, **self.call.kwargs))
+        with weights_kept(module), self.call.autocast.again():
+            output = output_of(module.decode(latents, *self.call.args, **self.call.kwargs))
         return in_unit(output, self.to_unit)
 
     @property
     def usable(self) -> bool:
         """True if the autoencoder still has the dtype in which the pipeline used it."""
-        weights = next(self.call.module.parameters(), None)
+        weights = next((each for each in self.call.module.parameters() if each.is_floating_point()), None)
         return weights is None or weights.dtype == self.call.latents.dtype
 
 

@@ -23,10 +23,10 @@ from .comparing import (
     tolerance,
 )
 from .hooks.calls import ModuleCall, SchedulerStep
-from .hooks.layers import layers_in
 from .hooks.replay import Replay, alike, slope
 from .hooks.resume import NOISE, PREPARES, Answer, Entry, Question, Resumption, expanded, rows_by_frames
-from .hooks.trees import map_tensors, output_of
+from .hooks.surroundings import own_network
+from .hooks.trees import layers_in, map_tensors, output_of
 
 DIRECT, BATCHES, ONE_BY_ONE = "direct", "resumed in batches", "resumed one by one"
 FROM_START = "resumed from the start"
@@ -101,7 +101,11 @@ class Run:
         return home
 
     def denoiser(self, index: int) -> torch.nn.Module:
-        """Return the denoiser that was called last for a step; raises `ReplayError` if none was."""
+        """Return the denoiser that was called last for a step, without what compiles it; raises as its name does."""
+        return own_network(self.resumption.modules[self.denoiser_name(index)])
+
+    def denoiser_name(self, index: int) -> str:
+        """Return the name of the denoiser that was called last for a step; raises `ReplayError` if none was."""
         self.refuse_absent()
         since = self.places[index - 1] + 1 if index else 0
         between = self.resumption.steps[since : self.places[index] + 1]
@@ -109,7 +113,7 @@ class Run:
         names = [name for name in called if name in self.resumption.denoisers]
         if not names:
             raise ReplayError(f"No denoiser of the pipeline was called for step {index}.")
-        return self.resumption.modules[names[-1]]
+        return names[-1]
 
     def calls_before(self, index: int, name: str) -> int:
         """Return how many calls of a network a resumed call computes before a step; 0 if it computes none."""

@@ -17,6 +17,7 @@ from ..errors import CaptureError, ModelError, in_short
 from .comparing import FAILURES, refuse_memory
 from .hooks.attention import AttentionCall, attending, unreadable
 from .hooks.places import Box, Measured, TextInput, measured, sample_paths
+from .hooks.surroundings import own_network
 from .hooks.trees import leaves, map_tensors
 from .layout import Layout, halved, inside_box, reduced
 from .reading import Reading, read_run
@@ -54,7 +55,7 @@ def reading_of(step: Step, half: str = "conditional", prompt_text: str | None = 
     if step.run is None:
         raise ModelError("This step belongs to no recorded run, so it is not known how its denoiser reads a text.")
     run = step.run
-    name = next(name for name, module in run.resumption.modules.items() if module is run.denoiser(step.index))
+    name = run.denoiser_name(step.index)
     key = (half, step.row or 0, prompt_text, name)
     if key not in run.readings:
         frames = step.layout.frames or run.unit
@@ -107,7 +108,7 @@ class Ear:
         assert step.run is not None
         self.afterwards = afterwards
         self.step, self.reading, self.on_attention, self.wanted, self.every = step, reading, on_attention, wanted, every
-        self.denoiser = step.run.resumption.modules[reading.name]
+        self.denoiser = own_network(step.run.resumption.modules[reading.name])
         self.skip = 0 if step.hears_directly else step.run.calls_before(step.index, reading.name)
         self.calls = 0
         self.is_on = False

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .components import autoencoder_of, denoiser_of
+from .components import autoencoder_of, denoiser_of, working_device
 
 
 def refuse_too_large(pipeline: Any, height: int, width: int, pictures: int, steps: int) -> None:
     """Raise `InputError` if the picture needs more memory than the pipeline's device has free."""
     needed = least_bytes(pipeline, height, width, pictures, steps)
-    device = next(denoiser_of(pipeline).parameters()).device
+    device = working_device(pipeline)
     free = free_bytes(device)
     if free is not None and needed > free:
         raise InputError(

@@ -27,6 +27,7 @@ from .hooks.calls import DecoderCall
 from .hooks.mixing import Mixture
 from .hooks.recorded import RecordedStep
 from .hooks.replay import DenoiserCall, Part, Replay
+from .hooks.surroundings import Autocast
 from .layout import Layout
 from .noise import NoiseLevel
 from .pictures import Images
@@ -35,7 +36,7 @@ from .steps import Step
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Autoencoder, Blank, DecoderCall, DenoiserCall, Images, Layout, Mixture, NoiseLevel, Part, Pixels, RecordedStep,
+        Autocast, Autoencoder, Blank, DecoderCall, DenoiserCall, Images, Layout, Mixture, NoiseLevel, Part, Pixels, RecordedStep,
         Replay, Signature, Step,
     )
 }  # fmt: skip

@@ -368,10 +368,26 @@ class Step:
         if (step := self.brought()) is not self:
             return step.repeat()
         replay = self.replay
-        again = replay(self.sample.detach().clone().requires_grad_() if torch.is_grad_enabled() else self.sample)
+        again = self._called(replay)
         if not self.checked:
             self._refuse_other(replay, again)
         return self._finite(again)
+
+    def _called(self, replay: Replay) -> torch.Tensor:
+        """Return a direct prediction for the step's own sample; raises `ReplayError` where the network fails."""
+        gradient = torch.is_grad_enabled()
+        try:
+            return replay(self.sample.detach().clone().requires_grad_() if gradient else self.sample)
+        except DenoscopeError:
+            raise
+        except FAILURES as error:
+            refuse_memory(error)
+            of_gradients = " with gradients" if gradient else ""
+            raise ReplayError(
+                f"The denoiser could not be called again{of_gradients} for step {self.index}: {in_short(error, 160)} "
+                "Quantised weights and kernels for inference may have no gradients: load the pipeline without them, or "
+                "use a method that needs none, such as df-rise."
+            ) from error
 
     def again(self) -> torch.Tensor:
         """Return the prediction for the step's own sample by the engine that answers, for hooks to hear its calls.

@@ -276,7 +276,7 @@ def at_rest(module: torch.nn.Module) -> Iterator[None]:
     It may be open several times around one module, in several threads too: the module rests until the last one ends.
     """
     parts: list[torch.nn.Module] = []
-    weights: list[torch.nn.Parameter] = []
+    weights: list[tuple[torch.nn.Parameter, torch.nn.Module, str]] = []
     try:
         with _REST:
             for part in module.modules():
@@ -284,20 +284,33 @@ def at_rest(module: torch.nn.Module) -> Iterator[None]:
                     _RESTING[id(part)] = _RESTING.get(id(part), 0) + 1
                     parts.append(part)
                     part.training = False
-            for parameter in module.parameters():
+            for parameter, owner, name in _parameters_of(module):
                 if parameter.requires_grad or id(parameter) in _RESTING:
                     _RESTING[id(parameter)] = _RESTING.get(id(parameter), 0) + 1
-                    weights.append(parameter)
+                    weights.append((parameter, owner, name))
                     parameter.requires_grad_(False)
         yield
     finally:
         with _REST:
-            for parameter in weights:
+            for parameter, owner, name in weights:
                 if _is_last(parameter):
                     parameter.requires_grad_(True)
+                    now = owner._parameters.get(name)
+                    if now is not None:  # offloading puts another one in its place after each call
+                        now.requires_grad_(True)
             for part in parts:
                 if _is_last(part):
                     part.training = True
+
+
+def _parameters_of(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Module, str]]:
+    """Yield a module's parameters, each once, with the modules and the names that they have there."""
+    seen: set[int] = set()
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield parameter, owner, name
 
 
 def _is_last(resting: torch.nn.Module | torch.nn.Parameter) -> bool:

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CaptureError
+from .surroundings import eagerly
 
 Site = tuple[str, int]
 """One attention: the dotted path of its layer, and its place among the attentions of one call of that layer."""
@@ -165,6 +166,7 @@ def attending(
         raise CaptureError(f"This {type(root).__name__} has no attention layers, so nothing attends to anything in it.")
     mode = _Listening(on_attention, through, wanted, once, on_unread)
     with ExitStack() as undo:
+        undo.enter_context(eagerly())
         for path, module in layers.items():
             enter, leave = functools.partial(mode.enter, path), mode.leave
             undo.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -408,6 +410,7 @@ def attention_instead(root: torch.nn.Module, instead: Instead) -> Iterator[None]
     """While open, the attentions inside `root` give what `instead` returns for them."""
     mode = _Instead(instead)
     with ExitStack() as undo:
+        undo.enter_context(eagerly())
         for path, module in attention_layers(root).items():
             undo.callback(
                 module.register_forward_pre_hook(functools.partial(mode.enter, path), with_kwargs=True).remove

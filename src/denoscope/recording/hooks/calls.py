@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ...errors import RecordingError
+from .surroundings import Autocast
 from .trees import map_tensors, tensor_of
 
 SAMPLE_NAMES = ("sample", "hidden_states")
@@ -42,6 +43,7 @@ class ModuleCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    autocast: Autocast = field(default_factory=Autocast.now)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ class DecoderCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: torch.Tensor
+    autocast: Autocast = field(default_factory=Autocast.now)
 
     def without_output(self) -> "DecoderCall":
         """Return the call without the picture that it gave."""
@@ -149,6 +152,17 @@ def _listening(
         if depth[0] == 0:
             on_call(ModuleCall(name, module, *taken, output))
 
+    if module._compiled_call_impl is not None:  # compiled in its place: hooks inside may not run
+
+        def called(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            before(module, args, kwargs)
+            output = original(*args, **kwargs)
+            after(module, args, kwargs, output)
+            return output
+
+        with replaced_method(module, "_compiled_call_impl", called):
+            yield
+        return
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
         module.register_forward_hook(after, with_kwargs=True),
@@ -261,20 +275,22 @@ def stepping(scheduler: Any, on_step: Callable[[torch.Tensor], None]) -> Iterato
 def replaced_method(owner: Any, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
     """While open, `owner.name(...)` is `replacement(original, ...)` with the original's signature.
 
-    An owner without such a method is left alone.
+    An owner without such a method is left alone. The attributes of a compiled module are set on itself, and not on the
+    network inside, as its own `setattr` does.
     """
-    original, instance_value = getattr(owner, name, None), vars(owner).get(name)
+    original, attributes = getattr(owner, name, None), vars(owner)
+    instance_value = attributes.get(name)
     if original is None:
         yield
         return
-    setattr(owner, name, functools.wraps(original)(functools.partial(replacement, original)))
+    attributes[name] = functools.wraps(original)(functools.partial(replacement, original))
     try:
         yield
     finally:
         if instance_value is None:
-            delattr(owner, name)
+            del attributes[name]
         else:
-            setattr(owner, name, instance_value)
+            attributes[name] = instance_value
 
 
 @dataclass(frozen=True, eq=False)

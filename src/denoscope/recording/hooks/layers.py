@@ -11,18 +11,8 @@ import numpy as np
 import torch
 
 from ...errors import CaptureError
-from .trees import output_of
-
-
-def layers_in(root: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return a module and all below it, fast, as this is asked for at every prediction.
-
-    A module that stands in several places is there several times.
-    """
-    layers = [root]
-    for layer in layers:
-        layers += [below for below in layer._modules.values() if below is not None]
-    return layers
+from .surroundings import eagerly, is_offloaded
+from .trees import layers_in, output_of
 
 
 @contextmanager
@@ -47,11 +37,11 @@ def without_hooks(root: torch.nn.Module) -> Iterator[None]:
     kept = [(layer, name, getattr(layer, name)) for layer in layers_in(root) for name in HOOKS if getattr(layer, name)]
     try:
         for layer, name, hooks in kept:
-            setattr(layer, name, type(hooks)())
+            vars(layer)[name] = type(hooks)()  # a compiled module would set the attribute of the one inside
         yield
     finally:
         for layer, name, hooks in kept:
-            setattr(layer, name, hooks)
+            vars(layer)[name] = hooks
 
 
 CHECKPOINTING = "gradient_checkpointing"
@@ -91,6 +81,7 @@ def activations(
         return output
 
     with ExitStack() as undo:
+        undo.enter_context(eagerly())
         for path in layers:
             undo.callback(root.get_submodule(path).register_forward_hook(functools.partial(hook, path)).remove)
         yield
@@ -114,6 +105,7 @@ def called_layers(root: torch.nn.Module, run: Callable[[], Any]) -> list[str]:
         called.setdefault(path)
 
     with ExitStack() as undo:
+        undo.enter_context(eagerly())
         for path in weighted:
             undo.callback(root.get_submodule(path).register_forward_hook(functools.partial(hook, path)).remove)
         run()
@@ -130,10 +122,11 @@ def randomised(root: torch.nn.Module, layers: Sequence[str], seed: int = 0) -> I
 
     Each weight tensor is drawn from a normal distribution of its own mean and spread. A layer's draw follows from
     `seed` and its path alone, so it is the same whichever others are random. Raises `CaptureError` if the layers have
-    no weights.
+    no weights, or weights that no numbers can be written to: offloaded or quantised ones.
     """
     weights = {path: list(root.get_submodule(path).parameters(recurse=False)) for path in layers}
     tensors = [tensor for of_layer in weights.values() for tensor in of_layer]
+    _refuse_unwritable(root, tensors)
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     if not before:
         raise CaptureError(
@@ -151,6 +144,21 @@ def randomised(root: torch.nn.Module, layers: Sequence[str], seed: int = 0) -> I
         with torch.no_grad():
             for tensor, original in before:
                 tensor.copy_(original)
+
+
+def _refuse_unwritable(root: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+    name = type(root).__name__
+    if is_offloaded(root):
+        raise CaptureError(
+            f"The weights of this {name} are offloaded: they lie elsewhere between its calls, and random ones written "
+            "in their place would not be used. Ask with the pipeline as it was before offloading "
+            "(pipe.remove_all_hooks(), or loaded again)."
+        )
+    if any(not tensor.is_floating_point() or type(tensor.data) is not torch.Tensor for tensor in tensors):
+        raise CaptureError(
+            f"Weights of this {name} are quantised, and random ones need plain floating-point numbers to be written "
+            "to. Ask with the pipeline loaded without quantisation."
+        )
 
 
 def _drawn_like(weights: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -187,7 +195,8 @@ def other_times(root: torch.nn.Module, change: Callable[[float], float], *, need
 
     handle = root.register_forward_pre_hook(instead, with_kwargs=True)
     try:
-        yield
+        with eagerly():
+            yield
     finally:
         handle.remove()
     if needed and not changed_times:

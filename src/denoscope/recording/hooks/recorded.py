@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from .blanks import blank_of
 from .calls import ModuleCall
+from .surroundings import Autocast
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ class RecordedCall:
     streams: Mapping[int, tuple[torch.device, torch.Tensor]]
     common_stream: torch.Tensor
     stream_of_gpu: torch.Tensor | None = None
+    autocast: Autocast = field(default_factory=Autocast.now)
 
     @classmethod
     def of(cls, pipeline: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "RecordedCall":

@@ -18,6 +18,7 @@ from ...errors import ReplayError, in_short
 from .calls import SAMPLE_NAMES, ModuleCall, SchedulerStep
 from .layers import TIME, time_place
 from .mixing import Mixture
+from .surroundings import Autocast, own_network, weights_kept
 from .trees import map_tensors, output_of, shared_tensors, tensors_of
 
 Conditioning = tuple[tuple[Any, ...], dict[str, Any]]
@@ -75,6 +76,7 @@ class DenoiserCall:
     scale: float
     beside: torch.Tensor | None
     taken: Part
+    autocast: Autocast
     elsewhere: tuple[int, ...] = ()
 
     @classmethod
@@ -93,7 +95,9 @@ class DenoiserCall:
         devices = [tensor.device for tensor in tensors_of(stored[:2])]
         elsewhere = tuple(index for index, device in enumerate(devices) if device != seen.device)
         taken = _taken(call, step)
-        return cls(call.name, call.module, stored[0], stored[1], place, part, scale, stored[2], taken, elsewhere)
+        return cls(
+            call.name, call.module, stored[0], stored[1], place, part, scale, stored[2], taken, call.autocast, elsewhere
+        )
 
     def __call__(self, samples: torch.Tensor, batch: int) -> list[torch.Tensor]:
         """Return the part of the output that counts for each copy of the batch, (n, ...) each."""
@@ -115,7 +119,8 @@ class DenoiserCall:
             args = (*args[: self.place], x, *args[self.place + 1 :])
         else:
             kwargs = {**kwargs, self.place: x}
-        output = self.taken.of(output_of(self.denoiser(*args, **kwargs)))
+        with weights_kept(self.denoiser), self.autocast.again():
+            output = self.taken.of(output_of(self.denoiser(*args, **kwargs)))
         return list(torch.split(output, n))
 
     def to(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "DenoiserCall":
@@ -236,8 +241,8 @@ class Replay:
 
     @property
     def denoiser(self) -> torch.nn.Module:
-        """The network that was called, the last one of several."""
-        return self.calls[-1].denoiser
+        """The network that was called, the last one of several, without what compiles it."""
+        return own_network(self.calls[-1].denoiser)
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -263,7 +268,7 @@ class Replay:
     def time(self) -> float:
         """The time step that was passed to the denoiser, in the denoiser's units."""
         call = self.calls[-1]
-        time = call.kwargs[TIME] if TIME in call.kwargs else call.args[time_place(call.denoiser)]
+        time = call.kwargs[TIME] if TIME in call.kwargs else call.args[time_place(self.denoiser)]
         return float(time.flatten()[0] if isinstance(time, torch.Tensor) else time)
 
     def picture(self, index: int, unit: int, earlier: "Replay | None" = None) -> "Replay":

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .layers import layers_in
+from .trees import layers_in
 
 PROCESSOR = "processor"
 """The name that attention layers have for the part that computes the attention."""
@@ -57,10 +57,18 @@ def _saved(pipeline: Any, others: list[Any]) -> Any:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     module.to(dtype)
-        if getattr(pipeline, "_all_hooks", None):
-            pipeline.maybe_free_model_hooks()
+        _free(pipeline, modules)
 
     return put_back
+
+
+def _free(pipeline: Any, modules: Iterable[Any]) -> None:
+    """Do what a pipeline does at the end of its call: empty diffusers' caches and take offloaded weights away."""
+    for module in modules:
+        if getattr(module, "is_cache_enabled", False):
+            module._reset_stateful_cache()
+    if getattr(pipeline, "_all_hooks", None):
+        pipeline.maybe_free_model_hooks()
 
 
 def _parts(pipeline: Any) -> list[Any]:

@@ -24,6 +24,7 @@ from .blanks import filled, same_tree
 from .calls import ModuleCall, StepArguments, replaced_method, sample_of_result
 from .recorded import RecordedCall, RecordedStep, generators_in
 from .restoring import restored
+from .surroundings import weights_kept
 from .trees import map_tensors
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
@@ -160,7 +161,9 @@ class Resumption:
             undo.enter_context(_in_silence(pipeline))
             undo.enter_context(torch.inference_mode(False))
             undo.enter_context(torch.enable_grad() if question.gradient else torch.no_grad())
+            undo.enter_context(weights_kept(*(self.modules.values() if question.gradient else ())))
             undo.enter_context(self.call.common_streams())
+            undo.enter_context(self.call.autocast.again())
             undo.enter_context(self.timesteps())
             for context in self.contexts:
                 undo.enter_context(context())

@@ -1,4 +1,4 @@
-"""Nested arguments and outputs of modules: tuples, lists and dicts with tensors in them."""
+"""Nested arguments and outputs of modules, tuples, lists and dicts with tensors in them; and modules in modules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -94,3 +94,14 @@ def with_leaves(tree: Any, others: dict[Path, torch.Tensor], path: Path = ()) ->
     if isinstance(tree, (tuple, list)):
         return _sequence_like(tree, [with_leaves(value, others, (*path, i)) for i, value in enumerate(tree)])
     return tree
+
+
+def layers_in(root: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return a module and all below it, fast, as this is asked for at every prediction.
+
+    A module that stands in several places is there several times.
+    """
+    layers = [root]
+    for layer in layers:
+        layers += [below for below in layer._modules.values() if below is not None]
+    return layers

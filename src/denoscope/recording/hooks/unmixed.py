@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from .attention import SOFTMAXES, Running, Site, attention_layers, sdpa_arguments
+from .surroundings import eagerly
 
 FEATURES = 8
 """Random projections of each key and query that are compared, in place of all their numbers."""
@@ -52,6 +53,7 @@ def unmixed(root: torch.nn.Module | None = None) -> Iterator[Unmixed]:
     heard = Unmixed({}, {})
     mode = _Unmixed(heard)
     with ExitStack() as undo:
+        undo.enter_context(eagerly())
         for path, module in (attention_layers(root) if root is not None else {}).items():
             undo.callback(
                 module.register_forward_pre_hook(functools.partial(mode.enter, path), with_kwargs=True).remove
