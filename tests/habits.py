@@ -263,14 +263,6 @@ def cached(kind: str) -> Apply:
             "pyramid": lambda: diffusers.PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=2, spatial_attention_timestep_skip_range=(-1, 1001), **now
             ),
-            "faster": lambda: diffusers.FasterCacheConfig(
-                spatial_attention_block_skip_range=2,
-                spatial_attention_timestep_skip_range=(-1, 1001),
-                attention_weight_callback=lambda _: 0.5,
-                tensor_format="BFCHW",
-                is_guidance_distilled=True,
-                **now,
-            ),
         }
         denoiser(pipe).enable_cache(configs[kind]())
         return pipe
@@ -358,7 +350,6 @@ HABITS: dict[str, Habit] = {
     ),
     "enable_cache, first block": Habit(cached("first block"), None, has=("enable_cache",)),
     "enable_cache, pyramid": Habit(cached("pyramid"), None, has=("enable_cache",)),
-    "enable_cache, faster": Habit(cached("faster"), None, has=("enable_cache",)),
     "training, checkpointing": Habit(training),
     "channels_last": Habit(of_denoiser(lambda module: module.to(memory_format=torch.channels_last)), limit=1e-4),
     "fuse_qkv_projections": Habit(of_denoiser(lambda module: module.fuse_qkv_projections()), limit=1e-4),

@@ -145,7 +145,8 @@ def record(
     )
     if keep is not None and sampling.latest is not None:
         resumption.home = sampling.latest.sample.device
-    return _finished(model, sampling, resumption, heard, result, call)
+    with torch.inference_mode(False), torch.no_grad():  # what is computed here has gradients asked of it later
+        return _finished(model, sampling, resumption, heard, result, call)
 
 
 def _finished(

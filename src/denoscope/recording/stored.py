@@ -262,7 +262,7 @@ class _Reader:
         common, of_gpu = self.unpack(stored["streams"])
         streams = {id(each): (each.device, each.get_state()) for each in generators_in((args, kwargs))}
         of_gpu = of_gpu.cpu() if of_gpu is not None and torch.cuda.is_available() else None
-        call = RecordedCall(pipeline, args, kwargs, streams, common.cpu(), of_gpu)
+        call = RecordedCall(pipeline, args, kwargs, streams, common.cpu(), of_gpu, self.unpack(stored["autocast"]))
         steps = [self.unpack(step) for step in stored["steps"]]
         elsewhere = bool(steps) and steps[0].sample.device != self.home
         return Resumption(

@@ -181,6 +181,7 @@ def _run(
     return {
         "arguments": arguments,
         "streams": packer.pack([call.common_stream, call.stream_of_gpu]),
+        "autocast": packer.pack(call.autocast),
         "steps": steps,
         "denoisers": sorted(resumption.denoisers),
         "repeated": sorted(resumption.repeated),

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CaptureError
-from .surroundings import eagerly
+from .surroundings import HOOKED_BY_DIFFUSERS, eagerly
 
 Site = tuple[str, int]
 """One attention: the dotted path of its layer, and its place among the attentions of one call of that layer."""
@@ -355,6 +355,12 @@ def unreadable(path: str, module: torch.nn.Module, times: int, *, slices: bool =
         return CaptureError(
             f"The attention of {path} is computed in slices by {processor}, which this question cannot be asked about. "
             "Switch slicing off for it, pipe.disable_attention_slicing(); word maps work with it."
+        )
+    if not times and HOOKED_BY_DIFFUSERS in vars(module):
+        return CaptureError(
+            f"The attention of {path} was not computed at this step: a cache of diffusers gave what it had from an "
+            "earlier one. Switch the cache off and record again, pipe.transformer.disable_cache(), ask about another "
+            "step, or use a method without attention, such as df-rise."
         )
     return CaptureError(
         f"The attention of {path} cannot be read: torch's attention or softmax was called {times} times in it, and "

@@ -16,7 +16,9 @@ from .trees import layers_in
 
 INSIDE = "_orig_mod"
 """The name that torch's compiled modules have for the network inside."""
-OFFLOADING = ("_hf_hook", "_diffusers_hook")
+HOOKED_BY_DIFFUSERS = "_diffusers_hook"
+"""The attribute of modules that diffusers' caches and group offloading are at."""
+OFFLOADING = ("_hf_hook", HOOKED_BY_DIFFUSERS)
 """Attributes of modules by which accelerate and diffusers bring weights before a call and take them away after it."""
 
 
