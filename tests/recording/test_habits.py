@@ -17,7 +17,7 @@ from denoscope import DFCam, DFRise, Words
 from denoscope.errors import CaptureError
 from denoscope.recording.components import denoiser_of, working_device
 from denoscope.recording.hooks.layers import randomised
-from denoscope.recording.hooks.surroundings import eagerly, is_offloaded, weights_kept
+from denoscope.recording.hooks.surroundings import eagerly, is_offloaded, own_network, weights_kept
 
 CLOSE = 2e-5
 CHANGED = ("weights of 8 bits", "training, checkpointing")
@@ -131,6 +131,23 @@ def test_offloading_is_seen(undo):
     assert not is_offloaded(pipeline_with("enable_cache, first block", undo, "flux").transformer)
 
 
+def test_hooks_inside_a_compiled_network_run():
+    """Hooks that are set behind a compilation are passed over by its code; `eagerly` runs them, and keeps the code."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    outside: Any = torch.compile(network, backend="eager")
+    heard: list[str] = []
+    with quiet(), torch.no_grad():
+        outside(torch.ones(1, 2))
+        network[0].register_forward_hook(lambda *_: heard.append("0"))
+        outside(torch.ones(1, 2))
+        assert not heard
+        with eagerly():
+            outside(torch.ones(1, 2))
+    assert heard == ["0"] and own_network(outside) is network and own_network(network) is network
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_listened_to(undo):
     """Hooks that are set behind a compilation do not run; the maps are those of the plain pipeline all the same."""
     pipe = pipeline_with("torch.compile, eager", undo)
