@@ -100,7 +100,7 @@ def limit_of(subject: Asked, least: float) -> float:
 
 
 def of_difference(expected: Any, values: Any, limit: float) -> Cell:
-    apart = oracle.relative(np.asarray(torch.as_tensor(values).detach()), np.asarray(expected))
+    apart = oracle.relative(torch.as_tensor(values).detach().double(), torch.as_tensor(expected).double())
     if apart <= limit:
         return Cell("answered", "right", error=apart)
     return Cell("wrong", f"WRONG {apart:.0e}", f"{apart:.2g} away, {limit:.0e} allowed", apart)
