@@ -19,6 +19,7 @@ from ..recording.hooks.attention import AttentionCall, Site, attention_instead, 
 from ..recording.hooks.blanks import same_tree
 from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.places import Measured, Places, Tree
+from ..recording.hooks.surroundings import Autocast
 from ..recording.hooks.trees import Path, leaves, map_tensors, with_leaves
 from ..recording.listening import Attended, Ear, inputs_in, listening, reading_of
 from ..recording.reading import Reading, read_instead
@@ -277,6 +278,7 @@ class Asking:
         return torch.stack(maps).sum(dim=0) / count
 
 
+@Autocast.off()
 def concept_shares(picture: torch.Tensor, concepts: torch.Tensor) -> torch.Tensor:
     """Return softmax over concepts of ⟨o_picture, o_concept⟩: (rows, places, d), (rows, concepts, d) -> places' shares.
 
@@ -286,6 +288,7 @@ def concept_shares(picture: torch.Tensor, concepts: torch.Tensor) -> torch.Tenso
     return shares
 
 
+@Autocast.off()
 def outputs_of(
     call: AttentionCall,
     output: torch.Tensor,
@@ -300,7 +303,7 @@ def outputs_of(
     precision it is computed again in float32: differences and inner products of rounded outputs would be far off.
     """
     assert call.query is not None and call.key is not None and call.value is not None
-    if call.query.dtype not in (torch.float16, torch.bfloat16):
+    if output.dtype not in (torch.float16, torch.bfloat16):
         chosen = output[list(rows)][:, :, list(places)]
     else:
         keys, values = call.key if key is None else key, call.value if value is None else value

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CaptureError
-from .surroundings import HOOKED_BY_DIFFUSERS, eagerly
+from .surroundings import HOOKED_BY_DIFFUSERS, Autocast, eagerly
 
 Site = tuple[str, int]
 """One attention: the dotted path of its layer, and its place among the attentions of one call of that layer."""
@@ -377,6 +377,7 @@ def repeated_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.repeat_interleave(heads // tensor.shape[-3], dim=-3)
 
 
+@Autocast.off()
 def attention_probabilities(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -389,7 +390,7 @@ def attention_probabilities(
     `mask` is boolean (True attends) or added. Half precision is computed and returned in float32, as the models'
     kernels accumulate in it: in bfloat16 itself a probability would be off by up to 0.19.
     """
-    if query.dtype in (torch.float16, torch.bfloat16):
+    if query.dtype != key.dtype or query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
     key = repeated_heads(key, query.shape[-3]) if query.ndim >= 4 else key
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
