@@ -126,7 +126,8 @@ def test_against_a_slow_implementation(trace, form):
 
 @pytest.mark.parametrize("fill", [None, "zero", "mean"])
 def test_contrast_is_a_difference_of_weighted_means(trace, fill):
-    attributor = DFRise(num_masks=20, seed=3) if fill is None else DFRise(num_masks=20, fill=fill, seed=3)
+    attributor = DFRise(num_masks=20, seed=3, estimator=estimators.keep_contrast)
+    attributor = attributor if fill is None else replace(attributor, fill=fill)
     maps = attributor(trace, steps=[2])
     masks = next(GridMasks().stream((8, 8), 3, 20, 20)).astype(np.float64)
     score, sample = attributor.target.at(trace[2]), trace[2].sample.numpy()
@@ -387,7 +388,7 @@ def test_grid_masks_are_smooth_and_balanced_masks_balance():
 def test_a_result_says_how_it_was_made(trace):
     attrs = DFRise(num_masks=8)(trace, steps=[0]).attrs
     assert attrs["target_space"] == "clean" and attrs["target_similarity"] == "structure"
-    assert (attrs["masks"], attrs["masks_cells"], attrs["estimator"]) == ("GridMasks", 4, "keep_contrast")
+    assert (attrs["masks"], attrs["masks_cells"], attrs["estimator"]) == ("GridMasks", 4, "regressed_contrast")
     assert attrs["fill"] == "mean" and DFRise.paper(num_masks=8)(trace, steps=[0]).attrs["fill"] == "zero"
 
 

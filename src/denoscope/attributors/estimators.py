@@ -13,6 +13,7 @@ from scipy import stats
 
 from ..recording.steps import Step
 from ..vision.similarity import blurred
+from .regression import Modes, ModeSums, effects
 
 ONE, S = 0, 1
 WINDOW, SIGMA = 15, 1.5
@@ -86,34 +87,42 @@ class MaskMoments:
     """Σ_n M_n^a u_n v_n at every position, for a in 0, 1, 2 and u, v in 1, s, g…: `sums` (3, v, v, *map).
 
     s is the score and g are surrogates, if there are any, with the position's own part `itself` and the probability of
-    keeping; `count` is the number of masks. A map is (h, w), or (frames, h, w). All estimators and their standard
-    errors are functions of these, so memory does not grow with the masks.
+    keeping; `count` is the number of masks. A map is (h, w), or (frames, h, w). `regression` has the sums over coarse
+    masks with one score each. All estimators and their standard errors are functions of these, so memory does not grow
+    with the masks.
     """
 
     sums: np.ndarray
     count: int = 0
     itself: np.ndarray | None = None
     keep: float | None = None
+    regression: ModeSums | None = None
 
     @classmethod
-    def zero(cls, shape: tuple[int, ...], surrogates: Surrogates | None = None) -> "MaskMoments":
+    def zero(
+        cls, shape: tuple[int, ...], surrogates: Surrogates | None = None, modes: Modes | None = None
+    ) -> "MaskMoments":
         if surrogates is None:
-            return cls(np.zeros((3, 2, 2, *shape)))
+            return cls(np.zeros((3, 2, 2, *shape)), regression=None if modes is None else ModeSums.zero(modes))
         return cls(np.zeros((3, 4, 4, *shape)), 0, surrogates.itself, surrogates.keep)
 
     def with_masks(self, masks: np.ndarray, scores: np.ndarray, surrogates: np.ndarray | None = None) -> "MaskMoments":
         """Return the sums with masks (n, *map), their scores (n,) or (n, *map), and surrogates (k, n, *map) added."""
         m, s = masks.astype(np.float64), scores.astype(np.float64)
+        regression = self.regression.with_masks(m, s) if self.regression is not None and s.ndim == 1 else None
         s = np.broadcast_to(s.reshape(len(m), *(s.shape[1:] or (1,) * (m.ndim - 1))), m.shape)
         columns = [np.ones_like(m), s]
         if surrogates is not None:
             columns += list(surrogates)
         values = np.stack(columns)
         added = np.stack([np.einsum("n...,un...,vn...->uv...", m**a, values, values) for a in range(3)])
-        return replace(self, sums=self.sums + added, count=self.count + len(m))
+        return replace(self, sums=self.sums + added, count=self.count + len(m), regression=regression)
 
     def __add__(self, other: "MaskMoments") -> "MaskMoments":
-        return replace(self, sums=self.sums + other.sums, count=self.count + other.count)
+        regression = None
+        if self.regression is not None and other.regression is not None:
+            regression = self.regression + other.regression
+        return replace(self, sums=self.sums + other.sums, count=self.count + other.count, regression=regression)
 
 
 Estimate = tuple[np.ndarray, np.ndarray]
@@ -189,6 +198,26 @@ def keep_contrast(moments: MaskMoments) -> Estimate:
     return a - b, np.sqrt(np.maximum(of_kept + of_lost - 2 * of_both, 0))
 
 
+def regressed_contrast(moments: MaskMoments) -> Estimate:
+    """Return the limit of `keep_contrast` from fewer masks by a regression; without one, `keep_contrast`.
+
+    Cov(M, s) / (p (1 − p)) with M = p + Σ a ψ + rest: the modes' part by `effects`, the rest's by its plain mean. The
+    standard error is the posterior's, and that of independent masks for the rest.
+    """
+    sums, n = moments.regression, moments.count
+    if sums is None:
+        return keep_contrast(moments)
+    modes, fit, (m0, m1, _) = sums.modes, effects(sums), moments.sums
+    amplitudes = modes.amplitudes
+    mean, variance = m0[ONE, S] / n, (m0[S, S] - m0[ONE, S] ** 2 / n).clip(min=0) / max(n - 1, 1)
+    rest = (m1[ONE, S] - mean * m1[ONE, ONE]) / n - np.tensordot(fit.plain, amplitudes, 1)
+    saliency = np.tensordot(fit.coefficients, amplitudes, 1) + rest
+    squares = (amplitudes * np.tensordot(fit.covariance, amplitudes, 1)).sum(axis=0)
+    squares += modes.rest * variance / n
+    spread = modes.keep * (1 - modes.keep)
+    return saliency / spread, np.sqrt(squares.clip(min=0)) / spread
+
+
 MEANS: set[Estimator] = {classic, kept_ratio, kept_mean, keep_contrast}
 """Estimators that do not grow with the number of masks."""
 
@@ -257,7 +286,8 @@ class Tally:
         side = np.where(place < whole, place // self.block, place // 2) % 2
         a, b = (added(half, side == i) for i, half in enumerate(self.halves))
         total, squares = self.maps
-        starts = range(0, len(masks) - self.block + 1, self.block) if self.block > 2 else ()
+        are_means = estimator in MEANS and self.block > 2
+        starts = range(0, len(masks) - self.block + 1, self.block) if are_means else ()
         for start in starts:
             estimate, _ = estimator(added(self.zero, slice(start, start + self.block)))
             total, squares = total + estimate, squares + estimate**2
@@ -270,11 +300,21 @@ class Tally:
         return saliency, self.error_between_blocks() if enough else error
 
     def reliability(self, estimator: Estimator) -> float:
-        """Return the `reliability` of the halves; NaN if they are not independent, or of fewer than two masks each."""
+        """Return the `reliability` of the halves; NaN if they are not independent, or of fewer than two masks each.
+
+        A regression draws both halves towards the same flat map, so they may agree in what neither has measured. Its
+        reliability is at most the share of the map's variance over positions that its standard error leaves.
+        """
         enough = max(4, 2 * self.block) if self.block > 2 else 4
         if self.used < enough:
             return float("nan")
-        return reliability(*(estimator(half)[0] for half in self.halves))
+        between_halves = reliability(*(estimator(half)[0] for half in self.halves))
+        if estimator is not regressed_contrast or self.zero.regression is None:
+            return between_halves
+        saliency, error = estimator(self.halves[0] + self.halves[1])
+        variance = float(saliency.var())
+        measured = max(1 - float((error**2).mean()) / variance, -1.0) if variance > 0 else float("nan")
+        return min(between_halves, measured)
 
     def error_between_blocks(self) -> np.ndarray:
         """Return √(variance of a block's map · block / masks), for an estimator that is a mean over masks."""

@@ -15,12 +15,27 @@ import numpy as np
 from ..errors import InputError
 
 
+@dataclass(frozen=True, eq=False)
+class Law:
+    """The mean and the covariance of random masks: `keep` everywhere, and the product of a matrix for each axis."""
+
+    keep: float
+    covariances: tuple[np.ndarray, ...]
+
+
 class Masks(ABC):
     """A source of masks: `blocks(shape, seed)` yields arrays (n, *shape) without end."""
 
     @property
     def independent(self) -> float | None:
         """The probability of keeping a position; None if positions are not masked independently of each other."""
+        return None
+
+    def law(self, shape: tuple[int, ...]) -> Law | None:
+        """Return the mean and the covariance of one mask where neighbours are masked together; None elsewhere.
+
+        Masks kept with probability ½ must be as probable as their complements.
+        """
         return None
 
     def block(self, shape: tuple[int, ...]) -> int:
@@ -125,6 +140,13 @@ class GridMasks(Masks):
     def block(self, shape: tuple[int, ...]) -> int:
         return _rows(math.prod(self._grid(shape))) if self.keep == 0.5 else 2
 
+    def law(self, shape: tuple[int, ...]) -> Law:
+        axes = [self._axis_covariance(side) for side in shape[-2:]]
+        if len(shape) == 3:
+            axes.insert(0, np.eye(shape[0]) if shape[0] <= self.cells else self._axis_covariance(shape[0]))
+        axes[0] = self.keep * (1 - self.keep) * axes[0]
+        return Law(self.keep, tuple(axes))
+
     def blocks(self, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
         rng, grid = np.random.default_rng([seed, 2]), self._grid(shape)
         for cells in self._cells(math.prod(grid), rng):
@@ -153,6 +175,11 @@ class GridMasks(Masks):
         if frames > self.cells:
             return self._weights(frames, starts)
         return np.broadcast_to(np.eye(frames, dtype=np.float32), (len(starts), frames, frames))
+
+    def _axis_covariance(self, side: int) -> np.ndarray:
+        """Return the mean over shifts of Σ_cells weight · weight, (side, side)."""
+        weights = self._weights(side, np.arange(-(-side // self.cells))).astype(np.float64)
+        return np.einsum("nic,njc->ij", weights, weights, optimize=True) / len(weights)
 
     def _weights(self, side: int, starts: np.ndarray) -> np.ndarray:
         """Return bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""

@@ -16,8 +16,9 @@ from ..recording.steps import Step
 from ..targets import Score, Similarity, Target, trace_step
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
-from .estimators import Estimator, MaskMoments, Surrogates, Tally, keep_contrast, kept_mean, plain_sum
+from .estimators import Estimator, MaskMoments, Surrogates, Tally, kept_mean, plain_sum, regressed_contrast
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
+from .regression import Modes
 
 FillName = Literal["zero", "mean"]
 FILLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -68,11 +69,15 @@ class DFRise(Attributor):
     the sample. `until` stops early, once the split-half reliability of the map reaches it, which is looked at every 64
     masks. `seed` is the masks' own stream; the same masks serve every step. `batch_size` changes speed and memory only.
 
+    The contrast form's map is E[s | kept] − E[s | masked], estimated by a regression of the scores on what the coarse
+    masks keep (`regressed_contrast`); `estimator=keep_contrast` takes the two means themselves, which needs three to
+    four times the masks.
+
     Variables: `saliency`, `standard_error` (step, [frame,] y, x); `reliability`, `masks_used` (step). The standard
-    error is the spread between blocks of masks that balance each other once there are 8 of them (256 masks of the
-    contrast form, of a picture), and before that, or without such blocks, that of independent masks: for balanced ones
-    an upper bound. `reliability` is NaN where there are too few masks for two independent halves. Raises `InputError`
-    for options out of range.
+    error of a regression is its own. That of means is the spread between blocks of masks that balance each other once
+    there are 8 of them (256 coarse masks of a picture), and before that, or without such blocks, that of independent
+    masks: for balanced ones an upper bound. `reliability` is NaN where there are too few masks for two independent
+    halves. Raises `InputError` for options out of range.
     """
 
     num_masks: int = 500
@@ -80,7 +85,7 @@ class DFRise(Attributor):
     target: Target = CLEAN_STRUCTURE
     masks: Masks = COARSE
     fill: FillName = "mean"
-    estimator: Estimator = keep_contrast
+    estimator: Estimator = regressed_contrast
     until: float | None = None
     seed: int = 0
     batch_size: int | None = None
@@ -159,7 +164,8 @@ class DFRise(Attributor):
         score, block = self.target.at(step), self.masks.block(shape)
         fill, portion = FILLS[self.fill](sample), max(PORTION, 2 * block)
         surrogates = None if self.masks.independent is None else Surrogates.of(step, self.masks.independent)
-        tally = Tally.empty(MaskMoments.zero(shape, surrogates), block, self.num_masks)
+        modes = Modes.of(self.masks, shape) if self.estimator is regressed_contrast else None
+        tally = Tally.empty(MaskMoments.zero(shape, surrogates, modes), block, self.num_masks)
         for masks in self.masks.stream(shape, self.seed, self.num_masks, portion):
             chunks = self._chunks(sample, masks)
             scores = np.concatenate([_scored(score, sample, fill, chunk, advance) for chunk in chunks])
