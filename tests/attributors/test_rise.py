@@ -215,6 +215,43 @@ def test_against_all_masks_and_coverage_of_the_standard_error(form, masks):
         assert coverage < 0.985  # and it is not merely wide
 
 
+@pytest.mark.parametrize("shape_of", [(12, 1), (8, 2)])
+def test_many_masks_give_the_contrast_of_means_within_its_error(shape_of):
+    side, channels = shape_of
+    trace = trace_of(Small(side, 2.0) if channels == 1 else lambda x: torch.tanh(3 * x), side=side, channels=channels)
+    regressed, means = (
+        DFRise(2048, estimator=estimator)(trace)
+        for estimator in (estimators.regressed_contrast, estimators.keep_contrast)
+    )
+    apart = (regressed.saliency - means.saliency) / means.standard_error
+    assert float((apart**2).mean()) < 1.5 and np.abs(apart).max() < 4
+    assert float((regressed.standard_error**2).mean() / (means.standard_error**2).mean()) < 0.8
+
+
+@dataclass(frozen=True)
+class Chance(Target):
+    """Noise: a number of each sample that has nothing to do with any place."""
+
+    def at(self, step):
+        return lambda samples: torch.sin(1e5 * samples.double().sum(dim=(1, 2, 3)))
+
+
+def test_a_score_of_chance_is_not_called_reliable():
+    trace = trace_of(lambda x: x, side=12)
+    for seed in range(4):
+        maps = DFRise(256, until=0.9, target=Chance(), seed=seed)(trace)
+        assert maps.masks_used[0] == 256 and maps.reliability[0] < 0.6
+
+
+def test_until_of_the_contrast_form_asks_for_fewer_masks_than_means_need():
+    trace = trace_of(Small(12, 2.0), side=12)
+    used = [
+        int(DFRise(4096, until=0.98, estimator=estimator)(trace).masks_used[0])
+        for estimator in (estimators.regressed_contrast, estimators.keep_contrast)
+    ]
+    assert used[0] < used[1]
+
+
 @pytest.fixture(scope="module")
 def coarse():
     """Forty contrast maps of a 12×12 denoiser from 500 coarse masks each, by their own seeds."""

@@ -179,7 +179,8 @@ class GridMasks(Masks):
     def _axis_covariance(self, side: int) -> np.ndarray:
         """Return the mean over shifts of Σ_cells weight · weight, (side, side)."""
         weights = self._weights(side, np.arange(-(-side // self.cells))).astype(np.float64)
-        return np.einsum("nic,njc->ij", weights, weights, optimize=True) / len(weights)
+        covariance: np.ndarray = np.einsum("nic,njc->ij", weights, weights, optimize=True) / len(weights)
+        return covariance
 
     def _weights(self, side: int, starts: np.ndarray) -> np.ndarray:
         """Return bilinear weights (n, side, cells) of each cell at each position of the shifted crop."""
