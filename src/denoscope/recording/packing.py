@@ -36,8 +36,8 @@ from .steps import Step
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Autocast, Autoencoder, Blank, DecoderCall, DenoiserCall, Images, Layout, Mixture, NoiseLevel, Part, Pixels, RecordedStep,
-        Replay, Signature, Step,
+        Autocast, Autoencoder, Blank, DecoderCall, DenoiserCall, Images, Layout, Mixture, NoiseLevel, Part, Pixels,
+        RecordedStep, Replay, Signature, Step,
     )
 }  # fmt: skip
 """Denoscope's own classes that are stored, by their names."""
