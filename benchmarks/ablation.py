@@ -34,7 +34,7 @@ from denoscope.attributors.estimators import Estimator, MaskMoments, Surrogates,
 from denoscope.attributors.masks import BalancedMasks
 from denoscope.errors import InputError
 from denoscope.evaluation import GAMES, auroc, bootstrap, games, on_grid, random_ranking
-from denoscope.evaluation.games import batch_for, coordinates_of, no_advance
+from denoscope.evaluation.games import coordinates_of, no_advance, portions_for
 from denoscope.recording.steps import Step
 from denoscope.report.leaderboard import cell_text
 from denoscope.targets import FeatureCloseness, PredictionTarget, Similarity
@@ -100,7 +100,7 @@ def maps_of_step(
     surrogates_of = Surrogates.of(step, 0.5)
     moments = [MaskMoments.zero(shape, surrogates_of)] * len(judges)
     scalar = [False] * len(judges)
-    for masks in BalancedMasks().stream(shape, seed, num_masks, batch_size or batch_for(step)):
+    for masks in BalancedMasks().stream(shape, seed, num_masks, batch_size or portions_for(step, None).size):
         samples = step.sample * torch.from_numpy(masks).to(step.sample)[:, None]
         outputs, surrogates = step.predict(samples), surrogates_of(masks)
         scores = [judge(samples, outputs).double().cpu().numpy() for judge in judges]

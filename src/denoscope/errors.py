@@ -8,6 +8,7 @@
     ├── RecordingError      a run could not be recorded, or a second recording was started inside one
     ├── CaptureError        a layer or an attention of the network could not be listened to
     ├── NumericsError       NaN or infinity in a prediction; names the step
+    ├── MemoryShortage      memory runs out even for one sample
     ├── OutputError         a result could not be written; nothing is left half-written
     └── Interrupted         Ctrl-C; `partial` holds the finished steps
 
@@ -49,6 +50,10 @@ class CaptureError(DenoscopeError):
 
 class NumericsError(DenoscopeError):
     """NaN or infinity in a prediction."""
+
+
+class MemoryShortage(DenoscopeError):
+    """Memory runs out even for one sample."""
 
 
 class OutputError(DenoscopeError):

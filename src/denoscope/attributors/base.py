@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 from ..errors import DenoscopeError, InputError, Interrupted, did_you_mean, sentence
+from ..recording.batches import remembered_portions
 from ..recording.hooks.surroundings import Autocast
 from ..recording.steps import Step
 from ..recording.traces import Trace
@@ -108,7 +109,7 @@ class Attributor:
         chosen = choose(sequence, steps)
         if isinstance(sequence, Trace):
             sequence.forget_checks()
-        with _undisturbed(self.networks()):
+        with _undisturbed(self.networks()), remembered_portions():
             ready = self.prepared(sequence)
             if show_progress:
                 with _bar(self.title, sum(self.work(step) for step in chosen)) as advance:

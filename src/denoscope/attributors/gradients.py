@@ -1,5 +1,6 @@
 """Gradients of a score: Captum's Integrated Gradients and Gradient SHAP, in bounded memory."""
 
+import math
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,10 @@ import numpy as np
 import torch
 
 from ..errors import InputError, shown_value
+from ..recording.batches import Portions, portions_of
+from ..recording.comparing import lacks_memory
+from ..recording.hooks.checkpointing import block_by_block, counting_saved, weights_without_gradients
+from ..recording.memory import room
 from ..recording.steps import Step
 from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
@@ -23,7 +28,15 @@ Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """A number, a tensor that broadcasts to the samples, or a function of the samples."""
 
 CHUNK = {"cpu": 4}
-"""Samples through the score at once by device; on a CPU small batches are the fastest, and others take 32."""
+"""Most samples through the score at once by device; on a CPU small batches are the fastest, and others take 32."""
+SAVED_ON_CPU = 2**30
+"""Bytes that autograd may save for several samples together on a CPU, where larger portions are no faster."""
+BYTES_OF_GRADIENT = 2**18
+"""Estimated need of a gradient through denoiser and decoder, in bytes for each position and each byte of a number.
+
+Measured: Stable Diffusion's decoder behind a denoiser of half its channels, with guidance, at 256 pixels in float32."""
+BEYOND_SAVED = 1.3
+"""The whole need of a gradient, by the bytes that autograd saves."""
 TOGETHER = 4
 """Pictures that are attributed in one go; so many frames share the calls of the score."""
 
@@ -42,19 +55,31 @@ def threads_for(step: Step | Frame) -> int:
 
 
 def side_by_side(
-    work: Callable[[torch.Tensor], Chunk], samples: torch.Tensor, size: int, threads: int, advance: Advance
+    work: Callable[[torch.Tensor], Chunk], samples: torch.Tensor, portions: Portions, threads: int, advance: Advance
 ) -> Iterator[Chunk]:
-    """Yield work(chunk) of every chunk of `size` samples, in order, `threads` at once with one torch thread each."""
-    chunks = torch.split(samples, size)
-    if threads == 1 or len(chunks) == 1:
-        for chunk in chunks:
-            yield work(chunk)
-            advance(len(chunk))
-        return
-    with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
-        for chunk, result in zip(chunks, pool.map(work, chunks), strict=True):
-            yield result
-            advance(len(chunk))
+    """Yield work(chunk) of every portion of samples, in order, `threads` at once with one torch thread each.
+
+    Where memory runs out, the rest goes one after the other, in smaller portions.
+    """
+    chunks, start = torch.split(samples, portions.size), 0
+    if threads > 1 and len(chunks) > 1 and not portions.warned:
+        with ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1)) as pool:
+            results = pool.map(work, chunks)
+            for chunk in chunks:
+                try:
+                    result = next(results)
+                except Exception as error:
+                    pool.shutdown(cancel_futures=True)
+                    if not lacks_memory(error):
+                        raise
+                    break
+                yield result
+                start += len(chunk)
+                advance(len(chunk))
+    rest = samples[start:]
+    for part, result in portions.over(len(rest), lambda part: work(rest[part]), samples.device):
+        yield result
+        advance(part.stop - part.start)
 
 
 def black_and_itself(samples: torch.Tensor) -> torch.Tensor:
@@ -65,21 +90,22 @@ def black_and_itself(samples: torch.Tensor) -> torch.Tensor:
 class ChunkedScore(torch.autograd.Function):
     """score(x) whose gradient is taken chunk by chunk along with it: no graph outlives its chunk.
 
-    Each chunk costs one forward and one backward pass, whatever the number of samples asked for at once.
+    Each chunk costs one forward and one backward pass, whatever the number of samples asked for at once; a second
+    forward pass where its blocks are computed twice.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, samples: torch.Tensor, score: Score, size: int, threads: int, advance: Advance
+        ctx: Any, samples: torch.Tensor, score: Score, passes: "Passes", threads: int, advance: Advance
     ) -> torch.Tensor:
         def both(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            with torch.enable_grad():
+            with torch.enable_grad(), passes.planned(chunk):
                 x = chunk.clone().requires_grad_()
                 y = score(x)
                 gradient = _gradient(y, x)
             return y.detach(), gradient
 
-        pairs = list(side_by_side(both, samples.detach(), size, threads, advance))
+        pairs = list(side_by_side(both, samples.detach(), passes.portions, threads, advance))
         scores, gradients = zip(*pairs, strict=True)
         ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(scores)
@@ -110,15 +136,70 @@ def _gradient(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return gradient
 
 
-def chunked(score: Score, size: int, threads: int, advance: Advance) -> Score:
-    """Return the score computed `size` samples at a time in each of so many threads; differentiable."""
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Gradients through a step's networks in portions that fit in memory.
+
+    Weights have no gradients. What autograd saves is counted: where it is more than the memory that is planned, the
+    pass is broken off and the portion is smaller (`recording.batches`). Where even one sample's is more, blocks are
+    computed twice (`block_by_block`). Of frames, whose one network is the classifier, nothing is counted.
+    """
+
+    portions: Portions
+    networks: Sequence[torch.nn.Module] = ()
+
+    @classmethod
+    def through(cls, step: Step | Frame, samples: torch.Tensor, chosen: int | None) -> "Passes":
+        """Return the passes for samples of a step; `chosen` is a person's own number of samples at once."""
+        most = CHUNK.get(samples.device.type, 32)
+        if isinstance(step, Frame):
+            return cls(portions_of("frames", samples, chosen, lambda: (most, most)))
+
+        def at_once() -> tuple[int, int]:
+            planned, positions = _planned(samples.device, 2), math.prod(samples.shape[2:])
+            each = BYTES_OF_GRADIENT * positions * samples.element_size()
+            return most if planned is None else int(np.clip(planned // each, 1, most)), most
+
+        portions = portions_of("gradient", samples, chosen, at_once, block_by_block=False)
+        return cls(portions, step.networks)
+
+    @contextmanager
+    def planned(self, chunk: torch.Tensor) -> Iterator[None]:
+        """Compute the gradient of a chunk inside; `TooMuchSaved` is raised where it needs more than is planned."""
+        portions, number = self.portions, len(chunk)
+        with weights_without_gradients(self.networks):
+            if portions.block_by_block is None:
+                yield
+            elif portions.block_by_block:
+                with block_by_block(self.networks):
+                    yield
+            else:
+                most = None if portions.is_chosen and number > 1 else _planned(chunk.device, number)
+                with counting_saved(self.networks, most) as saved:
+                    yield
+                if portions.needed is None:
+                    portions.fit(saved.bytes / number, _planned(chunk.device, 2))
+
+
+def _planned(device: torch.device, number: int) -> int | None:
+    """Return the bytes that autograd may save for so many samples together; None if there is no bound."""
+    free = room(device)
+    bounds = [] if free is None else [int(free / BEYOND_SAVED)]
+    if device.type == "cpu" and number > 1:
+        bounds.append(SAVED_ON_CPU)
+    return min(bounds, default=None)
+
+
+def chunked(score: Score, passes: Passes, threads: int, advance: Advance) -> Score:
+    """Return the score computed a portion of samples at a time in each of so many threads; differentiable."""
 
     def of(samples: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and samples.requires_grad:
             apply: Any = ChunkedScore.apply
-            scores: torch.Tensor = apply(samples, score, size, threads, advance)
+            scores: torch.Tensor = apply(samples, score, passes, threads, advance)
             return scores
-        return torch.cat(list(side_by_side(torch.no_grad()(score), samples, size, threads, lambda done: None)))
+        portions = passes.portions
+        return torch.cat(list(side_by_side(torch.no_grad()(score), samples, portions, threads, lambda done: None)))
 
     return of
 
@@ -203,8 +284,8 @@ class _Gradients(PictureAttributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         samples = samples_of(step)
-        size = self.internal_batch_size or CHUNK.get(samples.device.type, 32)
-        score = chunked(self.target.at(step), size, threads_for(step), advance)
+        passes = Passes.through(step, samples, self.internal_batch_size)
+        score = chunked(self.target.at(step), passes, threads_for(step), advance)
         attributions, *delta = self.attributed(score, samples)
         result: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
         if delta:

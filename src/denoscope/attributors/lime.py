@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..recording.batches import samples_at_once
+from ..recording.batches import Portions, call_portions
 from ..recording.steps import Step
 from ..targets import trace_step
 from ..vision.clips import is_clip
@@ -135,9 +135,10 @@ class Lime(Attributor):
         masks, times = self._drawn(1 + int(segments.max()))
         sums = RidgeSums.zero(masks.shape[1], step.layout.positions)
         weights = times * proximity(masks, self.kernel_width)
-        for chunk in np.split(np.arange(len(masks)), range(self._chunk(step), len(masks), self._chunk(step))):
-            sums = sums.with_samples(masks[chunk], next_means(step, masks[chunk][:, segments]), weights[chunk])
-            advance(int(times[chunk].sum()))
+        portions, device = self._portions(step), step.sample.device
+        for part, means in portions.over(len(masks), lambda part: next_means(step, masks[part][:, segments]), device):
+            sums = sums.with_samples(masks[part], means, weights[part])
+            advance(int(times[part].sum()))
         beta = sums.coefficients(self.alpha)
         saliency = np.abs(beta[1:]).sum(axis=1)[segments].astype(np.float32)
         maps = {"saliency": saliency, "segment": segments}
@@ -174,9 +175,9 @@ class Lime(Attributor):
         drawn = np.random.default_rng([self.seed, segments]).random((self.num_samples, segments)) < 0.5
         return np.unique(drawn, axis=0, return_counts=True)
 
-    def _chunk(self, step: Step) -> int:
-        """Return how many samples go into a call (`samples_at_once`)."""
-        return self.batch_size or samples_at_once(step.as_maps(step.sample))
+    def _portions(self, step: Step) -> Portions:
+        """Return how many samples go into a call."""
+        return call_portions(step.as_maps(step.sample), self.batch_size)
 
 
 def proximity(masks: np.ndarray, width: float) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from ..recording.batches import Portions, call_portions, portions_of
 from ..recording.steps import Step
 from ..targets import Target
 from ..vision.frames import Frame
@@ -88,6 +89,12 @@ class Occlusion(PictureAttributor):
         places = [1 + math.ceil((s - w) / d) for s, w, d in zip(shape[1:], window, strides, strict=True)]
         return shape[0] * (1 + math.prod(places))
 
+    def _portions(self, step: Step | Frame, samples: torch.Tensor, most: int, chosen: int | None) -> Portions:
+        """Return how many covered samples go through the score at once."""
+        if isinstance(step, Frame):
+            return portions_of("occlusion", samples, chosen, lambda: (most, most))
+        return call_portions(samples, chosen, "occlusion", most=most)
+
     @torch.no_grad()
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         from captum import attr
@@ -97,12 +104,13 @@ class Occlusion(PictureAttributor):
         near = self.target.near(step)
         score, chunk = (near, NEAR) if near else (self.target.at(step), CHUNK.get(samples.device.type, 32))
         windows_a_chunk = max(1, chunk // len(samples))
-        size = len(samples) * (self.perturbations_per_eval or windows_a_chunk)
+        chosen = None if self.perturbations_per_eval is None else len(samples) * self.perturbations_per_eval
+        portions = self._portions(step, samples, len(samples) * windows_a_chunk, chosen)
         evaluated = 1 if threads == 1 else EVALUATED
         together = max(windows_a_chunk, evaluated // len(samples))
 
         def counted(covered: torch.Tensor) -> torch.Tensor:
-            return torch.cat(list(side_by_side(torch.no_grad()(score), covered, size, threads, advance)))
+            return torch.cat(list(side_by_side(torch.no_grad()(score), covered, portions, threads, advance)))
 
         attributions = attr.Occlusion(counted).attribute(
             samples,

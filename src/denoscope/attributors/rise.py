@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, did_you_mean
-from ..recording.batches import samples_at_once
+from ..recording.batches import Portions, call_portions
 from ..recording.steps import Step
 from ..targets import Score, Similarity, Target, trace_step
 from ..vision.frames import Frame
@@ -164,11 +164,11 @@ class DFRise(Attributor):
         score, block = self.target.at(step), self.masks.block(shape)
         fill, portion = FILLS[self.fill](sample), max(PORTION, 2 * block)
         surrogates = None if self.masks.independent is None else Surrogates.of(step, self.masks.independent)
+        portions = call_portions(sample, self.batch_size)
         modes = Modes.of(self.masks, shape) if self.estimator is regressed_contrast else None
         tally = Tally.empty(MaskMoments.zero(shape, surrogates, modes), block, self.num_masks)
         for masks in self.masks.stream(shape, self.seed, self.num_masks, portion):
-            chunks = self._chunks(sample, masks)
-            scores = np.concatenate([_scored(score, sample, fill, chunk, advance) for chunk in chunks])
+            scores = _scored(score, sample, fill, masks, portions, advance)
             values = None if surrogates is None else surrogates(masks)
             tally = tally.with_masks(masks, scores, values, self.estimator)
             if self.until is not None and tally.reliability(self.estimator) >= self.until:
@@ -182,22 +182,24 @@ class DFRise(Attributor):
             "masks_used": tally.used,
         }
 
-    def _chunks(self, sample: torch.Tensor, masks: np.ndarray) -> list[np.ndarray]:
-        """Split masks (n, [frames,] h, w) into chunks that fit at once."""
-        size = self.batch_size or samples_at_once(sample)
-        return np.split(masks, range(size, len(masks), size))
-
 
 PORTION = 64
 """Masks between two looks at the reliability; with blocks, at least two of them."""
 
 
-def _scored(score: Score, sample: torch.Tensor, fill: torch.Tensor, masks: np.ndarray, advance: Advance) -> np.ndarray:
-    """Return the scores of the sample under masks (n, [frames,] h, w), as float64."""
-    M = torch.from_numpy(masks).to(sample)[:, None]
-    scores = score(sample * M + fill * (1 - M)).cpu().double().numpy()
-    advance(len(masks))
-    return scores
+def _scored(
+    score: Score, sample: torch.Tensor, fill: torch.Tensor, masks: np.ndarray, portions: Portions, advance: Advance
+) -> np.ndarray:
+    """Return the scores of the sample under masks (n, [frames,] h, w), as float64; they leave the device together."""
+    M, scores = torch.from_numpy(masks).to(sample)[:, None], []
+
+    def masked(part: slice) -> torch.Tensor:
+        return score(sample * M[part] + fill * (1 - M[part]))
+
+    for part, values in portions.over(len(masks), masked, sample.device):
+        scores.append(values)
+        advance(part.stop - part.start)
+    return torch.cat(scores).cpu().double().numpy()
 
 
 register("df-rise-contrast")(DFRise.contrast)

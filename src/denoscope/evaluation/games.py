@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from ..attributors.base import Advance, choose, options_of
 from ..errors import InputError, NumericsError, shown_value
-from ..recording.batches import samples_at_once
+from ..recording.batches import Portions, call_portions, remembered_portions
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..vision.clips import by_frame
@@ -95,7 +95,8 @@ def games(
     layout = steps[0].layout
     per_point = layout.positions // layout.grid[0] if positions is None else positions
     player = _Player(_callable(encoder), per_point, batch_size, advance or no_advance)
-    curves = [player.play(step, maps.sel(step=step.index).values) for step in steps]
+    with remembered_portions():
+        curves = [player.play(step, maps.sel(step=step.index).values) for step in steps]
     return _labelled(steps, np.stack(curves, axis=1), player)
 
 
@@ -131,13 +132,17 @@ class _Player:
         """Return the raw curve of a game, (points,), for the ranks of the positions, ([frames,] h, w)."""
         sample = step.as_maps(step.sample)
         before, after = game.before(sample), game.after(sample)
-        size = self.batch_size or batch_for(step)
-        distances = []
-        for counts in torch.split(self.points(order.numel()), size):
-            changed = order < counts.to(order.device).reshape(-1, *[1] * order.ndim)
+        portions, distances = portions_for(step, self.batch_size), []
+        points = self.points(order.numel())
+
+        def played(part: slice) -> torch.Tensor:
+            changed = order < points[part].to(order.device).reshape(-1, *[1] * order.ndim)
             samples = step.as_samples(torch.where(changed[:, None], after, before))
-            distances.append(feature_distance(self._features(step, samples), reference))
-            self.advance(len(counts))
+            return feature_distance(self._features(step, samples), reference)
+
+        for part, values in portions.over(len(points), played, order.device):
+            distances.append(values)
+            self.advance(part.stop - part.start)
         return torch.cat(distances).double().cpu().numpy()
 
     def points(self, total: int) -> torch.Tensor:
@@ -225,10 +230,12 @@ def brought_to(saliency: np.ndarray, *shape: int) -> np.ndarray:
     return np.asarray(pool(values[None], shape)[0].numpy())
 
 
-def batch_for(step: Step) -> int:
-    """Return how many samples of a step to decode at once."""
-    return samples_at_once(
+def portions_for(step: Step, chosen: int | None) -> Portions:
+    """Return how many samples of a step to decode at once: a person's own number, or what fits."""
+    return call_portions(
         step.as_maps(step.sample),
+        chosen,
+        "games",
         on_cpu=GAME_POSITIONS_ON_CPU,
         elsewhere=GAME_POSITIONS_ELSEWHERE,
         most=MOST_GAME_SAMPLES,

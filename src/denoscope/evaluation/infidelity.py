@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..attributors.base import Advance, choose
 from ..errors import InputError
+from ..recording.batches import call_portions
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..targets import Target
@@ -178,10 +179,11 @@ class Probe:
         sample = step.as_maps(step.sample)
         taken, weights = (perturbation or Squares()).draw(sample, count, rng)
         before, changes = _number(score(sample)), []
-        for portion in torch.split(taken, batch_size):
-            changes.append(before - _number(score(sample - portion)))
+        portions = call_portions(sample, batch_size, "infidelity")
+        for part, scores in portions.over(count, lambda part: _number(score(sample - taken[part])), sample.device):
+            changes.append(before - scores)
             if advance is not None:
-                advance(len(portion))
+                advance(part.stop - part.start)
         return cls(weights.double().cpu().numpy(), torch.cat(changes).double().cpu().numpy())
 
     def predicted(self, attribution: np.ndarray) -> np.ndarray:

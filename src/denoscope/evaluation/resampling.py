@@ -9,6 +9,7 @@ import xarray as xr
 
 from ..attributors.base import Advance
 from ..errors import InputError
+from ..recording.batches import call_portions
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..vision.clips import by_frame
@@ -180,10 +181,15 @@ def _changes(
     """Return the distances of one step's final pictures by every measure, (measures, 2, draws)."""
     samples = torch.cat([step.sample, options.samples(step, brought_to(saliency, *step.layout.shape))])
     unit, pictures = len(step.sample), []
-    for portion in torch.split(samples, options.batch_size * unit):
-        pictures.append(step.decode(trace.continued(step.index, portion)))
+    portions = call_portions(step.as_maps(step.sample), options.batch_size, "resampling")
+
+    def finished(part: slice) -> torch.Tensor:
+        return step.decode(trace.continued(step.index, samples[part.start * unit : part.stop * unit]))
+
+    for part, decoded in portions.over(len(samples) // unit, finished, samples.device):
+        pictures.append(decoded)
         if advance is not None:
-            advance(len(portion) // unit)
+            advance(part.stop - part.start)
     untouched, others = torch.split(torch.cat(pictures), [1, 2 * options.draws])
     changes = [measure(others, untouched).double().cpu().numpy() for measure in measures.values()]
     return np.stack(changes).reshape(len(measures), 2, options.draws)

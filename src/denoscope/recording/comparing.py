@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from ..errors import MemoryShortage
+
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Largest relative difference between an engine's prediction and the recorded one; see `tolerance` for the others."""
 MOST_ROUNDING = 0.3
@@ -15,9 +17,20 @@ FAILURES = (Exception,)
 """Exceptions of a trial that say that this way is none: it runs the pipeline's own code, which may raise anything."""
 
 
+LACKS = ("out of memory", "not enough memory", "can't allocate memory", "ALLOC_FAILED")
+"""Parts of the messages by which torch's devices and their libraries say in a RuntimeError that memory is lacking."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return True if an error is a lack of memory, of the host or of a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError, MemoryShortage)):
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in LACKS)
+
+
 def refuse_memory(error: Exception) -> None:
     """Raise an error again that is a lack of memory, which says nothing of the way that was tried."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if lacks_memory(error):
         raise error
 
 

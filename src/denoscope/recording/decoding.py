@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import NumericsError, ReplayError, in_short
+from .batches import call_portions
 from .comparing import FAILURES, disturbed, refuse_memory
 from .engines import BATCHES, ONE_BY_ONE, Run
 from .hooks.calls import DecoderCall
@@ -29,6 +30,12 @@ NEGATIVE = 1e-3
 """Value beyond [0, 1] that shows that pictures have another range."""
 AGREEMENT = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest difference of two decoded pictures, in [0, 1]; 0.05 in half precision."""
+
+
+PIXELS_ON_CPU, PIXELS_ELSEWHERE = 2**16, 2**20
+"""Pixels of all pictures that are decoded at once: one picture of 256 on a CPU, one of 1,024 elsewhere."""
+BYTES_OF_PIXEL = 2**10
+"""Estimated need of decoding, in bytes for each pixel and each byte of a number: a few maps of 256 channels."""
 
 
 class PictureWarning(UserWarning):
@@ -169,10 +176,10 @@ class Decoding:
         if self.problem is not None:
             raise (NumericsError if "NaN" in self.problem else ReplayError)(self.problem)
         if self.confirmed_fast is not None and self.confirmed_fast.usable:
-            return in_colours(self.confirmed_fast(samples))
+            return in_colours(self._in_portions(self.confirmed_fast, samples, 1))
         try:
             self._refuse_unmoved()
-            return in_colours(self._resumed(samples))
+            return in_colours(self._in_portions(self._resumed, samples, self.run.rows))
         except ReplayError:
             raise
         except FAILURES as error:
@@ -181,6 +188,27 @@ class Decoding:
                 f"The pipeline could not be asked for the pictures of other samples: {in_short(error, 200)} Use a "
                 "method that compares predictions and needs no pictures, such as df-rise."
             ) from error
+
+    def _in_portions(
+        self, decode: Callable[[torch.Tensor], torch.Tensor], samples: torch.Tensor, rows: int
+    ) -> torch.Tensor:
+        """Return the pictures of samples, of which so many rows make one, as few at once as fit in memory.
+
+        A decoder's feature maps have the size of the picture, so they need more than a denoiser's.
+        """
+        limits = {"on_cpu": PIXELS_ON_CPU, "elsewhere": PIXELS_ELSEWHERE, "need": BYTES_OF_PIXEL}
+        count = len(samples) // rows
+        if self.picture is None or count <= 1 or len(samples) % rows:  # those of one picture go one by one anyway
+            return decode(samples)
+        like = samples.detach().new_empty(1).expand(1, *self.picture.shape[1:])
+        portions = call_portions(like, None, "decode", **limits)
+        if torch.is_grad_enabled() and samples.requires_grad:  # what is kept for gradients has portions of its own
+            return torch.cat([decode(part) for part in torch.split(samples, portions.size * rows)])
+
+        def decoded(part: slice) -> torch.Tensor:
+            return decode(samples[part.start * rows : part.stop * rows])
+
+        return torch.cat([pictures for _, pictures in portions.over(count, decoded, samples.device)])
 
     @property
     def engine(self) -> str:

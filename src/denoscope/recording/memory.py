@@ -1,4 +1,4 @@
-"""The memory that a recorded picture takes at least, compared with the memory that is free, before the run."""
+"""The memory that is free on a device, within the user's limit; a picture that needs more is refused before the run."""
 
 import os
 from collections.abc import Mapping
@@ -9,6 +9,10 @@ import torch
 
 from ..errors import InputError
 from .components import autoencoder_of, denoiser_of, working_device
+from .limits import limit_in_effect
+
+SHARE = 0.8
+"""The share of the free memory that is taken: allocators keep odd ends, and a CPU's memory is other programs' too."""
 
 
 def refuse_too_large(pipeline: Any, height: int, width: int, pictures: int, steps: int) -> None:
@@ -56,9 +60,48 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        # Not tried on such a machine: the system's recommended most, less what the driver has given to this process,
+        # of which what no tensor takes can be used again.
+        cached = torch.mps.driver_allocated_memory() - torch.mps.current_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory() + cached
     if device.type != "cpu":
         return None
     return _available() or _installed()
+
+
+def used_bytes(device: torch.device) -> int:
+    """Return the memory of a device that this process uses: that of tensors, and on a CPU that of the process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return _resident() if device.type == "cpu" else 0
+
+
+def room(device: torch.device) -> int | None:
+    """Return the bytes that may be taken beside those that are used: of the free memory, and within the user's limit.
+
+    0 where the limit is reached already; None if neither is known.
+    """
+    free, limit = free_bytes(device), limit_in_effect()
+    bounds = [] if free is None else [int(SHARE * free)]
+    if limit is not None:
+        bounds.append(max(0, limit - used_bytes(device)))
+    return min(bounds, default=None)
+
+
+def _resident() -> int:
+    """Return the resident memory of this process on Linux; elsewhere the most that it has had so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, UnicodeDecodeError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
 
 
 def _available() -> int | None:

@@ -221,6 +221,15 @@ class Step:
             raise ReplayError(str(self.refusal))
         return self.run.denoiser(self.index)
 
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """The networks of the run's pipeline, decoders among them; without a run the denoisers of the step."""
+        if self.run is not None:
+            modules = list(self.run.resumption.modules.values())
+        else:
+            modules = [] if self.direct is None else [call.denoiser for call in self.direct.calls]
+        return list({id(module): module for module in modules}.values())
+
     # Levels.
 
     @property

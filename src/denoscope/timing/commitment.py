@@ -22,7 +22,7 @@ import xarray as xr
 
 from ..attributors.base import Advance, choose, options_of
 from ..errors import InputError, shown_value
-from ..recording.batches import samples_at_once
+from ..recording.batches import Portions, call_portions
 from ..recording.steps import Step
 from ..recording.traces import Trace
 from ..vision.clips import middle_frame
@@ -45,7 +45,7 @@ def finish(
     *,
     eta: float = 0.0,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | Portions = 64,
     advance: Advance | None = None,
 ) -> torch.Tensor:
     """Walk each sample from its step to the end of the run; return their clean samples in order, one behind the other.
@@ -56,12 +56,16 @@ def finish(
     order = sorted(range(len(entries)), key=lambda i: entries[i][0])
     unit = len(entries[0][1])
     ends: dict[int, torch.Tensor] = {}
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size]
-        walked = _walked(steps, [entries[i] for i in group], eta, [_stream(seed, i) for i in group])
-        ends |= dict(zip(group, torch.split(walked, unit), strict=True))
+    portions = batch_size if isinstance(batch_size, Portions) else Portions(batch_size, batch_size, is_chosen=True)
+
+    def walked(part: slice) -> torch.Tensor:
+        group = order[part]
+        return _walked(steps, [entries[i] for i in group], eta, [_stream(seed, i) for i in group])
+
+    for part, samples in portions.over(len(order), walked, entries[0][1].device):
+        ends |= dict(zip(order[part], torch.split(samples, unit), strict=True))
         if advance is not None:
-            advance(len(group))
+            advance(part.stop - part.start)
     return torch.cat([ends[i] for i in range(len(entries))])
 
 
@@ -146,7 +150,7 @@ class Experiment(ABC):
         self, steps: Sequence[Step], entries: Sequence[Entry], trace: Trace, advance: Advance | None
     ) -> list[Attributes]:
         """Finish every entry and read the attributes of its picture."""
-        size = self.batch_size or samples_at_once(steps[0].as_maps(entries[0][1]))
+        size = call_portions(steps[0].as_maps(entries[0][1]), self.batch_size)
         seed = self._seed_of(trace)
         samples = finish(steps, entries, eta=self.eta, seed=seed, batch_size=size, advance=advance)
         return [self._read(steps[0], sample) for sample in torch.split(samples, len(entries[0][1]))]

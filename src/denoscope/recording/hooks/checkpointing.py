@@ -1,0 +1,202 @@
+"""Gradients in little memory: weights without gradients, blocks computed twice, and the bytes that autograd saves.
+
+Source of the exchange of memory for computation: Chen, Xu, Zhang, Guestrin 2016, "Training deep nets with sublinear
+memory cost"; here by torch's non-reentrant `checkpoint`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from ...errors import ReplayError
+from .calls import replaced_method
+from .layers import layers_in
+from .trees import tensor_of
+
+BULK = 0.5
+"""A module is divided into the members of its lists where these have at least this share of its weights."""
+REPEATED = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest relative difference of a block's output from its output when it is computed again; 1e-2 in half precision."""
+PLAIN = (torch.Tensor, torch.dtype, torch.device, str, int, float, bool, type(None))
+"""Arguments that are the same when a block is computed again."""
+DIFFUSERS_HOOKS = "_diffusers_hook"
+"""Where diffusers keeps a module's hooks with a state, such as caches."""
+
+
+class TooMuchSaved(MemoryError):
+    """Autograd saves more than the memory that is planned for it."""
+
+
+@contextmanager
+def weights_without_gradients(roots: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """While open, no weight of these networks has a gradient, so that what only these need is not kept."""
+    weights = [weight for root in roots for weight in root.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+# Tensors that autograd saves.
+
+
+@dataclass(eq=False)
+class Saved:
+    """The bytes of the tensors that autograd has saved so far, each storage once; at most `most`."""
+
+    most: int | None = None
+    bytes: int = 0
+    storages: set[int] = field(default_factory=set)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor; raises `TooMuchSaved` where it is one too many."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.storages:
+            return
+        self.storages.add(storage.data_ptr())
+        self.bytes += storage.nbytes()
+        if self.most is not None and self.bytes > self.most:
+            raise TooMuchSaved(f"Autograd saves more than {self.most / 2**30:.2f} GiB.")
+
+
+@contextmanager
+def counting_saved(roots: Sequence[torch.nn.Module] = (), most: int | None = None) -> Iterator[Saved]:
+    """While open, count the bytes that autograd saves, without the weights of these networks.
+
+    Raises `TooMuchSaved` out of the computation as soon as there are more than `most`.
+    """
+    saved = Saved(most)
+    weights = [weight for root in roots for weight in (*root.parameters(), *root.buffers())]
+    saved.storages |= {weight.untyped_storage().data_ptr() for weight in weights}
+
+    def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
+        saved.add(tensor)
+        return tensor.detach(), tensor._version  # detached: an output would hold itself
+
+    def unpack(packed: tuple[torch.Tensor, int]) -> torch.Tensor:
+        tensor, version = packed
+        if tensor._version != version:  # torch itself looks at it only without hooks
+            raise RuntimeError(
+                "One of the variables needed for gradient computation has been modified by an inplace operation."
+            )
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield saved
+
+
+# Blocks that are computed twice.
+
+
+def blocks_in(root: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the blocks of a network, each once: members of its lists of modules that have weights.
+
+    A member is divided further where its own lists have most of its weights: a U-Net's stage into its residual and
+    attention parts and these into transformer blocks, but not an attention into its projections.
+    """
+    blocks: dict[int, torch.nn.Module] = {}
+    for child in root.children():
+        for part in child if isinstance(child, torch.nn.ModuleList) else ():
+            for block in _parts_of(part):
+                blocks.setdefault(id(block), block)
+        if not isinstance(child, torch.nn.ModuleList):
+            blocks |= {id(block): block for block in blocks_in(child) if id(block) not in blocks}
+    return list(blocks.values())
+
+
+def _parts_of(member: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return a member of a list, or the blocks that most of it is made of; nothing for one without weights."""
+    total = _weight(member)
+    lists = [child for child in member.children() if isinstance(child, torch.nn.ModuleList)]
+    if total and sum(map(_weight, lists)) >= BULK * total:
+        return blocks_in(member)
+    return [member] if total else []
+
+
+def _weight(module: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+@contextmanager
+def block_by_block(roots: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """While open, autograd keeps only the inputs of the networks' blocks, and computes each block again on the way back.
+
+    The networks, with their modes, hooks and flags, are put back as they were. A block is left as it is where it could
+    not be computed again: with a state (caches), or an argument that it may write to. Raises `ReplayError` at the end
+    where a block gave another output the second time, so that gradients were wrong.
+    """
+    again = _Again()
+    with ExitStack() as undo:
+        for block in {id(block): block for root in roots for block in blocks_in(root)}.values():
+            if any(getattr(part, DIFFUSERS_HOOKS, None) is not None for part in layers_in(block)):
+                continue
+            # Beneath the hooks of the block itself; a compiled block is computed again as a whole.
+            name = "forward" if block._compiled_call_impl is None else "_compiled_call_impl"
+            undo.enter_context(replaced_method(block, name, functools.partial(again.twice, block)))
+        yield
+    again.refuse_others()
+
+
+class _Again:
+    """Blocks whose outputs are compared when they are computed again."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, torch.dtype, list[torch.Tensor]]] = []
+
+    def twice(self, block: torch.nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tensors: list[torch.Tensor] = []
+        if not torch.is_grad_enabled() or not _is_plain((args, kwargs), tensors):
+            return original(*args, **kwargs)
+        if not any(tensor.requires_grad for tensor in tensors):
+            return original(*args, **kwargs)
+        lengths: list[torch.Tensor] = []
+        self.pairs.append((type(block).__name__, tensors[0].dtype, lengths))
+
+        def compared(*args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            first = tensor_of(output)
+            if first is not None:
+                lengths.append(torch.linalg.vector_norm(wide(first.detach())))
+            return output
+
+        random = any(part.training for part in layers_in(block))
+        with set_checkpoint_early_stop(False):
+            return checkpoint(compared, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
+
+    def refuse_others(self) -> None:
+        """Raise `ReplayError` for a block that gave another output the second time."""
+        pairs, self.pairs = self.pairs, []
+        for name, dtype, lengths in pairs:
+            if len(lengths) < 2:
+                continue
+            before, after = float(lengths[0]), float(lengths[1])
+            if not abs(after - before) <= REPEATED.get(dtype, 1e-2) * max(abs(before), 1e-12):
+                raise ReplayError(
+                    f"A block of the network ({name}) gave another output when it was computed again for its gradient, "
+                    f"of length {after:.6g} and not {before:.6g}: it has a state, or changes its input. Its gradients "
+                    "need more memory than there is: use a method without gradients, such as df-rise or occlusion."
+                )
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """Return values in single precision at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _is_plain(tree: Any, tensors: list[torch.Tensor]) -> bool:
+    """Return True if arguments are tensors and values, in tuples and dicts; their tensors are added to the list."""
+    if isinstance(tree, torch.Tensor):
+        tensors.append(tree)
+    if isinstance(tree, tuple):
+        return all([_is_plain(value, tensors) for value in tree])
+    if isinstance(tree, dict):
+        return all([_is_plain(value, tensors) for value in tree.values()])
+    return isinstance(tree, PLAIN)
