@@ -115,7 +115,7 @@ def in_the_way(way: str) -> Iterator[None]:
         decoding.PIXELS_ON_CPU = 2**40
     else:
         gradients.Passes.through = lambda step, samples, chosen: gradients.Passes(
-            Portions(1, 1, block_by_block=True, is_chosen=True), step.networks
+            Portions(1, 1, again=2, is_chosen=True), step.networks
         )
     try:
         yield

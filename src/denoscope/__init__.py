@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for editors and type checkers; a test holds these lines and
     from .errors import DenoscopeError as DenoscopeError
     from .errors import InputError as InputError
     from .figures.maps import plot as plot
+    from .recording.limits import memory_limit as memory_limit
     from .recording.models import Model as Model
     from .recording.models import load as load
     from .recording.steps import Step as Step
@@ -76,6 +77,7 @@ _HOMES = {
     "commands.studies": "Study",
     "errors": "DenoscopeError InputError",
     "figures.maps": "plot",
+    "recording.limits": "memory_limit",
     "recording.models": "Model load",
     "recording.steps": "Step",
     "recording.traces": "Trace",

@@ -123,6 +123,7 @@ def explain(
     until: Annotated[float | None, Option(help="Stop at this reliability (0 to 1) if reached before.")] = None,
     device: option.Device = None,
     dtype: option.Dtype = None,
+    memory: option.Memory = None,
     out: option.Out = Folder,
     overwrite: option.Overwrite = False,
 ) -> None:
@@ -159,6 +160,7 @@ def explain(
         until=until,
         device=device,
         dtype=dtype,
+        memory=memory,
     )
     _do(request, f"Loading {model}", out, overwrite)
 
@@ -202,6 +204,7 @@ def compare(
     encoder: Annotated[str | None, Option(help="Vision model that measures how far apart pictures are.")] = None,
     device: option.Device = None,
     dtype: option.Dtype = None,
+    memory: option.Memory = None,
     out: option.Out = Folder,
     overwrite: option.Overwrite = False,
 ) -> None:
@@ -248,6 +251,7 @@ def compare(
         masks=masks,
         device=device,
         dtype=dtype,
+        memory=memory,
     )
     comparison = Comparison(
         request=request,
@@ -284,6 +288,7 @@ def recognise(
     seed: Annotated[int, Option(help="Seed of the noise, or of the generated picture.")] = 0,
     device: option.Device = None,
     dtype: option.Dtype = None,
+    memory: option.Memory = None,
     out: option.Out = Folder,
     overwrite: option.Overwrite = False,
 ) -> None:
@@ -315,6 +320,7 @@ def recognise(
         preset=preset,
         device=device,
         dtype=dtype,
+        memory=memory,
     )
     _do(study, f"Loading {classifier}{f' and {model}' if generation else ''}", out, overwrite)
 

@@ -16,7 +16,7 @@ import torch
 from ..errors import InputError, shown_value
 from ..recording.batches import Portions, portions_of
 from ..recording.comparing import lacks_memory
-from ..recording.hooks.checkpointing import block_by_block, counting_saved, weights_without_gradients
+from ..recording.hooks.checkpointing import ALL, SOME, block_by_block, counting_saved, weights_without_gradients
 from ..recording.memory import room
 from ..recording.steps import Step
 from ..targets import Score, Target
@@ -30,7 +30,7 @@ Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 CHUNK = {"cpu": 4}
 """Most samples through the score at once by device; on a CPU small batches are the fastest, and others take 32."""
 SAVED_ON_CPU = 2**30
-"""Bytes that autograd may save for several samples together on a CPU, where larger portions are no faster."""
+"""Bytes that autograd may save on a CPU before blocks are computed again; larger portions are no faster there."""
 BYTES_OF_GRADIENT = 2**18
 """Estimated need of a gradient through denoiser and decoder, in bytes for each position and each byte of a number.
 
@@ -141,12 +141,15 @@ class Passes:
     """Gradients through a step's networks in portions that fit in memory.
 
     Weights have no gradients. What autograd saves is counted: where it is more than the memory that is planned, the
-    pass is broken off and the portion is smaller (`recording.batches`). Where even one sample's is more, blocks are
-    computed twice (`block_by_block`). Of frames, whose one network is the classifier, nothing is counted.
+    pass is broken off and the portion is smaller (`recording.batches`). Where even one sample's is more, cheap blocks
+    are computed again, and where that is not enough all (`block_by_block`). Of frames, whose one network is the
+    classifier, nothing is counted. `size` is the number of the picture's pixels, 0 if it is not known.
     """
 
     portions: Portions
     networks: Sequence[torch.nn.Module] = ()
+    denoisers: Sequence[torch.nn.Module] = ()
+    size: int = 0
 
     @classmethod
     def through(cls, step: Step | Frame, samples: torch.Tensor, chosen: int | None) -> "Passes":
@@ -156,36 +159,48 @@ class Passes:
             return cls(portions_of("frames", samples, chosen, lambda: (most, most)))
 
         def at_once() -> tuple[int, int]:
-            planned, positions = _planned(samples.device, 2), math.prod(samples.shape[2:])
+            planned, positions = _planned(samples.device, 1), math.prod(samples.shape[2:])
             each = BYTES_OF_GRADIENT * positions * samples.element_size()
             return most if planned is None else int(np.clip(planned // each, 1, most)), most
 
-        portions = portions_of("gradient", samples, chosen, at_once, block_by_block=False)
-        return cls(portions, step.networks)
+        portions = portions_of("gradient", samples, chosen, at_once, again=0)
+        run = step.run
+        if run is None:
+            return cls(portions, step.networks, step.networks)
+        denoisers = [run.resumption.modules[name] for name in run.resumption.denoisers]
+        picture = run.decoding.picture
+        return cls(portions, step.networks, denoisers, 0 if picture is None else math.prod(picture.shape[2:]))
 
     @contextmanager
     def planned(self, chunk: torch.Tensor) -> Iterator[None]:
         """Compute the gradient of a chunk inside; `TooMuchSaved` is raised where it needs more than is planned."""
         portions, number = self.portions, len(chunk)
         with weights_without_gradients(self.networks):
-            if portions.block_by_block is None:
+            if portions.again is None:
                 yield
-            elif portions.block_by_block:
+            elif portions.again == ALL:
                 with block_by_block(self.networks):
+                    yield
+            elif portions.again == SOME:
+                cheap = block_by_block(self.networks, self.denoisers, self.size)
+                with counting_saved(self.networks, _planned(chunk.device, None)), cheap:
                     yield
             else:
                 most = None if portions.is_chosen and number > 1 else _planned(chunk.device, number)
                 with counting_saved(self.networks, most) as saved:
                     yield
                 if portions.needed is None:
-                    portions.fit(saved.bytes / number, _planned(chunk.device, 2))
+                    portions.fit(saved.bytes / number, _planned(chunk.device, number))
 
 
-def _planned(device: torch.device, number: int) -> int | None:
-    """Return the bytes that autograd may save for so many samples together; None if there is no bound."""
+def _planned(device: torch.device, number: int | None) -> int | None:
+    """Return the bytes that autograd may save for so many samples together; None if there is no bound.
+
+    On a CPU no more than `SAVED_ON_CPU`, as long as no block is computed again, which is `number` None.
+    """
     free = room(device)
     bounds = [] if free is None else [int(free / BEYOND_SAVED)]
-    if device.type == "cpu" and number > 1:
+    if device.type == "cpu" and number is not None:
         bounds.append(SAVED_ON_CPU)
     return min(bounds, default=None)
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..evaluation.diagnosis import diagnose
 from ..recording.arguments import OF_TRACE, parameters_of, refuse_untaken
 from ..recording.hooks.schedulers import lora
+from ..recording.limits import memory_limit
 from ..recording.models import Model, load
 from ..recording.tasks import for_task
 from ..recording.traces import Trace
@@ -97,7 +98,7 @@ def explained(
     """Record a run and put these methods to it, as one of several variants if that has a name."""
     before = "" if variant is None else f"{variant}: "
     began = time.perf_counter()
-    with lora(model.pipeline, request.lora):
+    with memory_limit(request.memory), lora(model.pipeline, request.lora):
         trace = recorded(model, request, watch, before)
         pictures = pictured(trace)
         seconds = round(time.perf_counter() - began, 3)

@@ -24,6 +24,9 @@ Height = Annotated[int | None, Option(help="Height of the picture in pixels.")]
 Width = Annotated[int | None, Option(help="Width of the picture in pixels.")]
 Device = Annotated[str | None, Option("--device", help="Device, such as cpu, cuda or mps.")]
 Dtype = Annotated[str | None, Option("--dtype", help="float32, float16 or bfloat16.")]
+Memory = Annotated[
+    str | None, Option("--memory", help="Limit of memory, as in 8GB; what is free on the device if left out.")
+]
 CHECKS_HELP = "localisation, games, infidelity, resampling, stability, sanity: all if none; or attacks."
 Checks = Annotated[str | None, Option(help=CHECKS_HELP)]
 ModelName = Annotated[str, Option("--model", help="Bundled name, hub id or folder.")]

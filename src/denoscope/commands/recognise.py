@@ -16,6 +16,7 @@ from ..errors import DenoscopeError, InputError, Interrupted
 from ..evaluation import on_grid
 from ..evaluation.stages import stages
 from ..figures.overlays import rgb
+from ..recording.limits import memory_limit
 from ..recording.models import Model
 from ..report.likelihood import spread
 from ..results.explanations import Explanation
@@ -54,7 +55,8 @@ def recognise(
     interrupted = False
     for look in looks:
         try:
-            explanations[look.name] = _explained(study, classifier, look, labels, watch)
+            with memory_limit(study.memory):
+                explanations[look.name] = _explained(study, classifier, look, labels, watch)
         except DenoscopeError as error:
             if not explanations:
                 raise

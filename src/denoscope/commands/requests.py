@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, shown_value
 from ..recording import schedules
+from ..recording.limits import bytes_of
 from ..recording.tasks import check_task
 from ..results.explanations import Explanation
 from .job import (
@@ -86,7 +87,8 @@ class Request:
     has all else that the pipeline's call takes, by name.
 
     `methods` None are df-rise-contrast and df-rise. `phrases`, `half` and `special_tokens` are those of `Words`; they
-    add the method words to these two. `concepts` are those of `Concepts`; they add the method concepts to any. Raises
+    add the method words to these two. `concepts` are those of `Concepts`; they add the method concepts to any. `memory`
+    is a limit such as "8GB" (`denoscope.memory_limit`), None the memory that is free. Raises
     `InputError` for a value that no run can have, and for an option that none of the methods takes.
     """
 
@@ -119,6 +121,7 @@ class Request:
     half: str | None = None
     special_tokens: bool = False
     concepts: tuple[str, ...] | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         if self.prompt is not None and not self.prompt.strip() and not any(self.files.values()):
@@ -147,6 +150,7 @@ class Request:
         schedules.resolve(self.schedule, self.steps or 1, self.shift)
         schedules.check_scheduler(self.scheduler)
         check_dtype(self.dtype)
+        bytes_of(self.memory)
         check_steps(self.at)
 
     def _check_methods(self) -> None:

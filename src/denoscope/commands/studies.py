@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError, did_you_mean
+from ..recording.limits import bytes_of
 from ..results.together import Recognition
 from .job import At, Watch, check_seed, check_steps, flag_each, flags, shown_steps, worker
 from .names import check_dtype, check_methods, methods_for_labels
@@ -55,8 +56,8 @@ class Study:
     `labels` are followed in every photograph; none means the likeliest label of each clean photograph. For a zero-shot
     classifier they are its texts. `draws` noises give the likelihood its intervals, and the first `map_draws` of them
     are attributed. `n_steps` are the points of Integrated Gradients. `masks` are picture files, one for each
-    photograph, that show where the object is (see `commands.masks`). Raises `InputError` for settings that cannot be
-    used.
+    photograph, that show where the object is (see `commands.masks`). `memory` is a limit such as "8GB". Raises
+    `InputError` for settings that cannot be used.
     """
 
     photographs: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class Study:
     preset: str | None = None
     device: str | None = None
     dtype: str | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         if bool(self.photographs) == (self.trace is not None):
@@ -87,6 +89,7 @@ class Study:
                 f"beta_schedule is {self.beta_schedule}. {did_you_mean(self.beta_schedule, BETA_SCHEDULES)}"
             )
         check_dtype(self.dtype)
+        bytes_of(self.memory)
         self._check_numbers()
         pictures = max(1, len(self.photographs))
         if self.masks and len(self.masks) != pictures:

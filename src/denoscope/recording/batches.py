@@ -6,7 +6,7 @@
    by torch's allocator. Elsewhere the estimate stands, since a process's memory says little of one call. Of a
    gradient, the tensors that autograd saves, most of its need, are counted on every device (`hooks.checkpointing`).
 3. **Out of memory.** The portion is halved, which is said once, and the work goes on where it was. With one sample
-   left, gradients are computed block by block; then `MemoryShortage` is raised.
+   left, blocks of the networks are computed again for gradients, some and then all; then `MemoryShortage` is raised.
 
 A number that a person chose is taken as it is, and halved too. The results do not depend on the portions.
 """
@@ -25,7 +25,7 @@ import torch
 
 from ..errors import MemoryShortage, in_short
 from .comparing import lacks_memory
-from .hooks.checkpointing import TooMuchSaved
+from .hooks.checkpointing import ALL, TooMuchSaved
 from .limits import limit_in_effect
 from .memory import room
 
@@ -79,12 +79,13 @@ class Portions:
     """The number of samples that go at once, in one question: `size` now, at most `most`.
 
     `size` halves when memory runs out. `needed` are the measured bytes of one sample, None before the first call.
-    `block_by_block` is True where gradients are computed block by block; None where they cannot be.
+    `again` says which blocks of the networks are computed again for gradients, with one sample at a time: 0 for none,
+    then `SOME`, then `ALL`; None where no gradients are computed.
     """
 
     size: int
     most: int
-    block_by_block: bool | None = None
+    again: int | None = None
     is_chosen: bool = False
     needed: float | None = None
     warned: bool = False
@@ -133,20 +134,22 @@ class Portions:
             self.size = int(np.clip(free // needed, 1, self.most))
 
     def _shrink(self, error: Exception, number: int) -> None:
-        """Halve the portion, or go block by block; raises `MemoryShortage` where neither is left."""
-        if number == 1 and self.block_by_block is not False:
-            if isinstance(error, MemoryShortage):
-                raise error
+        """Halve the portion, or compute more blocks again; raises `MemoryShortage` where neither is left."""
+        if number > 1:
+            self.size = self.most = number // 2
+            now = f"{self.size} at once are"
+        elif self.again is not None and self.again < ALL:
+            self.size, self.again = 1, self.again + 1
+            now = "its gradient is computed block by block, which is"
+        elif isinstance(error, MemoryShortage):
+            raise error
+        else:
             raise MemoryShortage(
                 f"Memory ran out with one sample at a time: {in_short(error, 200)} Close other programs that use the "
                 "device, record a smaller picture (height and width), load the model with dtype=torch.float16, or use "
                 "another device."
             ) from error
         before = "1 sample" if number == 1 else f"{number} samples"
-        if number == 1:
-            self.block_by_block = True
-        self.size = self.most = max(1, number // 2)
-        now = f"{self.size} at once are" if number > 1 else "its gradient is computed block by block, which is"
         if isinstance(error, TooMuchSaved):  # planned, and nothing ran out
             return
         if not self.warned and not _warned_of_question():

@@ -10,8 +10,8 @@ from ..errors import InputError, shown_value
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 """Bytes of the units that a limit may have."""
 WRITTEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*")
-LEAST = 2**20
-"""The smallest limit: below a mebibyte a unit was forgotten."""
+LEAST = 10**6
+"""The smallest limit: below a megabyte a unit was forgotten."""
 
 _LIMIT: ContextVar[int | None] = ContextVar("memory limit", default=None)
 
@@ -22,7 +22,7 @@ def bytes_of(size: str | int | float | None) -> int | None:
     >>> bytes_of("8GB"), bytes_of("0.5 GiB")
     (8000000000, 536870912)
 
-    Raises `InputError` for anything else, and for less than 1 MiB.
+    Raises `InputError` for anything else, and for less than 1 MB.
     """
     if size is None:
         return None
