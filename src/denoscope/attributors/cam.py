@@ -6,7 +6,8 @@ Source: Park, Ju, Lee 2024 (arXiv 2402.10404), DF-CAM; after Grad-CAM, Selvaraju
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class LayerResponse:
     guided: bool = True
 
 
+Combined = TypeVar("Combined")
 Combination = Callable[[LayerResponse], torch.Tensor]
 """A layer's response to Σ_k α_k A^k, (h, w)."""
 
@@ -133,16 +135,27 @@ class DFCam(Attributor):
 
     def explain(self, step: Step | Frame, advance: Advance) -> StepResult:
         step = trace_step(step)
-        responses, layout = responses_of(step, self.layers), step.layout
-        combined = [self.combine(response).relu() for response in responses.values()]
-        maps = np.stack([map_on_grid(map_, layout.shape) for map_ in combined])
-        layers = xr.DataArray(maps, {"layer": list(responses)}, ("layer", *layout.dims))
+        combined, layout = combined_of(step, self.layers, self.combine), step.layout
+        maps = np.stack([map_on_grid(map_.relu(), layout.shape) for map_ in combined.values()])
+        layers = xr.DataArray(maps, {"layer": list(combined)}, ("layer", *layout.dims))
         advance(1)
         return {"saliency": sum_of_normalised(maps), "layer_saliency": layers}
 
 
 def responses_of(step: Step, patterns: Sequence[str] | None) -> dict[str, LayerResponse]:
     """Return outputs and gradients of layers by their paths, in the order in which they run: one pass each way.
+
+    All of them are in memory together; see `combined_of`.
+    """
+    return combined_of(step, patterns, lambda response: response)
+
+
+def combined_of(
+    step: Step, patterns: Sequence[str] | None, combine: Callable[[LayerResponse], Combined]
+) -> dict[str, Combined]:
+    """Return what is combined of the outputs and gradients of layers, by their paths in the order in which they run.
+
+    One pass each way. A layer's response is combined as soon as its gradient is there, and let go of.
 
     For a denoiser that is called once with both halves, `y` is the sum over the network's own output, that of both
     halves; a half's gradient is then its own, because no half reads the other. For any other, `y` is the sum of the
@@ -153,12 +166,15 @@ def responses_of(step: Step, patterns: Sequence[str] | None) -> dict[str, LayerR
     if not direct:
         _ = step.engine  # checked before anything listens, so that the check's own calls are not heard
     layers, blocks = chosen_layers(denoiser, patterns), blocks_of(denoiser)
-    heard = _Outputs(step, allow_several=not direct)
     paths = (*(("",) if direct else ()), *dict.fromkeys((*layers, *blocks)))
-    listening = activations(denoiser, paths, heard.keep, heard.choice, all_called=patterns is not None)
-    with torch.enable_grad(), at_rest(denoiser), whole_graph(denoiser), listening:
-        prediction = step.repeat() if direct else step.predict(step.sample.detach().clone().requires_grad_())
-        y = torch.cat(heard.outputs[""]).float().sum() if direct else prediction.float().sum()
+    for copied in (False, True):
+        heard = _Outputs(step, allow_several=not direct, copied=copied)
+        listening = activations(denoiser, paths, heard.keep, heard.choice, all_called=patterns is not None)
+        with torch.enable_grad(), at_rest(denoiser), whole_graph(denoiser), listening:
+            prediction = step.repeat() if direct else step.predict(step.sample.detach().clone().requires_grad_())
+            y = torch.cat(heard.outputs[""]).float().sum() if direct else prediction.float().sum()
+        if not heard.written_over:
+            break
     outputs = {path: each for path, each in heard.outputs.items() if path}
     measured = {path: each for path, each in outputs.items() if path in blocks and path not in heard.of_text}
     tokens = Tokens.measured(step, prediction, measured)
@@ -168,16 +184,67 @@ def responses_of(step: Step, patterns: Sequence[str] | None) -> dict[str, LayerR
     wanted = [path for path, each in outputs.items() if path in layers and each]
     if not wanted:
         raise InputError(_no_maps(denoiser))
-    flat = [output for path in wanted for output in outputs[path]]
-    gradients = iter(torch.autograd.grad(y, flat, materialize_grads=True))
     shares = torch.tensor(step.replay.shares if direct else (1.0,), device=y.device, dtype=torch.float32)
-    responses = {}
-    for path in wanted:
-        activation = torch.cat([tokens.as_maps(path, output.detach()) for output in outputs[path]])
-        gradient = torch.cat([tokens.as_maps(path, next(gradients)) for _ in outputs[path]])
+
+    def combined(path: str, values: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> Combined:
+        activation = torch.cat([tokens.as_maps(path, output) for output in values])
+        gradient = torch.cat([tokens.as_maps(path, each) for each in gradients])
         shape = (-1, *[1] * (activation.ndim - 1))
-        responses[path] = LayerResponse(activation, gradient, shares.reshape(shape), guided=direct)
-    return responses
+        return combine(LayerResponse(activation, gradient, shares.reshape(shape), guided=direct))
+
+    chosen = {path: outputs[path] for path in wanted}
+    heard.outputs.clear()
+    heard.versions.clear()
+    del measured, outputs, prediction
+    return _when_gradients_come(y, chosen, combined)
+
+
+def _when_gradients_come(
+    y: torch.Tensor,
+    outputs: dict[str, list[torch.Tensor]],
+    combined: Callable[[str, Sequence[torch.Tensor], Sequence[torch.Tensor]], Combined],
+) -> dict[str, Combined]:
+    """Return combined(path, outputs, gradients of y) by path, each computed when its last gradient is there."""
+    paths, results = list(outputs), dict[str, Combined]()
+    gradients: dict[str, dict[int, torch.Tensor]] = {path: {} for path in paths}
+    held = {path: [output.detach() for output in of_path] for path, of_path in outputs.items()}
+
+    def came(path: str, place: int, gradient: torch.Tensor) -> None:
+        gradients[path][place] = gradient.detach()
+        if len(gradients[path]) == len(held[path]):
+            finish(path)
+
+    def finish(path: str) -> None:
+        values, of_path = held.pop(path), gradients.pop(path)
+        whole = [of_path[i] if i in of_path else torch.zeros_like(value) for i, value in enumerate(values)]
+        with torch.no_grad():
+            results[path] = combined(path, values, whole)
+
+    for path, of_path in outputs.items():
+        for place, output in enumerate(of_path):
+            on_gradient: Any = output.register_hook
+            on_gradient(partial(came, path, place))
+    outputs.clear()
+    torch.autograd.grad(y, leaves_of(y), allow_unused=True)
+    for path in list(held):  # y does not depend on them
+        finish(path)
+    return {path: results[path] for path in paths}
+
+
+def leaves_of(y: torch.Tensor) -> list[torch.Tensor]:
+    """Return the tensors with a gradient that y is computed from, without weights, each once."""
+    leaves: dict[int, torch.Tensor] = {}
+    nodes, seen = [y.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, torch.Tensor) and not isinstance(leaf, torch.nn.Parameter):
+            leaves[id(leaf)] = leaf
+        nodes += [below for below, _ in node.next_functions]
+    return list(leaves.values())
 
 
 def chosen_layers(denoiser: torch.nn.Module, patterns: Sequence[str] | None) -> tuple[str, ...]:
@@ -207,11 +274,13 @@ class _Outputs:
     """The outputs of layers by their paths while a step is predicted, each call's behind the other.
 
     `of_text` are the layers that read no sample, or that give text and picture as sequences of one length, so that
-    the picture's cannot be told.
+    the picture's cannot be told. Where outputs are `copied`, the network goes on with copies, so that a layer behind
+    may work in place; else `written_over` says afterwards that one did.
     """
 
-    def __init__(self, step: Step, allow_several: bool):
-        self.step, self.allow_several = step, allow_several
+    def __init__(self, step: Step, allow_several: bool, copied: bool = True):
+        self.step, self.allow_several, self.copied = step, allow_several, copied
+        self.versions: list[tuple[torch.Tensor, int]] = []
         self.outputs: dict[str, list[torch.Tensor]] = {}
         self.of_text: set[str] = set()
         self.sizes = {math.prod(grid) for grid in reduced(step.layout.shape)}
@@ -226,8 +295,13 @@ class _Outputs:
             return max(fitting, key=lengths.__getitem__)
         return max(lengths, key=lengths.__getitem__, default=0)
 
-    def keep(self, path: str, output: torch.Tensor) -> torch.Tensor:
-        """Keep a layer's output, and hand on a copy: a layer behind it may work in place."""
+    @property
+    def written_over(self) -> bool:
+        """True if a layer wrote over the output of another."""
+        return any(tensor._version != version for tensor, version in self.versions)
+
+    def keep(self, path: str, output: torch.Tensor) -> torch.Tensor | None:
+        """Keep a layer's output, and hand on it or its copy."""
         if path in self.outputs and not self.allow_several:
             raise InputError(
                 f'The layer "{path}" runs several times in one call of this {type(self.step.denoiser).__name__}, so it '
@@ -235,9 +309,13 @@ class _Outputs:
             )
         if not output.requires_grad:
             self.of_text.add(path)
+        copied = self.copied or not output.requires_grad
         kept = output if output.requires_grad else output.requires_grad_()
         self.outputs.setdefault(path, []).append(kept)
-        return output.clone()
+        if copied:
+            return output.clone()
+        self.versions.append((output.detach(), output._version))
+        return None
 
 
 def _is_sequence(part: Any) -> bool:

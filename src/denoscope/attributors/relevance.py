@@ -17,6 +17,7 @@ import xarray as xr
 from ..errors import InputError, ModelError, NumericsError
 from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
+from ..recording.hooks.checkpointing import weights_without_gradients
 from ..recording.hooks.layers import whole_graph
 from ..recording.hooks.places import number_of
 from ..recording.hooks.surroundings import weights_kept
@@ -187,10 +188,11 @@ def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> lis
         A, place = call.probabilities, len(calls)
         if not A.requires_grad:
             A.requires_grad_()
-        values = A.detach()  # a hook that held A would hold itself
+        held = [A.detach()]  # a hook that held A would hold itself
 
         def reduce(gradient: torch.Tensor) -> None:
-            means[place] = head_mean(values, gradient)
+            means[place] = head_mean(held.pop(), gradient)
+            call.release()
 
         on_gradient: Any = A.register_hook
         on_gradient(reduce)
@@ -200,12 +202,14 @@ def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> lis
         with weights_kept(network), attending(network, listen, through=True):
             y = output().float().sum()
         torch.autograd.grad(y, calls[0].probabilities, allow_unused=True)
-    return [Attention(call.layer, call.cross, means.get(i, _unused(call))) for i, call in enumerate(calls)]
+    return [
+        Attention(call.layer, call.cross, means[i] if i in means else _unused(call)) for i, call in enumerate(calls)
+    ]
 
 
 def _unused(call: AttentionCall) -> torch.Tensor:
     """Return Ā of an attention that the output does not depend on: zeros."""
-    return torch.zeros(call.probabilities.shape[-2:], device=call.probabilities.device)
+    return torch.zeros(call.size, device=call.probabilities.device)
 
 
 def heard(step: Step, reading: Reading) -> list[Attention]:
@@ -221,17 +225,18 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
         A, place = attended.call.probabilities, len(calls)
         if not A.requires_grad:
             A.requires_grad_()
-        values, rows = A.detach(), list(attended.rows)  # a hook that held A would hold itself
+        held, rows = [A.detach()], list(attended.rows)  # a hook that held A would hold itself
 
         def reduce(gradient: torch.Tensor) -> None:
-            means[place] = head_mean(values[rows], gradient[rows])
+            means[place] = head_mean(held.pop()[rows], gradient[rows])
+            attended.call.release()
 
         on_gradient: Any = A.register_hook
         on_gradient(reduce)
         calls.append(attended)
 
     predict = _alone(step, reading)
-    with torch.enable_grad(), whole_graph(step.denoiser):
+    with torch.enable_grad(), whole_graph(step.denoiser), weights_without_gradients(step.networks):
         with listening(step, reading, listen, through=True, every=True) as ear:
             predict()
         if not any(attended.keys for attended in calls):
@@ -239,8 +244,8 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
         _refuse_silent(ear)
         y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
         torch.autograd.grad(y, calls[0].call.probabilities, allow_unused=True)
-    unused = [torch.zeros_like(attended.call.probabilities.detach()[0, 0]) for attended in calls]
-    return _in_places(calls, [means.get(i, unused[i]) for i in range(len(calls))], reading)
+    used = [means[i] if i in means else _unused(attended.call) for i, attended in enumerate(calls)]
+    return _in_places(calls, used, reading)
 
 
 def _rows_of(output: Any, rows: Sequence[int]) -> list[torch.Tensor]:

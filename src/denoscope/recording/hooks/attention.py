@@ -40,6 +40,12 @@ class AttentionCall:
     taken: torch.Tensor | None = None
     value: torch.Tensor | None = None
     output: torch.Tensor | None = None
+    released: tuple[int, int] | None = None
+
+    def release(self) -> None:
+        """Let go of all tensors; the layer and the `size` stay."""
+        self.released, self.masks = self.size, {}
+        self.taken = self.query = self.key = self.value = self.output = None
 
     @property
     def site(self) -> Site:
@@ -57,6 +63,8 @@ class AttentionCall:
     @property
     def size(self) -> tuple[int, int]:
         """The numbers of queries and of keys."""
+        if self.released is not None:
+            return self.released
         if self.taken is not None:
             return self.taken.shape[-2], self.taken.shape[-1]
         assert self.query is not None and self.key is not None
@@ -275,6 +283,7 @@ class _Listening(TorchFunctionMode):
             return output
         probabilities = call.probabilities
         ours = probabilities @ repeated_heads(value, probabilities.shape[-3]).to(probabilities.dtype)
+        call.output = None  # not kept until the gradients are there
         return self._same(ours.to(value.dtype), output)
 
     def _softmax(self, probabilities: torch.Tensor) -> torch.Tensor:
