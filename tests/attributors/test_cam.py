@@ -12,7 +12,7 @@ from small import PIPELINES, refusal, stable_diffusion
 import denoscope
 from denoscope import DFCam
 from denoscope.attributors.base import method
-from denoscope.attributors.cam import PUBLISHED_LAYERS, of_guided_output, responses_of, sum_of_normalised
+from denoscope.attributors.cam import PUBLISHED_LAYERS, combined_of, of_guided_output, responses_of, sum_of_normalised
 from denoscope.commands.explain import explain
 from denoscope.commands.requests import Request
 from denoscope.errors import CaptureError
@@ -344,3 +344,11 @@ def test_an_activation_in_place_behind_a_layer_changes_nothing(trace):
     finally:
         unet.conv_act = own
     assert float(expected.layer_saliency.max()) > 0
+
+
+def test_a_layer_is_reduced_before_the_gradients_of_earlier_ones_come(guided):
+    """The last layer's response comes first, and is not kept: one layer's gradient is there at a time."""
+    order: list[tuple[int, ...]] = []
+    combined = combined_of(guided[1], PUBLISHED_LAYERS, lambda response: order.append(response.activation.shape))
+    truth = [response.activation.shape for response in responses_of(guided[1], PUBLISHED_LAYERS).values()]
+    assert len(combined) == len(order) == len(truth) and order == truth[::-1]
