@@ -138,12 +138,10 @@ def measured(question: str, way: str, amount: int, size: int, channels: tuple[in
     trace[1].predict(trace[1].sample)  # the engines' own checks are not the question's
     trace[1].decode(trace[1].sample)
     side = size // 8
-    window = max(1, side // 16)
+    window = (4, max(1, side // amount), max(1, side // amount))
     methods: dict[str, Any] = {
         "gradient": lambda: denoscope.IntegratedGradients(target, n_steps=amount),
-        "occlusion": lambda: denoscope.Occlusion(
-            target, (4, 2 * window, 2 * window), (4, max(1, side // amount), max(1, side // amount))
-        ),
+        "occlusion": lambda: denoscope.Occlusion(target, window, window),
         "df-cam": denoscope.DFCam,
         "relevance": denoscope.Relevance,
     }
