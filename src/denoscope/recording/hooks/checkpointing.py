@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ...errors import ReplayError
 from .calls import replaced_method
-from .layers import layers_in
-from .trees import tensor_of
+from .trees import layers_in, tensor_of
 
 BULK = 0.5
 """A module is divided into the members of its lists where these have at least this share of its weights."""
