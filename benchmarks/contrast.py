@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from scenes import picture_of
 from scipy import stats
 
 from denoscope import DFRise
-from denoscope.attributors.estimators import MaskMoments, classic, keep_contrast, regressed_contrast
+from denoscope.attributors.estimators import MaskMoments, Tally, classic, keep_contrast, regressed_contrast
 from denoscope.attributors.masks import GridMasks, Masks
 from denoscope.attributors.regression import Modes
 from denoscope.attributors.rise import FILLS
@@ -107,6 +107,31 @@ def of_moments(estimator: Callable, modes: Modes | None = None) -> Callable[[np.
     return estimate
 
 
+def honesty(masks: np.ndarray, scores: np.ndarray, modes: Modes, size: int) -> dict[str, float]:
+    """Return what the regression says of its maps from `size` masks, and what is true.
+
+    `coverage` is the share of positions within 1.96 standard errors of the contrast of the other masks, whose own error
+    is added; `reliability` is reported, `two runs` the rank correlation of maps from different masks.
+    """
+    zero, block = MaskMoments.zero(masks.shape[1:], modes=modes), GridMasks(CELLS).block(masks.shape[1:])
+    maps, covered, reported = [], [], []
+    for start in list(range(0, len(masks) - size + 1, size))[:RUNS]:
+        part = np.arange(start, start + size)
+        others = np.setdiff1d(np.arange(len(masks)), part)
+        tally = Tally.empty(zero, block, size).with_masks(masks[part], scores[part], None, regressed_contrast)
+        saliency, error = tally.estimate(regressed_contrast)
+        truth, its_error = regressed_contrast(zero.with_masks(masks[others], scores[others]))
+        covered.append(np.mean(np.abs(saliency - truth) <= 1.96 * np.hypot(error, its_error)))
+        reported.append(tally.reliability(regressed_contrast))
+        maps.append(saliency)
+    runs = [agreement(a, b) for a, b in combinations(maps, 2)]
+    return {
+        "coverage": float(np.mean(covered)),
+        "reliability": float(np.mean(reported)),
+        "two runs": float(np.mean(runs)),
+    }
+
+
 def agreement(first: np.ndarray, second: np.ndarray) -> float:
     return float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
 
@@ -168,6 +193,8 @@ def measure(scene: int, at: int, folder: Path) -> dict[str, dict[int, dict[str, 
         masks.shape[:2]
     )
     own = sobol(values, shape)
+    for size in SIZES[:-1]:
+        results["contrast, regression"][size] |= honesty(drawn["pool"], scores["pool"], modes, size)
     results["Sobol"] = {
         n * len(masks): {
             "agreement": agreement(sobol(values[:, :n], shape), whole),
@@ -217,6 +244,10 @@ def main() -> None:
         shown = "  ".join(f"{n}: {curve[n]:.2f} ({own[n]:.2f})" for n in sizes)
         needed = ", ".join(f"{wanted}: {calls_for(curve, wanted)}" for wanted in WANTED)
         print(f"{name:22} calls for {needed}; agreement (with its own map): {shown}")
+    for size in SIZES[:-1]:
+        said = [result["contrast, regression"][size] for result in results]
+        means = {name: np.mean([each[name] for each in said]) for name in ("coverage", "reliability", "two runs")}
+        print(f"regression, {size} masks: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
 
 
 if __name__ == "__main__":
