@@ -1,6 +1,7 @@
 """A map laid over a picture."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -33,12 +34,38 @@ def overlay(
     """
     picture, saliency = rgb(picture), np.asarray(saliency)
     limits = limits or colour_limits(xr.Dataset({"saliency": (("y", "x"), saliency)}))
+    return laid_over(picture, coloured(saliency, picture.shape[:2], limits, cmap), alpha)
+
+
+class Heat(NamedTuple):
+    """A map in colours: (row, column, 3) from 0 to 255, and (row, column, 1) True where it has a value."""
+
+    colours: np.ndarray
+    present: np.ndarray
+
+
+def coloured(
+    saliency: np.ndarray, size: tuple[int, int], limits: Limits, cmap: str | Colormap | None = None
+) -> Heat | None:
+    """Return a map (y, x), resized bilinearly to (rows, columns), in colours; None if nothing is to be shown."""
     if limits.flat:
-        return picture.copy()
-    values = resized(saliency, picture.shape[:2])
+        return None
+    values = resized(saliency, size)
     colours = limits.cmap(cmap)(Normalize(limits.low, limits.high)(np.nan_to_num(values)))[..., :3] * 255
-    mixed = (1 - alpha) * grey(picture) + alpha * colours
-    return np.where(np.isfinite(values)[..., None], mixed.round(), picture).astype(np.uint8)
+    return Heat(colours, np.isfinite(values)[..., None])
+
+
+def laid_over(
+    picture: np.ndarray, heat: Heat | None, alpha: float = ALPHA, grey_picture: np.ndarray | None = None
+) -> np.ndarray:
+    """Lay a coloured map over a picture (row, column, 3) uint8 of its size; the picture stays where it has no value.
+
+    `grey_picture` is `grey(picture)`, if it is computed already.
+    """
+    if heat is None:
+        return picture.copy()
+    mixed = (1 - alpha) * (grey(picture) if grey_picture is None else grey_picture) + alpha * heat.colours
+    return np.where(heat.present, mixed.round(), picture).astype(np.uint8)
 
 
 def grey(picture: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
 """The moving picture of a run: its clean prediction step by step, with maps."""
 
 import io
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +15,15 @@ from matplotlib.colors import Colormap
 from PIL import Image, ImageDraw, ImageFont
 
 from .clips import frames_of, is_clip, middle_frame, still, still_maps
-from .overlays import grown, overlay, shrunk
+from .overlays import Heat, coloured, grey, grown, laid_over, shrunk
 from .results import clean_pictures, explained_steps, is_layered, layers
 from .scales import Limits, colour_limits
 from .theme import ACCENT, ALPHA, FAINT, FRAME_SIDE, INK, RULE, heading, shortened
 
 SMALL_SIDE, SMALL_COLUMNS = 128, 6
 """Pixels of a small map, and how many small maps stand side by side."""
+PALETTE_SIDE = 1024
+"""Pixels of the side of the square, of all frames together, from which the 256 colours are chosen."""
 
 
 def timeline_gif(
@@ -38,7 +42,7 @@ def timeline_gif(
     or the middle one. The file appears whole or not at all.
     """
     path = Path(path)
-    frames = [_compact(drawn) for drawn in _frames(pictures, results, cmap, alpha, frame)]
+    frames = _compact(_frames(pictures, results, cmap, alpha, frame))
     durations = [milliseconds] * (len(frames) - 1) + [5 * milliseconds]
     encoded = io.BytesIO()
     frames[0].save(encoded, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
@@ -46,9 +50,21 @@ def timeline_gif(
     return path
 
 
-def _compact(frame: Image.Image) -> Image.Image:
-    """Reduce to 256 colours without dithering, whose noise a GIF would have to store."""
-    return frame.quantize(256, dither=Image.Dither.NONE)
+def _compact(frames: Iterable[Image.Image]) -> list[Image.Image]:
+    """Reduce frames to one palette of 256 colours without dithering, whose noise a GIF would have to store.
+
+    The palette is that of every frame's thumbnail together, with the paper's white: it is searched for once, and not
+    for every frame.
+    """
+    frames = list(frames)
+    side = max(1, int(PALETTE_SIDE / math.sqrt(len(frames))))
+    sheet = Image.new("RGB", (side, side * len(frames)))
+    for i, frame in enumerate(frames):
+        sheet.paste(frame.resize((side, side), Image.Resampling.NEAREST), (0, i * side))
+    palette = sheet.quantize(255, dither=Image.Dither.NONE)
+    colours = (palette.getpalette() or [])[: 3 * 255]
+    palette.putpalette([*colours, *[255] * (3 * 256 - len(colours))])
+    return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 
 class _Panel(NamedTuple):
@@ -59,44 +75,70 @@ class _Panel(NamedTuple):
     picture: np.ndarray
 
 
+class _Layer(NamedTuple):
+    """The maps of one entry of a result: the title, a colour for every cell by explained step, and their size."""
+
+    title: str
+    small: bool
+    heats: dict[int, Heat | None]
+
+    def panel(self, step: int, picture: np.ndarray, grey_picture: np.ndarray, alpha: float) -> _Panel:
+        """Return the map of the nearest explained step over the picture of a step."""
+        nearest = min(self.heats, key=lambda explained: abs(explained - step))
+        note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
+        if self.small:
+            note = "" if nearest == step else f"of step {nearest}"
+        return _Panel(self.title, note, laid_over(picture, self.heats[nearest], alpha, grey_picture))
+
+
 def _frames(
     pictures: xr.Dataset, results: Sequence[xr.Dataset], cmap: str | Colormap | None, alpha: float, frame: int | None
 ) -> Iterator[Image.Image]:
-    """Yield a frame for every step: the large pictures first, and rows of small maps below."""
+    """Yield a frame for every step: the large pictures first, and rows of small maps below.
+
+    The maps are coloured once, and laid over the picture of each step.
+    """
     steps = explained_steps(results[0]) if results else []
     scales, note = [colour_limits(result) for result in results], ""
     if is_clip(pictures):
         clip = middle_frame(frames_of(pictures), frame)
         note, pictures = str(clip), still(pictures, clip.index)
         results = [still_maps(result, clip.index, clip.frames) for result in results]
+    clean = clean_pictures(pictures)
+    sizes = [picture.shape[:2] for picture in _both_sizes(clean[0].values)]
+    shown = [
+        list(_layers(result, limits, sizes[is_layered(result)], cmap))
+        for result, limits in zip(results, scales, strict=True)
+    ]
     for step in map(int, pictures["step"].values):
-        picture = shrunk(clean_pictures(pictures).sel(step=step).values, FRAME_SIDE)
-        large, small = grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
-        first, rows = [_Panel("clean prediction", note, large)], []
-        for result, limits in zip(results, scales, strict=True):
-            if is_layered(result):
-                below = list(_panels(result, limits, step, small, cmap, alpha))
-                rows += [below[i : i + SMALL_COLUMNS] for i in range(0, len(below), SMALL_COLUMNS)]
+        beneath = [(picture, grey(picture)) for picture in _both_sizes(clean.sel(step=step).values)]
+        first, rows = [_Panel("clean prediction", note, beneath[0][0])], []
+        for of_result in shown:
+            panels = [layer.panel(step, *beneath[layer.small], alpha) for layer in of_result]
+            if of_result and of_result[0].small:
+                rows += [panels[i : i + SMALL_COLUMNS] for i in range(0, len(panels), SMALL_COLUMNS)]
             else:
-                first += list(_panels(result, limits, step, large, cmap, alpha))[:1]
+                first += panels[:1]
         yield _frame(pictures, step, steps, [first, *rows])
 
 
-def _panels(
-    result: xr.Dataset, limits: Limits, step: int, picture: np.ndarray, cmap: str | Colormap | None, alpha: float
-) -> Iterator[_Panel]:
-    """Yield the maps of a result at the nearest explained step; none if no step was finished."""
+def _both_sizes(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture as the large and as the small maps lie over it."""
+    picture = shrunk(picture, FRAME_SIDE)
+    return grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
+
+
+def _layers(
+    result: xr.Dataset, limits: Limits, size: tuple[int, int], cmap: str | Colormap | None
+) -> Iterator[_Layer]:
+    """Yield the maps of each entry of a result in colours; none of an entry without a finished step."""
     small = is_layered(result)
     for label, layer in layers(result):
-        if not (steps := explained_steps(layer)):
-            continue
-        nearest = min(steps, key=lambda explained: abs(explained - step))
-        note = "map of this step" if nearest == step else f"map of step {nearest}, the nearest explained"
-        if small:
-            note = "" if nearest == step else f"of step {nearest}"
+        maps = {step: layer["saliency"].sel(step=step).values for step in explained_steps(layer)}
         title = label if small else " · ".join(filter(None, [result.attrs.get("title", "heat map"), label]))
-        heat = overlay(picture, layer["saliency"].sel(step=nearest).values, limits, cmap, alpha)
-        yield _Panel(title, note, heat)
+        if maps:
+            heats = {step: coloured(values, size, limits, cmap) for step, values in maps.items()}
+            yield _Layer(title, small, heats)
 
 
 def _frame(pictures: xr.Dataset, step: int, marked: list[int], rows: Sequence[Sequence[_Panel]]) -> Image.Image:
@@ -135,6 +177,7 @@ def _draw_progress(
     draw.circle((x(step), y), 5, fill=ACCENT)
 
 
+@lru_cache
 def _font(size: int) -> Any:
     """Return DejaVu Sans, which comes with matplotlib, so that frames look alike on every machine."""
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
