@@ -14,7 +14,7 @@ from .commands import options as option
 from .commands.literals import read_pairs
 from .commands.names import check_model
 from .commands.options import OF_LABEL, RUN_METHODS, names_in, steps_in, texts_in
-from .commands.terminal import more_help, print_result, progress_bars, quiet, with_options
+from .commands.terminal import importing_beside, more_help, print_result, progress_bars, quiet, with_options
 from .errors import DenoscopeError, InputError, Interrupted, sentence
 
 if TYPE_CHECKING:
@@ -410,7 +410,7 @@ def _do(job: "Job", beginning: str, out: Path, overwrite: bool) -> None:
             typer.echo(beginning, err=True)
             with quiet():
                 with progress_bars() as watch:
-                    result = job.run(watch)
+                    result = job.run(importing_beside(watch))
                 typer.echo(f"Writing {out}", err=True)
                 folder = result.save(out, overwrite)
         except KeyboardInterrupt:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy import stats
 
 from ..recording.steps import Step
 from ..vision.similarity import blurred
@@ -240,6 +239,8 @@ def reliability(first: np.ndarray, second: np.ndarray) -> float:
     """
     if np.ptp(first) == 0 or np.ptp(second) == 0 or not np.isfinite(first + second).all():
         return float("nan")
+    from scipy import stats  # half of the start of a run, and not needed before
+
     r = float(stats.spearmanr(first.ravel(), second.ravel()).statistic)
     return 2 * r / (1 + r) if r > 0 else r
 

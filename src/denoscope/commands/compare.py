@@ -11,10 +11,7 @@ import xarray as xr
 from ..attributors.relevance import totals
 from ..criteria import ALIKE
 from ..errors import DenoscopeError, InputError
-from ..evaluation.diagnosis import indistinguishable
-from ..evaluation.distances import distances
 from ..figures.clips import frames_of, spread, still
-from ..figures.words import has_words
 from ..recording.hooks.schedulers import refuse_no_lora
 from ..recording.models import Model
 from ..recording.schedules import coverage
@@ -144,6 +141,8 @@ def compared(
     `failures` are messages by the names of other variants. Distances of clips are means over their frames; a classifier
     sees the middle frame.
     """
+    from ..evaluation.diagnosis import indistinguishable
+
     titles = dict(zip(comparison.variants(), comparison.titles(), strict=True))
     pictures = {name: still(each.pictures)["image"].values for name, each in explanations.items()}
     all_bundled = all(is_shapes_model(each.run["model"]) for each in explanations.values())
@@ -177,6 +176,8 @@ def compared(
 
 def _apart(pictures: Mapping[str, xr.Dataset], encoder: Features | None) -> xr.Dataset:
     """Return the distances of finished pictures; of clips, the means over at most FRAMES_COMPARED frames of each."""
+    from ..evaluation.distances import distances
+
     number = min((frames_of(each) for each in pictures.values()), default=1)
     by_frame = []
     for i in range(min(number, FRAMES_COMPARED)):
@@ -233,6 +234,8 @@ def _whole(timestep: float) -> float | int:
 
 def _totals(explanation: Explanation) -> list[tuple[str, float]]:
     """Return each word and the sum Σ_t ρ_k(t) of its relevance, scaled at every step; repeated words are repeated."""
+    from ..figures.words import has_words
+
     for result in explanation.methods().values():
         if has_words(result):
             total = totals(result)

@@ -12,7 +12,6 @@ import xarray as xr
 from ..attributors.base import Attributor
 from ..criteria import RELIABLE
 from ..errors import InputError
-from ..evaluation.diagnosis import diagnose
 from ..recording.arguments import OF_TRACE, parameters_of, refuse_untaken
 from ..recording.hooks.schedulers import lora
 from ..recording.limits import memory_limit
@@ -155,6 +154,8 @@ def _diagnosis(
     model: Model, request: Request, attributed: Attributed, pictures: xr.Dataset
 ) -> tuple[list[dict[str, object]] | None, str | None]:
     """Return the diagnosis of the results, and the interruption if Ctrl-C stopped it."""
+    from ..evaluation.diagnosis import diagnose
+
     picture = pictures["image"].values if is_shapes_model(model.name) else None
     try:
         findings = diagnose(attributed.results, RELIABLE, request.prompt, picture)

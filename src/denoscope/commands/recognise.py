@@ -13,12 +13,8 @@ import torch
 import xarray as xr
 
 from ..errors import DenoscopeError, InputError, Interrupted
-from ..evaluation import on_grid
-from ..evaluation.stages import stages
-from ..figures.overlays import rgb
 from ..recording.limits import memory_limit
 from ..recording.models import Model
-from ..report.likelihood import spread
 from ..results.explanations import Explanation
 from ..results.records import LookRecord, RecognitionRecord
 from ..results.together import Recognition
@@ -148,6 +144,10 @@ def _likeliest(classifier: Classifier, clean: torch.Tensor, labels: Sequence[str
 
 def _with_stages(result: xr.Dataset, look: Look) -> xr.Dataset:
     """Add the measures of `stages` to a result; maps smaller than the picture are enlarged for them."""
+    from ..evaluation import on_grid
+    from ..evaluation.stages import stages
+    from ..figures.overlays import rgb
+
     picture = rgb(look.pictures["image"].values) / 255
     size = picture.shape[:2]
     maps = result.saliency
@@ -182,5 +182,7 @@ def _cells(row: Mapping[str, Any], levels: Sequence[str]) -> list[str]:
     ...         "final": (0.91, 0.934, 0.95)}, ["0.5"])
     ['cat', 'tabby', '51.0 [46.2, never]', '50.0', '0.93 [0.91, 0.95]']
     """
+    from ..report.likelihood import spread
+
     moments = [spread(row[name], "{:.1f}".format) for name in (*levels, "steepest")]
     return [row["photograph"], row["label"], *moments, spread(row["final"], "{:.2f}".format)]

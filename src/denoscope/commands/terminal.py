@@ -4,7 +4,9 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,14 @@ PYTHON_NAMES = {
     "labels": "label",
 }
 """Names of arguments in Python whose options have another name."""
+NEEDED_LATER = (
+    "denoscope.figures.methods",
+    "denoscope.report.run",
+    "zarr",
+    "scipy.stats",
+    "denoscope.evaluation.diagnosis",
+)
+"""Modules that no job needs before its last part, and that take long to import, with all that they import."""
 
 
 def with_options(message: str, command: Any) -> str:
@@ -101,6 +111,27 @@ def quiet() -> Iterator[None]:
         # Not typer.echo: it goes past the stream that keeps lines and bars apart.
         warnings.showwarning = lambda message, *_, **__: print(f"denoscope: warning: {message}", file=sys.stderr)
         yield
+
+
+def importing_beside(watch: "Watch") -> "Watch":
+    """Return a watch that starts to import, in a thread, the packages that results are written with.
+
+    It starts with the first part of the work, when the model is loaded: from there on the work is arithmetic, which
+    leaves room for imports beside it. What fails to import fails again, and is reported, where it is needed.
+    """
+    importer = ThreadPoolExecutor(1)
+    started = False
+
+    def watching(title: str, total: int) -> Callable[[int], None]:
+        nonlocal started
+        if not started:
+            started = True
+            for module in NEEDED_LATER:
+                importer.submit(import_module, module)
+            importer.shutdown(wait=False)
+        return watch(title, total)
+
+    return watching
 
 
 @contextmanager
