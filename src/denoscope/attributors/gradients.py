@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from ..criteria import CONVERGENCE_DELTA
 from ..errors import InputError, shown_value
 from ..recording.batches import Portions, portions_of
 from ..recording.comparing import lacks_memory
@@ -23,6 +24,7 @@ from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
 from . import Needs
 from .base import Advance, Attributor, StepResult, register
+from .quadrature import POINTS, integrated
 
 Baselines = float | torch.Tensor | Callable[[torch.Tensor], torch.Tensor]
 """A number, a tensor that broadcasts to the samples, or a function of the samples."""
@@ -301,16 +303,21 @@ class _Gradients(PictureAttributor):
         samples = samples_of(step)
         passes = Passes.through(step, samples, self.internal_batch_size)
         score = chunked(self.target.at(step), passes, threads_for(step), advance)
-        attributions, *delta = self.attributed(score, samples)
+        attributions, *numbers = self.attributed(score, samples)
         result: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
-        if delta:
-            values = delta[0].detach().float().cpu().numpy()
-            result["convergence_delta"] = values if isinstance(step, Frame) else float(values[0])
+        for name, of_samples in zip(("convergence_delta", "points_used"), numbers, strict=False):
+            values = of_samples.detach().float().cpu().numpy()
+            result[name] = values if isinstance(step, Frame) else float(values[0])
+        if "points_used" in result:
+            advance(self.work(step) - int(np.sum(result["points_used"])))
         return result
 
     @abstractmethod
     def attributed(self, score: Score, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return attributions of the samples' shape; behind them, if there is one, each sample's convergence delta."""
+        """Return attributions of the samples' shape, and numbers of each sample, (n,), as far as the method has them.
+
+        They are the convergence delta, and behind it the number of points that were used.
+        """
 
 
 @register("integrated-gradients")
@@ -322,13 +329,16 @@ class IntegratedGradients(_Gradients):
 
     `saliency` is signed and adds up, over all positions, to score(sample) − score(baseline); `convergence_delta` is
     the sum's error. `baselines` is a number, a tensor that broadcasts to the samples or a function of them.
+    `n_steps` None takes as many points as a sample needs, 11 to 191 (Fejér's second rule, whatever `method` says): until the convergence delta is at most `tolerance` of the score's change, and twice the points move the map by at
+    most `tolerance` of its summed magnitude. `points_used` then has their number.
     `internal_batch_size` None chooses what is fastest. Raises `InputError` for options out of range, baselines of
     another kind or shape, and a target without gradients.
     """
 
-    n_steps: int = 50
+    n_steps: int | None = 50
     method: str = "gausslegendre"
     baselines: Baselines = 0.0
+    tolerance: float = CONVERGENCE_DELTA
 
     title = "Integrated Gradients"
     reading = (
@@ -337,13 +347,20 @@ class IntegratedGradients(_Gradients):
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n_steps, int) or self.n_steps < 2:
-            raise InputError(f"n_steps is {self.n_steps!r}. Give a whole number of at least 2; 20 to 50 are usual.")
+        if self.n_steps is not None and (not isinstance(self.n_steps, int) or self.n_steps < 2):
+            raise InputError(
+                f"n_steps is {self.n_steps!r}. Give a whole number of at least 2, 20 to 50 are usual, or None for as "
+                "many as a map needs."
+            )
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance is {self.tolerance!r}. Give a share between 0 and 1, such as 0.1.")
 
     def work(self, step: Step | Frame) -> int:
-        return self.n_steps * len(samples_of(step))
+        return (self.n_steps or POINTS[-1]) * len(samples_of(step))
 
     def attributed(self, score: Score, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.n_steps is None:
+            return integrated(score, samples, baselines_for(self.baselines, samples), self.tolerance)
         from captum import attr
 
         attributions, delta = attr.IntegratedGradients(score).attribute(
