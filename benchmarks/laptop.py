@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent.parent
 PROMPT = "a small plain red circle left of a large striped blue square on a white background"
+METHODS = "df-rise-contrast,df-cam,words,relevance"
 COMMANDS = {
     "demo": ["demo"],
-    "explain": ["explain", PROMPT, "--guidance", "3", "--methods", "df-rise-contrast,df-cam,words,relevance"]
-    + ["--at", "3,6,15,24"],
+    "explain": ["explain", PROMPT, "--guidance", "3", "--methods", METHODS, "--at", "3,6,15,24"],
     "compare": ["compare", PROMPT, "--guidance", "3", "--schedules", "uniform,early,late", "--shift", "60"],
     "recognise": ["recognise"],
 }

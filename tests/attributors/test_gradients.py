@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from small import refusal
 import denoscope
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself, seeded
 from denoscope.attributors.occlusion import Occlusion
+from denoscope.attributors.quadrature import POINTS, fejer
 from denoscope.errors import InputError
 from denoscope.targets import ClassScore, Target
 from denoscope.vision import frames
@@ -84,6 +85,76 @@ def test_the_convergence_delta_is_what_is_missing(curved, sequence):
     score = curved(sequence[4].images)[:, 0] - curved(torch.zeros(1, 3, SIDE, SIDE))[:, 0]
     missing = maps["saliency"].sum(("y", "x")).values[0] - score.detach().numpy()
     assert maps["convergence_delta"].values[0] == pytest.approx(missing, abs=1e-5) and np.abs(missing).max() > 1e-3
+
+
+@pytest.mark.parametrize("number", POINTS[:4])
+def test_the_points_of_an_integral_are_exact_for_polynomials_and_those_of_the_rule_before_are_among_them(number: int):
+    places, rule = fejer(number)
+    for power in range(number):
+        assert rule @ places**power == pytest.approx(1 / (power + 1), abs=1e-12)
+    further, _ = fejer(2 * number + 1)
+    assert further[1::2] == pytest.approx(places, abs=1e-15)
+
+
+def test_as_many_points_as_a_map_needs_agree_with_many_points(curved, sequence):
+    target, tolerance = ClassScore(curved, "one"), 1e-3
+    truth = IntegratedGradients(target, n_steps=200)(sequence)["saliency"]
+    maps = IntegratedGradients(target, n_steps=None, tolerance=tolerance)(sequence)
+    apart = abs(maps["saliency"] - truth).sum(("y", "x")) / abs(truth).sum(("y", "x"))
+    assert float(apart.max()) <= tolerance
+    zero = curved(torch.zeros(1, 3, SIDE, SIDE))[:, 0]
+    change = np.stack([(curved(frame.images)[:, 0] - zero).detach().numpy() for frame in sequence])
+    assert (np.abs(maps["convergence_delta"].values) <= tolerance * np.abs(change) + 1e-5).all()
+    assert set(np.unique(maps["points_used"])) <= set(map(float, POINTS))
+
+
+def test_points_are_computed_once_and_the_bar_is_full(curved, sequence):
+    """A sample that is finished costs no more, and a finer rule computes its own points alone."""
+    target, done = Counted(ClassScore(curved, "one")), []
+    method = IntegratedGradients(target, n_steps=None, tolerance=0.05)
+    used = method(sequence, [4], advance=done.append)["points_used"].values
+    ends = 2 * len(sequence[4].images)  # the samples and their baselines
+    assert target.rows == [used.sum() + ends] and sum(done) == method.work(sequence[4])
+
+
+def test_a_linear_score_needs_two_rules_and_a_score_with_a_kink_needs_more(linear, sequence):
+    assert (IntegratedGradients(ClassScore(linear, "two"), n_steps=None)(sequence, [3])["points_used"] == 11).all()
+    kinked = ClassScore(classifier_of(Kinked(linear.module)), "two")
+    maps = IntegratedGradients(kinked, n_steps=None, tolerance=1e-3)(sequence, [3])
+    assert (maps["points_used"] > 11).all()
+
+
+class Kinked(torch.nn.Module):
+    """A score whose gradient falls to a tenth after a third of the way from black to a picture."""
+
+    def __init__(self, linear: torch.nn.Module):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        logits = self.linear(pictures) - self.linear(torch.zeros_like(pictures))
+        return torch.where(pictures.flatten(1).norm(dim=1, keepdim=True) < LENGTH / 3, logits, 0.1 * logits)
+
+
+LENGTH = (3 * SIDE * SIDE) ** 0.5
+"""About the length of a picture of noise."""
+
+
+@dataclass(frozen=True)
+class Counted(Target):
+    """A target that counts the samples that are scored."""
+
+    target: Target
+    rows: list[float] = field(default_factory=lambda: [0])
+
+    def at(self, step):
+        score = self.target.at(step)
+
+        def counted(samples: torch.Tensor) -> torch.Tensor:
+            self.rows[0] += len(samples)
+            return score(samples)
+
+        return counted
 
 
 def test_gradient_shap_without_noise_and_with_one_baseline_tends_to_integrated_gradients(curved, sequence):

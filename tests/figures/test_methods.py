@@ -180,6 +180,26 @@ def test_the_time_line_has_a_small_map_of_each_word(tmp_path: Path):
     assert np.abs(shown - expected).mean() < 6  # a frame has 256 colours
 
 
+def test_the_time_line_colours_every_map_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """However many steps show it, as the nearest map of most of them."""
+    coloured, chosen = [], []
+    one_map, quantize = timeline.coloured, Image.Image.quantize
+    monkeypatch.setattr(timeline, "coloured", lambda *rest: coloured.append(rest) or one_map(*rest))
+    counted = lambda image, *rest, **named: chosen.append("palette" in named) or quantize(image, *rest, **named)  # noqa: E731
+    monkeypatch.setattr(Image.Image, "quantize", counted)
+    words = words_method()
+    timeline.timeline_gif(tmp_path / "t.gif", disc_trace(), disc_method(steps=(1, 4)), words)
+    assert len(coloured) == 2 + words.sizes["token"] * words.sizes["step"]
+    assert chosen.count(False) == 1 and chosen.count(True) == NUMBER_OF_STEPS  # one palette is searched for
+
+
+def test_the_paper_of_a_time_line_is_white(tmp_path: Path):
+    """Although all colours of the frames are close to white."""
+    trace = disc_trace()
+    trace["pred_original_sample"][:] = np.random.default_rng(0).integers(230, 255, trace["pred_original_sample"].shape)
+    assert all((frame[2, 2] == 255).all() for frame in frames(timeline.timeline_gif(tmp_path / "t.gif", trace)))
+
+
 def frames(path: Path) -> list[np.ndarray]:
     with Image.open(path) as gif:
         return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(gif)]

@@ -329,7 +329,8 @@ class IntegratedGradients(_Gradients):
 
     `saliency` is signed and adds up, over all positions, to score(sample) − score(baseline); `convergence_delta` is
     the sum's error. `baselines` is a number, a tensor that broadcasts to the samples or a function of them.
-    `n_steps` None takes as many points as a sample needs, 11 to 191 (Fejér's second rule, whatever `method` says): until the convergence delta is at most `tolerance` of the score's change, and twice the points move the map by at
+    `n_steps` None takes as many points as a sample needs, 11 to 191 (Fejér's second rule, whatever `method` says):
+    until the convergence delta is at most `tolerance` of the score's change, and twice the points move the map by at
     most `tolerance` of its summed magnitude. `points_used` then has their number.
     `internal_batch_size` None chooses what is fastest. Raises `InputError` for options out of range, baselines of
     another kind or shape, and a target without gradients.

@@ -36,7 +36,7 @@ def fejer(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def integrated(score: Score, samples: torch.Tensor, baselines: float | torch.Tensor, tolerance: float) -> Integral:
-    """Integrate gradients from the baselines to samples (n, channels, ...), each sample with as many points as it needs.
+    """Integrate gradients from the baselines to samples (n, channels, ...), with as many points as each sample needs.
 
     A sample is finished when its attributions add up to the change of the score but for `tolerance` of that change, and
     when their map differs from that of half as many points by at most `tolerance` of its summed magnitude. The first

@@ -24,6 +24,11 @@ SMALL_SIDE, SMALL_COLUMNS = 128, 6
 """Pixels of a small map, and how many small maps stand side by side."""
 PALETTE_SIDE = 1024
 """Pixels of the side of the square, of all frames together, from which the 256 colours are chosen."""
+NEARLY_WHITE = 247
+"""The least red, green and blue of a colour that is shown as white.
+
+Pillow looks colours up by their upper six bits: for white it seeks the colour nearest to 252, 252, 252.
+"""
 
 
 def timeline_gif(
@@ -62,8 +67,10 @@ def _compact(frames: Iterable[Image.Image]) -> list[Image.Image]:
     for i, frame in enumerate(frames):
         sheet.paste(frame.resize((side, side), Image.Resampling.NEAREST), (0, i * side))
     palette = sheet.quantize(255, dither=Image.Dither.NONE)
-    colours = (palette.getpalette() or [])[: 3 * 255]
-    palette.putpalette([*colours, *[255] * (3 * 256 - len(colours))])
+    colours = np.full((256, 3), 255, np.uint8)
+    found = np.reshape(palette.getpalette() or [], (-1, 3))[:255]
+    colours[: len(found)] = np.where((found >= NEARLY_WHITE).all(axis=1, keepdims=True), 255, found)
+    palette.putpalette(colours.ravel().tolist())
     return [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 
@@ -128,9 +135,7 @@ def _both_sizes(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return grown(picture), grown(shrunk(picture, SMALL_SIDE), SMALL_SIDE)
 
 
-def _layers(
-    result: xr.Dataset, limits: Limits, size: tuple[int, int], cmap: str | Colormap | None
-) -> Iterator[_Layer]:
+def _layers(result: xr.Dataset, limits: Limits, size: tuple[int, int], cmap: str | Colormap | None) -> Iterator[_Layer]:
     """Yield the maps of each entry of a result in colours; none of an entry without a finished step."""
     small = is_layered(result)
     for label, layer in layers(result):

@@ -30,17 +30,20 @@ class LocalMoments:
 def blurred(values: torch.Tensor, window: int, sigma: float) -> torch.Tensor:
     """Filter maps (..., h, w) by a Gaussian with zero padding, as two matrix products: K_h x K_wᵀ."""
     height, width = values.shape[-2:]
-    rows = _band_matrix(height, window, sigma).to(values)
-    columns = rows if height == width else _band_matrix(width, window, sigma).to(values)
+    rows = _band_matrix(height, window, sigma, values.dtype, values.device)
+    columns = rows if height == width else _band_matrix(width, window, sigma, values.dtype, values.device)
     return rows @ values @ columns.mT
 
 
 @lru_cache(maxsize=32)
-def _band_matrix(size: int, window: int, sigma: float) -> torch.Tensor:
+@torch.inference_mode(False)  # a later call may need gradients
+def _band_matrix(size: int, window: int, sigma: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return the filter along one axis; it is copied to a device once, and not at every call."""
     offset = torch.arange(size, dtype=torch.float64)[:, None] - torch.arange(size)
     reach = torch.arange(window, dtype=torch.float64) - window // 2
     total = torch.exp(-(reach**2) / (2 * sigma**2)).sum()
-    return torch.exp(-(offset**2) / (2 * sigma**2)) / total * (offset.abs() <= window // 2)
+    matrix = torch.exp(-(offset**2) / (2 * sigma**2)) / total * (offset.abs() <= window // 2)
+    return matrix.to(device, dtype)
 
 
 def covariance(a: LocalMoments, b: LocalMoments, window: int = 15, sigma: float = 1.5) -> torch.Tensor:
