@@ -160,16 +160,16 @@ def test_a_linear_score_has_its_exact_contrast(masks, shape):
 
 @pytest.fixture(scope="module")
 def runs(modes, curved):
-    """Maps and errors of 24 runs of 64, 128 and 512 masks, the exact map, and the plain estimate's maps."""
-    many = drawn(99, 40_000)
+    """Maps and errors of 16 runs of 64, 128 and 512 masks, the exact map, and the plain estimate's maps."""
+    many = drawn(99, 20_000)
     m, s = many.reshape(len(many), -1), curved(many)
-    # The linear part is known in closed form, so that only the cubic part's mean is left to the 40,000 masks.
+    # The linear part is known in closed form, so that only the cubic part's mean is left to the 20,000 masks.
     m -= m.mean(axis=0)
     exact = exact_linear(np.linalg.pinv(m.T @ m, rcond=1e-6, hermitian=True) @ (m.T @ s), GridMasks(), SHAPE)
     found = {}
     for count in (64, 128, 512):
         estimates, plain = [], []
-        for seed in range(24):
+        for seed in range(16):
             masks = drawn(seed, count)
             moments = moments_of(masks, curved(masks), modes)
             estimates.append(regressed_contrast(moments))

@@ -7,6 +7,7 @@ from linear import linear_trace
 from small import refusal
 
 from denoscope import DFRise
+from denoscope.attributors.estimators import keep_contrast
 from denoscope.attributors.masks import GridMasks
 from denoscope.errors import NumericsError
 from denoscope.evaluation import Attack, EuclideanBall, MaximumBall, attacks, contrast_map, gradient_map
@@ -66,7 +67,7 @@ def test_nothing_is_moved_where_map_and_picture_are_the_same():
 
 def test_contrast_map_is_df_rises(trace):
     step = trace[1]
-    method = DFRise(num_masks=32, target=Closeness(), masks=MASKS)
+    method = DFRise(num_masks=32, target=Closeness(), masks=MASKS, estimator=keep_contrast)
     found = contrast_map(step, Closeness(), masks_for(step))(step.sample)
     expected = method(trace, [1]).saliency.values[0]
     assert np.allclose(found[0].detach(), expected, atol=1e-4 * np.ptp(expected))

@@ -356,7 +356,7 @@ def test_ctrl_c_while_it_is_diagnosed_loses_no_map(small, tmp_path, monkeypatch)
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(explain, "diagnose", stopped)
+    monkeypatch.setattr("denoscope.evaluation.diagnosis.diagnose", stopped)
     made = explain.explain(Request("a red circle", "small", steps=4, methods=("df-cam",)), model=small)
     assert made.run["interrupted"] and "diagnosis" not in made.run and "df_cam" in made.methods()
     assert "the diagnosis was not" in made.run["interruption"] and made.save(tmp_path / "out").is_dir()

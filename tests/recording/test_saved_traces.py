@@ -88,7 +88,8 @@ def maps_of(trace, name):
     return {f"{i} {key}": each.values for i, maps in enumerate(asked(trace, name)) for key, each in maps.items()}
 """
 ASKED = """
-import numpy
+import numpy, torch
+torch.set_num_threads(int(sys.argv[4]))
 trace = denoscope.Trace.load(sys.argv[1], denoscope.load("shapes"))
 numpy.savez(sys.argv[2], **maps_of(trace, sys.argv[3]))
 """
@@ -96,7 +97,15 @@ numpy.savez(sys.argv[2], **maps_of(trace, sys.argv[3]))
 
 @pytest.mark.parametrize("name", ["quick", pytest.param("others", marks=pytest.mark.slow)])
 def test_maps_in_a_new_process(circle, stored, tmp_path, name):
-    command = [sys.executable, "-c", MAPS + ASKED, str(stored), str(tmp_path / "maps.npz"), name]
+    command = [
+        sys.executable,
+        "-c",
+        MAPS + ASKED,
+        str(stored),
+        str(tmp_path / "maps.npz"),
+        name,
+        str(torch.get_num_threads()),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     scope = {}
@@ -141,6 +150,7 @@ def test_pictures_of_the_call(name, tmp_path):
         assert back.call[key].mode == value.mode and np.array_equal(np.array(back.call[key]), np.array(value))
 
 
+@pytest.mark.slow
 def test_other_calls(stable_diffusion, tmp_path):
     """A schedule, another scheduler, a batch with a generator for each, one picture of it, and half precision."""
     model = denoscope.load(stable_diffusion)
@@ -526,7 +536,7 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, inner):
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, inner.stride(), inner.storing_offset(), dtype=inner.dtype, device="meta"
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device="meta"
         )
         made.numbers = inner
         return made
@@ -564,6 +574,7 @@ class Moving(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded_there", [False, True])
 @pytest.mark.parametrize("name", ["sd-text", "sd-rescale"])
 def test_kept_elsewhere(name, recorded_there, monkeypatch):
