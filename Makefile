@@ -19,7 +19,7 @@ demo: $(READY) ## explain a picture of the bundled model, on a CPU
 	@echo $(OUT)/report.html
 
 test: $(READY) ## run the tests, the examples of docstrings and documents among them
-	$(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 check: $(READY) ## lint, check the format and the types
 	$(RUN) -m ruff check .

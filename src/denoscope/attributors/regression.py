@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
+import torch
 
 from .masks import Masks
 
@@ -86,9 +87,15 @@ class Modes:
         """Return 1, ψ and the products ψ_a ψ_b of masks (n, *map), as (n, columns)."""
         flat = self.amplitudes.reshape(len(self.amplitudes), -1)
         change = masks.reshape(len(masks), -1).astype(np.float64) - self.keep
-        psi = change @ flat.T / (flat**2).sum(axis=1)
+        psi = product_of(change, flat.T) / (flat**2).sum(axis=1)
         a, b = self.pairs
         return np.concatenate([np.ones((len(masks), 1)), psi, psi[:, a] * psi[:, b]], axis=1)
+
+
+def product_of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a matrix product by torch: NumPy's threads would wait for torch's, and torch's for them."""
+    product: np.ndarray = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
 
 
 def _outer(factors: list[np.ndarray]) -> np.ndarray:
@@ -114,7 +121,7 @@ class ModeSums:
     def with_masks(self, masks: np.ndarray, scores: np.ndarray) -> "ModeSums":
         """Return the sums with masks (n, *map) and one score each (n,) added."""
         z = np.column_stack([self.modes(masks), scores])
-        return replace(self, gram=self.gram + z.T @ z)
+        return replace(self, gram=self.gram + product_of(z.T, z))
 
     def __add__(self, other: "ModeSums") -> "ModeSums":
         return replace(self, gram=self.gram + other.gram)
@@ -165,8 +172,7 @@ class _Fit:
 
     @property
     def covariance(self) -> np.ndarray:
-        covariance: np.ndarray = self.root @ self.root.T
-        return covariance
+        return product_of(self.root, self.root.T)
 
 
 def _fit(G: np.ndarray, b: np.ndarray, square: float, n: float, prior: np.ndarray) -> _Fit:
@@ -175,7 +181,7 @@ def _fit(G: np.ndarray, b: np.ndarray, square: float, n: float, prior: np.ndarra
     With y = X θ + noise: G = XᵀX, b = Xᵀy, square = yᵀy.
     """
     scale = np.sqrt(prior)
-    w, V = np.linalg.eigh(scale[:, None] * G * scale)
+    w, V = (part.numpy() for part in torch.linalg.eigh(torch.from_numpy(scale[:, None] * G * scale)))
     w, along = w.clip(0), (V.T @ (scale * b)) ** 2
     shrunk = STRENGTHS[:, None] / (1 + STRENGTHS[:, None] * w)
     noise = (square - (shrunk * along).sum(axis=1)).clip(min=1e-12 * square) / n
