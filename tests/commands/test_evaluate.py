@@ -148,6 +148,7 @@ def test_a_picture_that_is_not_as_prompted_is_skipped(monkeypatch, tmp_path):
     assert "does not show the things" in odd.skipped
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_measured_by_ones_own_masks(own_model):
     result = run(evaluation_of(own_model, scenes=3), own_model / "out")
     rows = result.table["measures"]
@@ -186,6 +187,7 @@ def test_masks_that_are_empty_or_differ_in_size_are_refused_before_any_work(own_
     assert "second.png" in message and "is empty" in message
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("things_as_prompted")
 def test_a_method_that_fails_on_one_picture_is_recorded_and_tried_again(monkeypatch, tmp_path):
     right, explained = methods.attributor_for, []

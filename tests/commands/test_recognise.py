@@ -157,6 +157,7 @@ def test_ctrl_c_keeps_what_was_finished_and_stops(brightness, bright, tmp_path, 
     assert methods["occlusion"].sizes["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_generation_is_attributed_through_the_denoiser():
     study = Study(
         trace=Request("a large plain red circle on a white background", steps=4, guidance=3.0),

@@ -97,6 +97,7 @@ def test_batches_and_company_change_nothing(trace):
 # On the mixture the curves are known.
 
 
+@pytest.mark.slow
 def test_a_u_turn_crosses_where_the_mixture_says():
     """Truth: without noise of its own P is Φ(√r), ¾ where √r = 0.674; within 0.7 of log-SNR."""
     world, steps = mixture(), range(0, 40, 4)
