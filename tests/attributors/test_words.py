@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import denoscope
 from denoscope import Words, words_at
-from denoscope.attributors.attention import LayerMean, enlarged
+from denoscope.attributors.attention import LayerMean, cubic_weights, enlarged
 from denoscope.errors import Interrupted, ModelError
 from denoscope.recording.hooks.attention import AttentionCall, attention_layers
 from denoscope.recording.listening import Attended
@@ -163,6 +163,26 @@ def test_attention_is_shared_out_among_all_tokens():
     torch.testing.assert_close(own.sum(dim=1), torch.ones(2, 6, 4))
     torch.testing.assert_close(own[1, 5], probabilities[1, :, :, 5].mean(dim=0).reshape(6, 4))
     assert larger.min() >= 0 and (larger.sum(dim=1) > 1 - 1e-5).all()
+
+
+@pytest.mark.parametrize("surroundings", ["autocast", "default dtype"])
+def test_heads_are_enlarged_in_float32_whatever_is_around(surroundings):
+    """Oracle: torch's own cubic interpolation of each head, clamped, in float32."""
+    probabilities = (3 * torch.randn(1, 3, 24, 5, generator=torch.Generator().manual_seed(0))).softmax(dim=-1)
+    maps = probabilities[0].mT.reshape(3, 5, 6, 4)
+    expected = torch.nn.functional.interpolate(maps, size=[12, 8], mode="bicubic").clamp(min=0).sum(dim=0)
+    cubic_weights.cache_clear()
+    if surroundings == "autocast":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = enlarged(probabilities, (12, 8), (6, 4))
+    else:
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = enlarged(probabilities, (12, 8), (6, 4))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=0)
 
 
 def test_recording_and_replay_agree(recorded):

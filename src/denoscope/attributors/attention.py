@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 from ..errors import InputError, ModelError
 from ..figures.clips import map_frame
 from ..recording.hooks.attention import attention_layers
+from ..recording.hooks.surroundings import Autocast
 from ..recording.listening import Attended
 from ..recording.patterns import matching
 
@@ -136,6 +137,7 @@ def portions(attended: Attended, heads: Sequence[int] | None) -> list[torch.Tens
     return call.of(rows, queries, chosen, AT_ONCE)
 
 
+@Autocast.off()  # products would be in half precision: a recording is listened to inside of the user's call
 def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[int, ...]) -> torch.Tensor:
     """Return attention (rows, heads, queries, tokens) as maps (rows, tokens, h, w) of a shape, summed over heads.
 
@@ -161,7 +163,7 @@ def enlarged(probabilities: torch.Tensor, shape: tuple[int, ...], grid: tuple[in
 @functools.lru_cache(maxsize=64)
 def cubic_weights(cells: int, size: int, device: torch.device) -> torch.Tensor:
     """Return torch's cubic interpolation along an axis from some cells to a size, as a matrix (size, cells)."""
-    unit = torch.eye(cells, device=device)[:, None, :, None]
+    unit = torch.eye(cells, dtype=torch.float32, device=device)[:, None, :, None]
     weights: torch.Tensor = interpolate(unit, size=[size, 1], mode="bicubic")[:, 0, :, 0].T.contiguous()
     return weights
 
