@@ -14,6 +14,7 @@ from small import refusal
 
 import denoscope
 from denoscope.errors import ReplayError
+from denoscope.recording.reading import read_run
 
 DIRECT, BATCHES, ALONE, START = "direct", "resumed in batches", "resumed one by one", "resumed from the start"
 ENGINES = {
@@ -281,3 +282,26 @@ def test_a_generator_for_each_picture(name):
     assert relative(trace[1].predict(sample), output) <= allowed(trace[1].engine)
     assert relative(trace.picture(1)[1].predict(sample[1:]), output[1:]) <= 1e-4
     assert all(torch.equal(a, b.get_state()) for a, b in zip(states, generators, strict=True))
+
+
+def test_what_a_pipeline_changes_in_place_is_the_same_at_every_question():
+    """SDXL's adapter pipeline doubles the entries of the list that its adapter gave: they would grow at each question."""
+    whole = once("sdxl-t2i-adapter")
+    run, sizes = whole.trace[0].run, []
+    for _ in range(3):
+        told = read_run(run, 1, 0, "conditional")
+        residuals = told.tree[1]["down_intrablock_additional_residuals"]
+        sizes.append([len(residual) for residual in residuals])
+    assert sizes == [sizes[0]] * 3 and set(sizes[0]) == {2}
+
+
+def test_a_picture_that_is_changed_after_the_call_is_asked_about_as_it_was():
+    pipeline, call = FAMILIES["sd-img2img"].build(), dict(FAMILIES["sd-img2img"].call())
+    pipeline.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    trace = denoscope.load(pipeline).trace(**call | {"image": image}, seed=SEED)
+    recorded_call = trace[0].run.resumption.call
+    before = image.clone()
+    image.zero_()
+    recorded_call.arguments()[1]["image"].zero_()
+    assert torch.equal(recorded_call.arguments()[1]["image"], before)

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from .blanks import blank_of
 from .calls import ModuleCall
@@ -67,7 +69,7 @@ class RecordedCall:
         streams = {id(generator): (generator.device, generator.get_state()) for generator in generators}
         on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         of_gpu = torch.cuda.get_rng_state() if on_gpu else None
-        return cls(pipeline, args, dict(kwargs), streams, torch.get_rng_state(), of_gpu)
+        return cls(pipeline, _kept(args), _kept(dict(kwargs)), streams, torch.get_rng_state(), of_gpu)
 
     @contextmanager
     def common_streams(self) -> Iterator[None]:
@@ -79,7 +81,10 @@ class RecordedCall:
             yield
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments once more, with generators that are where they were at first."""
+        """Return the arguments once more, with generators that are where they were at first.
+
+        Numbers and pictures are copies: some pipelines change what they are passed.
+        """
 
         def again(value: Any) -> Any:
             if isinstance(value, torch.Generator):
@@ -91,9 +96,20 @@ class RecordedCall:
                 return [again(inner) for inner in value]
             if type(value) is dict:
                 return {key: again(inner) for key, inner in value.items()}
-            return value
+            return _kept(value)
 
         return tuple(again(value) for value in self.args), {key: again(value) for key, value in self.kwargs.items()}
+
+
+def _kept(tree: Any) -> Any:
+    """Return arguments with numbers and pictures of their own, which nobody else changes in place."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, (np.ndarray, Image.Image)):
+        return tree.copy()
+    if type(tree) is dict:
+        return {key: _kept(value) for key, value in tree.items()}
+    return type(tree)(map(_kept, tree)) if type(tree) in (list, tuple) else tree
 
 
 def generators_in(tree: Any) -> list[torch.Generator]:

@@ -25,7 +25,7 @@ from .calls import ModuleCall, StepArguments, replaced_method, sample_of_result
 from .recorded import RecordedCall, RecordedStep, generators_in
 from .restoring import restored
 from .surroundings import weights_kept
-from .trees import map_tensors
+from .trees import copied, map_tensors
 
 COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
 """Arguments of a pipeline's call that make several pictures of one prompt."""
@@ -316,12 +316,12 @@ class _Running:
         if show is not None:
             return show(name, number, args, kwargs, self._shown(key, original, args, kwargs))
         if key in memory and same_tree(memory[key][0], (args, kwargs)):
-            return memory[key][1]
+            return copied(memory[key][1])
         if _needs_gradient((args, kwargs)):
             return original(*args, **kwargs)
         with torch.no_grad():
             output = original(*args, **kwargs)
-        memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), output)
+        memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), copied(output))
         return output
 
     def _shown(self, key: tuple[str, int], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -330,10 +330,10 @@ class _Running:
         if key[0] in self.question.fresh:
             return original(*args, **kwargs)
         if key in memory and same_tree(memory[key][0], (args, kwargs)):
-            return memory[key][1]
+            return copied(memory[key][1])
         output = original(*args, **kwargs)
         if key not in memory and not self.question.gradient:
-            memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), output)
+            memory[key] = (map_tensors(lambda tensor: tensor.clone(), (args, kwargs)), copied(output))
         return output
 
     def _stepping(self) -> Callable[..., Any]:

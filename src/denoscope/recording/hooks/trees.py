@@ -1,5 +1,6 @@
 """Nested arguments and outputs of modules, tuples, lists and dicts with tensors in them; and modules in modules."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,12 @@ def shared_tensors(tree: Any, earlier: Any) -> Any:
         counterparts = earlier if alike else [None] * len(tree)
         return _sequence_like(tree, [shared_tensors(a, b) for a, b in zip(tree, counterparts, strict=True)])
     return tree
+
+
+def copied(output: Any) -> Any:
+    """Return a module's output with tensors and containers of its own: whoever changes one changes no other."""
+    own = {id(tensor): tensor.detach().clone() for tensor in leaves(output).values()}
+    return copy.deepcopy(output, own)
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
