@@ -10,11 +10,13 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, 
 
 import denoscope
 from denoscope import Words, words_at
+from denoscope.attributors import recorded_words
 from denoscope.attributors.attention import LayerMean, cubic_weights, enlarged
 from denoscope.errors import Interrupted, ModelError
 from denoscope.recording.hooks.attention import AttentionCall, attention_layers
 from denoscope.recording.listening import Attended
 from denoscope.recording.prompts import read
+from denoscope.recording.shares import of_the_other_half
 
 PROMPT = "a red circle left of a blue zebra, on white"
 TOLD = "a,red,circle,left,of,a (2),blue,zebra,on,white"
@@ -196,14 +198,37 @@ def test_recording_and_replay_agree(recorded):
 
 
 def test_one_map_of_each_token_is_kept_for_a_step(recorded):
-    """Whatever the number of layers: float32, (tokens, h, w) of both halves, which are told apart afterwards.
+    """Whatever the number of layers: float32, (tokens, h, w) of the half that is asked for.
 
     Tokens that are words in one of the texts: the longer one's.
     """
-    trace, heard, _ = recorded
+    trace, heard, negative = recorded
     texts = [read(trace.model.pipeline.tokenizer, text) for text in (PROMPT, "a black cross")]
     tokens = max(sum(len(word.positions) for word in text.words) for text in texts)
-    assert heard.nbytes == len(trace) * 2 * tokens * 12 * 8 * 4
+    assert heard.nbytes == negative.nbytes == len(trace) * tokens * 12 * 8 * 4
+
+
+@pytest.mark.parametrize("half", ["conditional", "unconditional"])
+def test_the_half_that_is_asked_for_is_kept_of_every_picture(model, half):
+    with Words(half=half).recording(model) as heard:
+        trace = model.trace(PROMPT, **CALL | {"num_images_per_prompt": 2})
+    kept = [[mean is not None for mean in call.means] for _, calls in heard.recorded.steps for call in calls]
+    assert kept == [[half == "unconditional"] * 2 + [half == "conditional"] * 2] * len(trace)
+    for number in (0, 1):
+        picture = trace.picture(number)
+        xr.testing.assert_allclose(heard.maps(picture), Words(half=half)(picture), atol=1e-6, rtol=0)
+
+
+def test_a_half_that_was_let_go_of_is_refused_with_the_cure(model, monkeypatch):
+    """As with a guidance scale below 0, where the prompt's row counts as the negative prompt's does elsewhere."""
+
+    def turned(counts, conditional):
+        return of_the_other_half(counts, not conditional)
+
+    monkeypatch.setattr(recorded_words, "of_the_other_half", turned)
+    with Words().recording(model) as heard:
+        trace = model.trace(PROMPT, **CALL)
+    assert 'Words(half="conditional")(trace)' in refusal(heard.maps, trace, kind=ModelError)
 
 
 def test_the_picture_is_the_same(model, recorded):

@@ -285,7 +285,7 @@ def test_a_generator_for_each_picture(name):
 
 
 def test_what_a_pipeline_changes_in_place_is_the_same_at_every_question():
-    """SDXL's adapter pipeline doubles the entries of the list that its adapter gave: they would grow at each question."""
+    """SDXL's adapter pipeline doubles the entries of the list that its adapter gave: they grew at each question."""
     whole = once("sdxl-t2i-adapter")
     run, sizes = whole.trace[0].run, []
     for _ in range(3):

@@ -104,12 +104,11 @@ def by_number(
     keys = [key for column in columns for key in column]
     owners = [i for i, column in enumerate(columns) for _ in column]
     is_read = torch.tensor([bool(column) for column in columns], dtype=torch.float32)
-    for chosen in portions(attended, heads) if keys else ():
-        if owners == list(range(len(numbers))):
-            by_token = chosen if keys == list(range(chosen.shape[3])) else chosen[..., keys]
-        else:
+    for chosen in portions(attended, heads, keys) if keys else ():
+        by_token = chosen
+        if owners != list(range(len(numbers))):
             by_token = chosen.new_zeros((*chosen.shape[:3], len(numbers)))
-            by_token.index_add_(3, torch.tensor(owners, device=chosen.device), chosen[..., keys])
+            by_token.index_add_(3, torch.tensor(owners, device=chosen.device), chosen)
         yield by_token, is_read * chosen.shape[1]
 
 
@@ -120,8 +119,8 @@ NO_TEXT = (
 )
 
 
-def portions(attended: Attended, heads: Sequence[int] | None) -> list[torch.Tensor]:
-    """Return the picture's attention of chosen heads, (rows, heads, queries, keys) in portions, all keys.
+def portions(attended: Attended, heads: Sequence[int] | None, keys: list[int]) -> list[torch.Tensor]:
+    """Return the picture's attention of chosen heads to chosen keys, (rows, heads, queries, keys) in portions of heads.
 
     Raises `InputError` for a head that is not there.
     """
@@ -134,7 +133,7 @@ def portions(attended: Attended, heads: Sequence[int] | None) -> list[torch.Tens
         )
     chosen = list(range(number)) if heads is None else list(heads)
     rows, queries = list(attended.rows), list(attended.queries)
-    return call.of(rows, queries, chosen, AT_ONCE)
+    return call.of_keys(rows, queries, chosen, keys, AT_ONCE)
 
 
 @Autocast.off()  # products would be in half precision: a recording is listened to inside of the user's call

@@ -5,8 +5,8 @@ No step is made a second time, but for one of packed samples and clips, whose gr
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,20 +15,23 @@ import torch
 from ..errors import CaptureError, DenoscopeError, InputError, ModelError, in_short
 from ..recording.components import DENOISERS, scheduler_of
 from ..recording.hooks.attention import AttentionCall, attending, attention_layers
-from ..recording.hooks.calls import stepping
+from ..recording.hooks.calls import StepArguments, stepping
 from ..recording.hooks.layers import without_hooks
 from ..recording.hooks.listened import TokenizerCall, listening_to_tokenizers
 from ..recording.hooks.places import HandedOn, Measured, Places, kept_random, measured, number_of, sample_paths
 from ..recording.hooks.resume import resuming
 from ..recording.hooks.surroundings import own_network
-from ..recording.hooks.trees import leaves, map_tensors, with_leaves
+from ..recording.hooks.trees import leaves, map_tensors, tensor_of, with_leaves
 from ..recording.layout import halved, reduced
 from ..recording.listening import Attended, listening
 from ..recording.reading import Reading
+from ..recording.shares import counted, of_the_other_half
 from ..recording.steps import Step
 from ..recording.traces import Trace
-from .attention import NO_TEXT, FlatMean, LayerMean, enlarged_clip
+from .attention import NO_TEXT, FlatMean, Half, LayerMean, enlarged_clip
 
+TRIALS = 4
+"""Steps at which it is tried to find out which rows belong to which half of guidance."""
 FAILED = (DenoscopeError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Failures of listening that must not end the user's call: they are told when the maps are asked for."""
 
@@ -37,25 +40,37 @@ FAILED = (DenoscopeError, ArithmeticError, AttributeError, LookupError, RuntimeE
 class HeardCall:
     """A mean for each row of one denoiser call's text; `changed` are arguments that differ from the first step's.
 
-    `numbers` are the positions of the text that the means have maps of.
+    `numbers` are the positions of the text that the means have maps of. Rows of the other half of guidance have none.
     """
 
     name: str
     places: Measured
     numbers: Sequence[int]
-    means: tuple[LayerMean | FlatMean, ...]
+    means: tuple[LayerMean | FlatMean | None, ...]
     changed: frozenset[Any]
+
+    def without(self, rows: Collection[int]) -> "HeardCall":
+        """Return the call without the maps of some rows."""
+        return replace(self, means=tuple(None if row in rows else mean for row, mean in enumerate(self.means)))
 
 
 @dataclass(eq=False)
 class RecordedMaps:
-    """The maps of a recording, step by step and call by call."""
+    """The maps of a recording, step by step and call by call.
 
+    `others` are the rows of the other half of guidance in each call of a step, by its denoiser and place, as far as
+    they are known by what `outputs`, those of the step's calls, count in the prediction.
+    """
+
+    half: Half = "conditional"
     steps: list[tuple[torch.Tensor, list[HeardCall]]] = field(default_factory=list)
     problem: str | None = None
     calls: list[HeardCall] = field(default_factory=list)
     grids: dict[int, "Grids"] = field(default_factory=dict)
     tokenized: list[TokenizerCall] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    others: dict[tuple[str, int], frozenset[int]] = field(default_factory=dict)
+    trials: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -68,12 +83,32 @@ class RecordedMaps:
             if tensor is not None
         )
 
-    def finish(self, sample: torch.Tensor) -> None:
-        """Finish a step: the scheduler has made it."""
+    def finish(self, passed: StepArguments) -> None:
+        """Finish a step: the scheduler has made it of what it was passed."""
         if resuming():
             return
-        self.steps.append((sample, list(self.calls)))
+        if self.outputs and self.trials < TRIALS:
+            self.trials += 1
+            with suppress(*FAILED):  # both halves are kept then
+                self._tell_halves(passed)
+        self.steps.append((passed.sample, list(self.calls)))
         self.calls.clear()
+        self.outputs.clear()
+
+    def _tell_halves(self, passed: StepArguments) -> None:
+        """Find out which rows of the step's calls belong to the other half of guidance, and let go of their maps."""
+        if len(self.outputs) < len(self.calls):
+            return
+        counts = counted(self.outputs, passed.sample, passed.model_output)
+        if counts is None:
+            return
+        names = [call.name for call in self.calls]
+        for place, batches in enumerate(of_the_other_half(counts, self.half == "conditional")):
+            call, copies = self.calls[place], len(counts[place])
+            each, left = divmod(len(call.means), copies)
+            rows = frozenset() if left else frozenset(row for row in range(len(call.means)) if row // each in batches)
+            self.others[(call.name, names[:place].count(call.name))] = rows
+            self.calls[place] = call.without(rows)
 
     def check(self, trace: Trace) -> None:
         """Raise `InputError` for another trace than the recorded one, `ModelError` if it could not be listened to."""
@@ -111,7 +146,13 @@ class RecordedMaps:
                 "are not known there. Ask about other steps."
             )
         wanted = [call.numbers.index(self._number(call, reading, number)) for number in numbers]
-        means = [call.means[row] for row in reading.rows]
+        means = [mean for row in reading.rows if (mean := call.means[row]) is not None]
+        if len(means) < len(reading.rows):
+            raise ModelError(
+                f"The maps of the {self.half} half of guidance were not kept at step {step.index}: by what its rows "
+                "count in the prediction they are of the other half, as with a guidance scale below 0. Replay it: "
+                f'Words(half="{self.half}")(trace).'
+            )
         first = means[0]
         if isinstance(first, LayerMean):
             return first.mean()[wanted]
@@ -179,13 +220,19 @@ def _on_grid(shape: tuple[int, ...], grids: Grids, means: Sequence[FlatMean], wa
 
 @contextmanager
 def listening_while_recording(
-    pipeline: Any, layers: Sequence[str] | None, heads: Sequence[int] | None, *, special_tokens: bool = False
+    pipeline: Any,
+    layers: Sequence[str] | None,
+    heads: Sequence[int] | None,
+    *,
+    half: Half = "conditional",
+    special_tokens: bool = False,
 ) -> Iterator[RecordedMaps]:
     """Listen at every denoiser of a pipeline while it is called. The pipeline's call is never ended by this.
 
     Without `special_tokens` only positions are kept that a word may lie at, if the pipeline's tokenizers tell them.
+    Rows of the other half of guidance are let go of as soon as they are known, at the end of the first step.
     """
-    recorded = RecordedMaps()
+    recorded = RecordedMaps(half)
     with ExitStack() as undo:
         if not special_tokens:
             undo.enter_context(listening_to_tokenizers(pipeline, recorded.tokenized.append))
@@ -274,7 +321,8 @@ class _Listener:
             FlatMean(numbers, self.heads) if shape is None else LayerMean(shape, numbers, self.heads)
             for _ in range(rows)
         )
-        return HeardCall(self.name, places, numbers, means, frozenset(changed))
+        heard = HeardCall(self.name, places, numbers, means, frozenset(changed))
+        return heard if changed else heard.without(self.recorded.others.get((self.name, ordinal), ()))
 
     def _measured(self, tree: Any) -> Measured:
         key = _kind_of(tree)
@@ -298,6 +346,10 @@ class _Listener:
             self.recorded.problem = f"measuring its places failed ({in_short(error, 160)})"
         for mean in self.now.means:
             _to_cpu(mean)
+        ordinal = sum(call.name == self.name for call in self.recorded.calls)
+        given = tensor_of(output)
+        if given is not None and (self.name, ordinal) not in self.recorded.others:
+            self.recorded.outputs.append(given.detach().clone())
         self.recorded.calls.append(self.now)
         self.now = None
 
@@ -345,7 +397,7 @@ class _Listener:
         assert self.now is not None
         for row, mean in enumerate(self.now.means):
             rows = places.rows[row] if row < len(places.rows) else ()
-            if not rows:
+            if not rows or mean is None:
                 continue
             grid = None
             if isinstance(mean, LayerMean):
@@ -413,7 +465,7 @@ def _patches(shape: tuple[int, ...], queries: int) -> tuple[int, ...] | None:
     return None
 
 
-def _to_cpu(mean: LayerMean | FlatMean) -> None:
+def _to_cpu(mean: LayerMean | FlatMean | None) -> None:
     if isinstance(mean, LayerMean) and mean.total is not None:
         mean.total = mean.total.cpu()
     if isinstance(mean, FlatMean):

@@ -110,15 +110,16 @@ class Words(Attributor):
         ...     trace = model.trace("a red circle", seed=0)
         >>> maps = recorded.maps(trace)                                    # doctest: +SKIP
 
-        The picture is the same, bit for bit. One map of every token of the texts is stored for each step, none of a
-        layer; of special tokens and padding only with `special_tokens`. Where a denoiser does not hand its text to its
-        layers as it is, one of its calls is repeated some twenty times at the beginning, to measure where the text
+        The picture is the same, bit for bit. One map of every token of the `half`'s text is stored for each step, none
+        of a layer; of special tokens and padding only with `special_tokens`. Where a denoiser does not hand its text to
+        its layers as it is, one of its calls is repeated some twenty times at the beginning, to measure where the text
         lies. For packed samples and clips one step is made again when the maps are first asked for.
         """
         refuse_wordless(model)
         layers = chosen_layers(model.denoiser, self.layers) if self.layers is not None else None
-        listening = listening_while_recording(model.pipeline, layers, self.heads, special_tokens=self.special_tokens)
-        with listening as maps:
+        with listening_while_recording(
+            model.pipeline, layers, self.heads, half=self.half, special_tokens=self.special_tokens
+        ) as maps:
             yield RecordedWords(self, maps)
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CaptureError
+from .kernels import Kernels, as_rows, is_confirmed
 from .surroundings import HOOKED_BY_DIFFUSERS, Autocast, eagerly
 
 Site = tuple[str, int]
@@ -41,11 +42,13 @@ class AttentionCall:
     value: torch.Tensor | None = None
     output: torch.Tensor | None = None
     released: tuple[int, int] | None = None
+    logsumexp: torch.Tensor | None = None
+    """The logarithm of each query's sum over all keys, (batch, heads, queries), where torch's kernel told it."""
 
     def release(self) -> None:
         """Let go of all tensors; the layer and the `size` stay."""
         self.released, self.masks = self.size, {}
-        self.taken = self.query = self.key = self.value = self.output = None
+        self.taken = self.query = self.key = self.value = self.output = self.logsumexp = None
 
     @property
     def site(self) -> Site:
@@ -106,6 +109,31 @@ class AttentionCall:
             for part in parts
         ]
 
+    def of_keys(
+        self, rows: list[int], queries: list[int], heads: list[int], keys: list[int], at_once: int = 2**26
+    ) -> "list[torch.Tensor]":
+        """Return the probabilities of some keys, (rows, heads, queries, keys); otherwise as `of`.
+
+        With the kernel's `logsumexp` no other keys are looked at.
+        """
+        if self.logsumexp is None:
+            return [part.index_select(3, _index(keys, part)) for part in self.of(rows, queries, heads, at_once)]
+        assert self.query is not None and self.key is not None
+        query, key = self.query.detach(), self.key.detach()
+        each = max(1, at_once // max(1, len(rows) * len(queries) * len(keys)))
+        own = _picked(key, rows, list(range(key.shape[1])), keys)
+        own = repeated_heads(own, query.shape[1])
+        everything = list(range(len(keys)))
+        return [
+            _of_some(
+                _picked(query, rows, part, queries),
+                own if len(part) == own.shape[1] else _picked(own, list(range(len(rows))), part, everything),
+                _picked(self.logsumexp, rows, part, queries),
+                self.masks.get("scale"),
+            )
+            for part in (heads[i : i + each] for i in range(0, len(heads), each))
+        ]
+
     def _mask(self, rows: list[int], heads: list[int], queries: list[int]) -> torch.Tensor | None:
         """Return the mask of some rows, heads and queries; None if there is none."""
         assert self.query is not None and self.key is not None
@@ -119,9 +147,15 @@ class AttentionCall:
 def _picked(tensor: torch.Tensor, rows: list[int], heads: list[int], places: list[int]) -> torch.Tensor:
     """Return some rows, heads and places of (rows, heads, places, size); what is wanted whole is not copied."""
     for axis, wanted in enumerate((rows, heads, places)):
-        if wanted != list(range(tensor.shape[axis])):
-            tensor = tensor.index_select(axis, torch.tensor(wanted, device=tensor.device))
+        if not wanted or wanted != list(range(wanted[0], wanted[0] + len(wanted))):
+            tensor = tensor.index_select(axis, _index(wanted, tensor))
+        elif len(wanted) < tensor.shape[axis]:
+            tensor = tensor.narrow(axis, wanted[0], len(wanted))
     return tensor
+
+
+def _index(places: list[int], tensor: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(places, dtype=torch.long, device=tensor.device)
 
 
 OnAttention = Callable[[AttentionCall], None]
@@ -245,6 +279,7 @@ class _Listening(TorchFunctionMode):
         self.on_attention, self.through, self.wanted, self.once = on_attention, through, wanted, once
         self.running: list[Running] = []
         self.count = 0
+        self.confirmed: dict[Any, bool] = {}
 
     def enter(self, path: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.running.append(Running.of(path, module, args, kwargs))
@@ -271,11 +306,13 @@ class _Listening(TorchFunctionMode):
         if not self._is_wanted():
             return cast(torch.Tensor, func(*args, **kwargs))
         arguments = sdpa_arguments(args, kwargs)
-        output: torch.Tensor = func(*args, **kwargs)
+        with Kernels() as kernels:
+            output: torch.Tensor = func(*args, **kwargs)
         value = arguments["value"]
         call = self._call(
             query=arguments["query"], key=arguments["key"], masks=_masks(arguments), value=value, output=output
         )
+        call.logsumexp = self._told(call, kernels)
         if self.through:
             _ = call.probabilities
         self._pass_on(call)
@@ -285,6 +322,22 @@ class _Listening(TorchFunctionMode):
         ours = probabilities @ repeated_heads(value, probabilities.shape[-3]).to(probabilities.dtype)
         call.output = None  # not kept until the gradients are there
         return self._same(ours.to(value.dtype), output)
+
+    @Autocast.off()
+    def _told(self, call: AttentionCall, kernels: Kernels) -> torch.Tensor | None:
+        """Return the kernel's logsumexp, if the first one of its kind is what the scores give; None without one.
+
+        Masked calls have none: what a kernel does with a query that may attend to nothing is its own.
+        """
+        assert call.query is not None and call.key is not None
+        told = as_rows(kernels.logsumexp, call.query)
+        if told is None or self.through or call.masks["mask"] is not None or call.masks["causal"]:
+            return None
+        kind = (call.site, call.query.shape, call.key.shape, call.query.dtype)
+        if kind not in self.confirmed:
+            query, key = call.query.detach(), repeated_heads(call.key.detach(), call.query.shape[1])
+            self.confirmed[kind] = is_confirmed(told, query, key, _scale(query, call.masks["scale"]))
+        return told if self.confirmed[kind] else None
 
     def _softmax(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Pass on the softmax that older processors take themselves, of (batch · heads, queries, keys).
@@ -402,7 +455,7 @@ def attention_probabilities(
     if query.dtype != key.dtype or query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
     key = repeated_heads(key, query.shape[-3]) if query.ndim >= 4 else key
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (query * _scale(query, scale)) @ key.mT
     if causal:
         ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(ahead, float("-inf"))
@@ -415,6 +468,18 @@ def attention_probabilities(
     # Under this name no context of `attending` listens: they may be nested.
     probabilities = torch.special.softmax(scores, dim=-1)
     return cast(torch.Tensor, probabilities if nowhere is None else probabilities.masked_fill(nowhere, 0))
+
+
+def _scale(query: torch.Tensor, scale: float | None) -> float:
+    return float(query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+@Autocast.off()
+def _of_some(query: torch.Tensor, key: torch.Tensor, logsumexp: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Return the probabilities of some keys, by the logarithm of the sum over all: exp(q · k scale − logsumexp)."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = (query.to(wide) * _scale(query, scale)) @ key.to(wide).mT
+    return scores.sub_(logsumexp[..., None]).exp_()
 
 
 Instead = Callable[[AttentionCall, Callable[..., torch.Tensor]], torch.Tensor | None]

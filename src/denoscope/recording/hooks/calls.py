@@ -256,15 +256,15 @@ def original_of_result(result: Any) -> torch.Tensor | None:
 
 
 @contextmanager
-def stepping(scheduler: Any, on_step: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Call `on_step` after every `scheduler.step`, with its sample. It may be open around a recording."""
+def stepping(scheduler: Any, on_step: Callable[["StepArguments"], None]) -> Iterator[None]:
+    """Call `on_step` after every `scheduler.step`, with what it was passed. It may be open around a recording."""
 
     def stepped(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         arguments = StepArguments.of(step, args, kwargs)
-        sample = None if arguments is None else arguments.sample.detach().clone()
+        passed = None if arguments is None else arguments.copied()
         result = step(*args, **kwargs)
-        if sample is not None:
-            on_step(sample)
+        if passed is not None:
+            on_step(passed)
         return result
 
     with replaced_method(scheduler, "step", stepped):
