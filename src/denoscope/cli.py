@@ -83,13 +83,17 @@ def options(
 
 @app.command()
 def demo(
-    out: option.Out = Path("denoscope-demo"), overwrite: option.Overwrite = False, masks: option.MaskCount = 256
+    out: option.Out = Path("denoscope-demo"),
+    overwrite: option.Overwrite = False,
+    masks: option.MaskCount = 256,
+    memory: option.Memory = None,
 ) -> None:
     """Explain a picture of the bundled model with DF-RISE: generate, record, explain, write a report."""
     from .commands.requests import Request
 
     prompt = "a large dotted yellow square on a pink background"
-    _do(Request(prompt=prompt, seed=8, guidance=3.0, masks=masks), "Loading the bundled model", out, overwrite)
+    request = Request(prompt=prompt, seed=8, guidance=3.0, masks=masks, memory=memory)
+    _do(request, "Loading the bundled model", out, overwrite)
 
 
 @app.command()
@@ -359,6 +363,7 @@ def evaluate(
     workers: Annotated[int | None, Option(help="Pictures side by side; one per CPU if left out.")] = None,
     device: option.Device = None,
     dtype: option.Dtype = None,
+    memory: option.Memory = None,
     out: Annotated[Path, Option("--out", help="Folder of the results; work in it is continued.")] = Path(
         "denoscope-evaluation"
     ),
@@ -386,6 +391,7 @@ def evaluate(
         encoder=encoder,
         device=device,
         dtype=dtype,
+        memory=memory,
     )
     try:
         with claimed(out), quiet():

@@ -21,6 +21,7 @@ from denoscope.commands.scores import gather
 from denoscope.commands.subjects import bundled_subject
 from denoscope.commands.trial import Trial
 from denoscope.errors import InputError, Interrupted, RecordingError
+from denoscope.recording.limits import limit_in_effect
 from denoscope.results.resumable import ResumableFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::denoscope.commands.evaluate.SkippedWarning")
@@ -406,3 +407,27 @@ def test_a_result_without_a_folder_is_saved_as_one_with_a_folder(tmp_path):
     assert [each.seconds for each in again.trials] == [
         Trial.from_json(ResumableFolder(tmp_path / "saved").read(each.subject.name)).seconds for each in again.trials
     ]
+
+
+def test_the_limit_of_memory_holds_for_every_picture_and_changes_no_result(own_model, tmp_path, monkeypatch):
+    """The same work goes on with another limit: no result depends on it."""
+    limits, measure = [], trial.measure
+
+    def measured(*args):
+        limits.append(limit_in_effect())
+        return measure(*args)
+
+    monkeypatch.setattr(trial, "measure", measured)
+    limited = evaluation_of(own_model, memory="8GB", methods=("df-cam",), checks=("localisation",))
+    first = run(limited, tmp_path / "out")
+    assert limits and set(limits) == {8 * 10**9}
+    assert "--memory 8GB" in limited.command() and "memory" not in limited.settings()
+    again = run(evaluation_of(own_model, methods=("df-cam",), checks=("localisation",)), tmp_path / "out")
+    assert measures(again) == measures(first) and limit_in_effect() is None
+
+
+@pytest.mark.parametrize("words", [["demo"], ["evaluate"]])
+def test_a_limit_of_memory_without_a_unit_is_refused_before_anything(words, monkeypatch, capsys, tmp_path):
+    assert status_of(monkeypatch, [*words, "--memory", "8", "--out", str(tmp_path / "out")]) == 2
+    assert "Give a size of at least 1MB with its unit" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

@@ -11,12 +11,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, Interrupted, did_you_mean, sentence
 from ..files.claims import claimed
+from ..recording.limits import bytes_of
 from ..results.resumable import ResumableFolder
 from .job import FEWEST_MASKS, check_seed, check_workers, flags
 from .names import check_dtype
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 PLACES = (0.2, 0.5, 0.8)
 """Places in a run of the steps that are explained unless others are named: early, middle and late."""
 USUAL_SCENES = 50
+NO_SETTINGS = ("scenes", "device", "memory")
+"""Options on which no result depends: the same work may go on with others."""
 SPARE = 3
 """Scenes at hand for each that is measured, as the model does not always draw what its prompt says."""
 
@@ -46,7 +49,7 @@ class Evaluation:
     For the bundled model that is 50 scenes, every method and every usual check. For another model it is every prompt,
     every method that explains no class, and every usual check for which enough is given. `at` are the steps to
     explain. Stability, sanity and attacks are checked at the middle one of them, as they explain a picture many times.
-    Raises `InputError` for settings that cannot be evaluated.
+    `memory` is a limit such as "8GB" (`denoscope.memory_limit`), of which each of several workers has its part. Raises `InputError` for settings that cannot be evaluated.
     """
 
     model: str = "shapes"
@@ -63,6 +66,7 @@ class Evaluation:
     encoder: str | None = None
     device: str | None = None
     dtype: str | None = None
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         self._refuse_impossible_numbers()
@@ -79,6 +83,7 @@ class Evaluation:
             raise InputError(f"--steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
         check_seed(self.seed)
         check_dtype(self.dtype)
+        bytes_of(self.memory)
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise InputError(f"--guidance is {self.guidance}. Give a finite number; 1 is none, 7.5 is usual.")
         if self.num_masks < FEWEST_MASKS:
@@ -227,10 +232,10 @@ class Evaluation:
         return subjects
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that all results of one table share: all but the number of pictures and the device."""
+        """Return the settings that all results of one table share: all on which they depend."""
         from ..results.records import version_of
 
-        shared = {name: value for name, value in asdict(self).items() if name not in ("scenes", "device")}
+        shared = {name: value for name, value in asdict(self).items() if name not in NO_SETTINGS}
         return {
             **shared,
             "methods": self.methods_used,
@@ -306,6 +311,8 @@ class Evaluation:
 
         if workers is None:
             workers = default_workers(self.device)
+        limit = bytes_of(self.memory)
+        work = replace(work, memory=None if limit is None else limit // workers)
         if workers > 1:
             release_networks()
         count = min(self.count or len(subjects), len(subjects))

@@ -11,6 +11,7 @@ import xarray as xr
 from ..attributors.base import needs_of
 from ..errors import DenoscopeError, InputError, one_line
 from ..evaluation.baselines import BASELINES
+from ..recording.limits import memory_limit
 from ..results.resumable import ResumableFolder
 from .checks.registry import CHECKS
 from .methods import attributor_for
@@ -129,17 +130,22 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class TrialInFolder:
-    """Runs the trial of a subject and writes it to the folder, unless it is finished there."""
+    """Runs the trial of a subject and writes it to the folder, unless it is finished there.
+
+    `memory` is the limit of one process in bytes, None for what is free.
+    """
 
     settings: TrialSettings
     folder: ResumableFolder
+    memory: int | None = None
 
     def __call__(self, subject: TrialSubject) -> Trial:
         earlier = self._earlier(subject)
         if earlier is not None and not earlier.failures:
             return earlier
         earlier_maps = None if earlier is None else self.folder.arrays(subject.name)
-        trial, maps = measure(self.settings, subject, earlier, earlier_maps)
+        with memory_limit(self.memory):
+            trial, maps = measure(self.settings, subject, earlier, earlier_maps)
         self.folder.write(subject.name, trial.to_json(), maps)
         return trial
 

@@ -1,11 +1,13 @@
 """The arguments of one call of a pipeline, checked before it runs."""
 
 import difflib
+import functools
 import inspect
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, SupportsIndex
 
 import torch
@@ -226,7 +228,15 @@ def is_whole(value: Any) -> bool:
 
 def parameters_of(pipeline: Any) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a pipeline's call by their names."""
-    return inspect.signature(pipeline.__call__).parameters
+    function = getattr(pipeline.__call__, "__func__", None)
+    return inspect.signature(pipeline.__call__).parameters if function is None else _bound_parameters(function)
+
+
+@functools.lru_cache(maxsize=64)
+def _bound_parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a method behind its first one, `self`; reading them takes longer than a small step."""
+    _first, *others = inspect.signature(function).parameters.items()
+    return MappingProxyType(dict(others))
 
 
 def positions_of(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

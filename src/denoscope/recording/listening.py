@@ -5,7 +5,7 @@ picture are measured before the first answer is used (`hooks/places.py`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +37,7 @@ class Attended:
 
     call: AttentionCall
     rows: tuple[int, ...]
-    keys: dict[int, list[int]]
+    keys: Mapping[int, list[int]]
     queries: tuple[int, ...]
     grid: tuple[int, ...] | None
     is_plain: bool = True

@@ -283,10 +283,7 @@ class _Reader:
 
         def under(members: torch.Tensor | None) -> list[dict[Path, torch.Tensor]]:
             def disturb(other: EncoderCall) -> Any:
-                if (other.name, other.number) != key:
-                    return other.output
-                if members is None:
-                    vectors.append(_vectors_of(other.output, row, len(other.ids), length))
+                if members is None or (other.name, other.number) != key:
                     return other.output
                 return _disturbed(other.output, members, row, len(other.ids))
 
@@ -294,9 +291,10 @@ class _Reader:
                 calls = self._told({}, disturb, fresh).calls
             return [sequences((one.args, one.kwargs)) for one in calls]
 
-        vectors: list[list[torch.Tensor]] = []
-        base, every = under(None), under(torch.ones(length, dtype=torch.bool))
-        known = tokens_by_vectors(base, every, vectors[0]) if vectors else None
+        plain = [sequences((one.args, one.kwargs)) for one in told.calls]
+        base = under(None) if fresh else plain  # nothing stands between encoders and denoiser that could mix tokens
+        every = under(torch.ones(length, dtype=torch.bool))
+        known = tokens_by_vectors(base, every, _vectors_of(call.output, row, len(call.ids), length))
         return tokens_by_sets(base, [under(members) for members in code(length)], length) if known is None else known
 
     def tensors_read(self, text: EncodedText) -> list[Path]:

@@ -221,15 +221,12 @@ def attending(
 
 def attention_layers(root: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Return the modules below `root` that attend, by their dotted paths: those that project queries and keys."""
-    return {
-        path: module
-        for path, module in root.named_modules()
-        if any(all(_has_part(module, name) for name in names) for names in PROJECTIONS)
-    }
+    return {path: module for path, module in root.named_modules() if module._modules and _attends(module)}
 
 
-def _has_part(module: torch.nn.Module, name: str) -> bool:
-    return isinstance(module._modules.get(name), torch.nn.Module)
+def _attends(module: torch.nn.Module) -> bool:
+    parts = {name for name, part in module._modules.items() if part is not None}
+    return any(parts.issuperset(names) for names in PROJECTIONS)
 
 
 @dataclass(eq=False)

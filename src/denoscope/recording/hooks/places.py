@@ -60,14 +60,17 @@ class Places:
     queries: tuple[int, ...]
     count: int
     grid: tuple[int, ...] | None = None
+    by_number: dict[int, dict[int, list[int]]] = field(default_factory=dict, repr=False, compare=False)
+    """What `of_text` returned, by its rows."""
 
-    def of_text(self, row: int) -> dict[int, list[int]]:
+    def of_text(self, row: int) -> Mapping[int, list[int]]:
         """Return the keys of each number of the text, for a row of the denoiser's input."""
-        numbers = self.keys[row]
-        found: dict[int, list[int]] = {}
-        for place in (numbers >= 0).nonzero().flatten().tolist():
-            found.setdefault(int(numbers[place]), []).append(place)
-        return found
+        if row not in self.by_number:
+            found = self.by_number.setdefault(row, {})
+            for place, number in enumerate(self.keys[row].tolist()):
+                if number >= 0:
+                    found.setdefault(int(number), []).append(place)
+        return self.by_number[row]
 
     @property
     def reads_text(self) -> bool:
