@@ -10,7 +10,17 @@ from linear import linear_trace
 from small import PIPELINES, refusal, stable_diffusion_3
 
 import denoscope
-from denoscope import ClassScore, DFRise, GradientShap, IntegratedGradients, Lime, Occlusion, memory_limit
+from denoscope import (
+    ClassScore,
+    DFRise,
+    GradientShap,
+    IntegratedGradients,
+    Lime,
+    Occlusion,
+    Relevance,
+    memory_limit,
+)
+from denoscope.attributors import relevance
 from denoscope.errors import InputError, MemoryShortage, ReplayError
 from denoscope.recording import batches, memory
 from denoscope.recording.batches import MemoryWarning, Portions, call_portions, remembered_portions, samples_at_once
@@ -22,6 +32,7 @@ from denoscope.recording.hooks.checkpointing import (
     weights_without_gradients,
 )
 from denoscope.recording.limits import bytes_of
+from denoscope.recording.listening import reading_of
 from denoscope.timing.commitment import UTurn
 from denoscope.vision.classifiers import load_classifier
 
@@ -372,3 +383,52 @@ def test_linear_samples_are_no_reason_to_measure():
     """A step without decoder blocks has gradients in portions too."""
     trace = linear_trace()
     assert trace[1].networks and blocks_in(trace.model.denoiser) == []
+
+
+@contextmanager
+def counting_calls(module: torch.nn.Module):
+    """While open, the number of a module's calls is in the list's only entry."""
+    calls = [0]
+
+    def count(*args):
+        calls[0] += 1
+
+    handle = module.register_forward_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion", "joint attention", "resumed"])
+def test_relevance_is_computed_block_by_block_where_its_graph_does_not_fit(kind):
+    """The same arithmetic, one block's attention at a time."""
+    pipeline = stable_diffusion_3() if kind == "joint attention" else PIPELINES["stable-diffusion"]()
+    more = {"guidance_rescale": 0.7} if kind == "resumed" else {}
+    pipeline.set_progress_bar_config(disable=True)
+    trace = denoscope.load(pipeline).trace("a red circle", seed=1, num_inference_steps=3, **more)
+    denoiser = trace.model.denoiser
+    inner = next(module for name, module in denoiser.named_modules() if name.endswith("to_q"))
+    trace[1].predict(trace[1].sample)
+    truth, before = Relevance()(trace, [1]), state_of([denoiser])
+    with warnings.catch_warnings(), counting_calls(inner) as whole:
+        warnings.simplefilter("error")
+        Relevance()(trace, [1])
+    with warnings.catch_warnings(), counting_calls(inner) as blocks, memory_limit("1MB"):
+        warnings.simplefilter("error")
+        little = Relevance()(trace, [1])
+    assert blocks[0] > whole[0], "a block runs twice"
+    np.testing.assert_allclose(little.saliency.values, truth.saliency.values, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(little.relevance.values, truth.relevance.values, rtol=1e-5)
+    assert state_of([denoiser]) == before
+
+
+def test_relevance_lets_go_of_attention_on_the_way(guided):
+    """Bytes that autograd saves outside of the blocks, which are computed again one by one."""
+    step, reading, most = guided[1], reading_of(guided[1]), []
+    with torch.enable_grad(), weights_without_gradients(step.networks):
+        for contexts in ((), (step.denoiser,)):
+            with counting_saved(step.networks) as saved, block_by_block(contexts) as blocks:
+                relevance._heard(step, reading, relevance._alone(step, reading), blocks)
+            most.append(saved.bytes)
+    assert most[1] < 0.3 * most[0]

@@ -18,7 +18,7 @@ from ..errors import InputError, shown_value
 from ..recording.batches import Portions, portions_of
 from ..recording.comparing import lacks_memory
 from ..recording.hooks.checkpointing import ALL, SOME, block_by_block, counting_saved, weights_without_gradients
-from ..recording.memory import room
+from ..recording.memory import room_for_saved
 from ..recording.steps import Step
 from ..targets import Score, Target
 from ..vision.frames import Frame, FrameGroup
@@ -37,8 +37,6 @@ BYTES_OF_GRADIENT = 2**18
 """Estimated need of a gradient through denoiser and decoder, in bytes for each position and each byte of a number.
 
 Measured: Stable Diffusion's decoder behind a denoiser of half its channels, with guidance, at 256 pixels in float32."""
-BEYOND_SAVED = 1.3
-"""The whole need of a gradient, by the bytes that autograd saves."""
 TOGETHER = 4
 """Pictures that are attributed in one go; so many frames share the calls of the score."""
 
@@ -200,8 +198,8 @@ def _planned(device: torch.device, number: int | None) -> int | None:
 
     On a CPU no more than `SAVED_ON_CPU`, as long as no block is computed again, which is `number` None.
     """
-    free = room(device)
-    bounds = [] if free is None else [int(free / BEYOND_SAVED)]
+    free = room_for_saved(device)
+    bounds = [] if free is None else [free]
     if device.type == "cpu" and number is not None:
         bounds.append(SAVED_ON_CPU)
     return min(bounds, default=None)

@@ -283,7 +283,7 @@ class _Listener:
                 self.recorded.problem = in_short(error, 200)
             yield
 
-    def _attending(self) -> AbstractContextManager[None]:
+    def _attending(self) -> AbstractContextManager[Any]:
         return attending(
             self.denoiser,
             self.hear,

@@ -6,7 +6,7 @@ Park, Ju, Lee 2024 (arXiv 2402.10404), relevance score.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
@@ -15,15 +15,24 @@ import torch
 import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError
+from ..recording.batches import portions_of
 from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
-from ..recording.hooks.checkpointing import weights_without_gradients
+from ..recording.hooks.checkpointing import (
+    ALL,
+    SOME,
+    Blocks,
+    block_by_block,
+    counting_saved,
+    weights_without_gradients,
+)
 from ..recording.hooks.layers import whole_graph
 from ..recording.hooks.places import number_of
 from ..recording.hooks.surroundings import weights_kept
 from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
 from ..recording.layout import Layout
 from ..recording.listening import Attended, Ear, listening, reading_of
+from ..recording.memory import room_for_saved
 from ..recording.prompts import Prompt, Word
 from ..recording.reading import Reading, tensors_read
 from ..recording.steps import Step
@@ -209,41 +218,75 @@ def weighed(network: torch.nn.Module, output: Callable[[], torch.Tensor]) -> lis
 
 def _unused(call: AttentionCall) -> torch.Tensor:
     """Return Ā of an attention that the output does not depend on: zeros."""
-    return torch.zeros(call.size, device=call.probabilities.device)
+    return torch.zeros(call.size, device=call.device)
 
 
 def heard(step: Step, reading: Reading) -> list[Attention]:
     """Return Ā of the denoiser's attentions in the call that reads a text, in the order of execution.
 
-    y is the sum of that call's output, in the rows of the text. Raises `ModelError` where the text is not attended to,
-    or a layer cannot be listened to.
+    y is the sum of that call's output, in the rows of the text. Where the whole graph does not fit in memory, the
+    denoiser's blocks are computed again on the way back, and one block's attention is held at a time. Raises
+    `ModelError` where the text is not attended to, or a layer cannot be listened to.
     """
+    predict, device = _alone(step, reading), step.sample.device
+    portions = portions_of("relevance", step.sample, None, lambda: (1, 1), again=SOME)
+
+    def work(part: slice) -> list[Attention]:
+        with torch.enable_grad(), whole_graph(step.denoiser), weights_without_gradients(step.networks):
+            if portions.again == ALL:
+                with block_by_block([step.denoiser]) as blocks:
+                    return _heard(step, reading, predict, blocks)
+            with counting_saved(step.networks, room_for_saved(device)):
+                return _heard(step, reading, predict, Blocks())
+
+    return next(attentions for _, attentions in portions.over(1, work, device))
+
+
+def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blocks) -> list[Attention]:
     calls: list[Attended] = []
+    first: list[torch.Tensor] = []
     means: dict[int, torch.Tensor] = {}
+    again: dict[int, torch.Tensor] = {}
+    """Attention that was computed again, until its gradient is there."""
 
     def listen(attended: Attended) -> None:
-        A, place = attended.call.probabilities, len(calls)
+        A, place, call = attended.call.probabilities, len(calls), attended.call
         if not A.requires_grad:
             A.requires_grad_()
-        held, rows = [A.detach()], list(attended.rows)  # a hook that held A would hold itself
+        held = [] if blocks.inside else [A.detach()]  # a hook that held A would hold itself
+        rows = list(attended.rows)
 
         def reduce(gradient: torch.Tensor) -> None:
-            means[place] = head_mean(held.pop()[rows], gradient[rows])
-            attended.call.release()
+            values = held.pop() if held else again.pop(place)
+            means[place] = head_mean(values[rows], gradient[rows])
+            call.release()
 
         on_gradient: Any = A.register_hook
         on_gradient(reduce)
-        calls.append(attended)
+        if not calls:
+            first.append(A)
+        calls.append(replace(attended, call=call.bare()) if blocks.inside else attended)
 
-    predict = _alone(step, reading)
-    with torch.enable_grad(), whole_graph(step.denoiser), weights_without_gradients(step.networks):
-        with listening(step, reading, listen, through=True, every=True) as ear:
-            predict()
-        if not any(attended.keys for attended in calls):
-            raise ModelError(NO_TEXT)
-        _refuse_silent(ear)
-        y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
-        torch.autograd.grad(y, calls[0].call.probabilities, allow_unused=True)
+    with listening(step, reading, listen, through=True, every=True) as ear:
+        predict()
+    if not any(attended.keys for attended in calls):
+        raise ModelError(NO_TEXT)
+    _refuse_silent(ear)
+    places = {attended.call.site: place for place, attended in enumerate(calls)}
+
+    def hear_again(call: AttentionCall) -> None:
+        if call.site in places:
+            again[places[call.site]] = call.probabilities.detach()
+
+    y = torch.stack([tensor.float().sum() for tensor in _rows_of(ear.output, ear.rows)]).sum()
+    ear.output = None
+
+    def is_heard(path: str, cross: bool) -> bool:
+        return path in ear.paths
+
+    options = partial(attending, through=True, wanted=is_heard, once=False, required=False, entered=False)
+    with options(ear.denoiser, hear_again) as blocks.around:
+        torch.autograd.grad(y, first, allow_unused=True)
     used = [means[i] if i in means else _unused(attended.call) for i, attended in enumerate(calls)]
     return _in_places(calls, used, reading)
 

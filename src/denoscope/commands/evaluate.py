@@ -49,7 +49,8 @@ class Evaluation:
     For the bundled model that is 50 scenes, every method and every usual check. For another model it is every prompt,
     every method that explains no class, and every usual check for which enough is given. `at` are the steps to
     explain. Stability, sanity and attacks are checked at the middle one of them, as they explain a picture many times.
-    `memory` is a limit such as "8GB" (`denoscope.memory_limit`), of which each of several workers has its part. Raises `InputError` for settings that cannot be evaluated.
+    `memory` is a limit such as "8GB" (`denoscope.memory_limit`), of which each of several workers has its part.
+    Raises `InputError` for settings that cannot be evaluated.
     """
 
     model: str = "shapes"

@@ -144,7 +144,7 @@ class Ear:
             self.afterwards(self)
 
     def is_wanted(self, path: str, cross: bool) -> bool:
-        return self.is_on and self.measured is not None and self.wanted(path) and path in self._paths
+        return self.is_on and self.measured is not None and self.wanted(path) and path in self.paths
 
     def hear(self, call: AttentionCall) -> None:
         assert self.measured is not None
@@ -167,7 +167,8 @@ class Ear:
         self.on_attention(Attended(call, rows, keys, places.queries, grid, self.is_plain))
 
     @property
-    def _paths(self) -> frozenset[str]:
+    def paths(self) -> frozenset[str]:
+        """The layers that are listened to."""
         assert self.measured is not None
         sites = [*self.measured.sites, *(self.measured.pictures if self.every else ())]
         return frozenset(path for path, _ in sites)

@@ -91,6 +91,16 @@ def room(device: torch.device) -> int | None:
     return min(bounds, default=None)
 
 
+BEYOND_SAVED = 1.3
+"""The whole need of a gradient, by the bytes that autograd saves."""
+
+
+def room_for_saved(device: torch.device) -> int | None:
+    """Return the bytes that autograd may save for a gradient, so that all that it needs fits in the `room`."""
+    free = room(device)
+    return None if free is None else int(free / BEYOND_SAVED)
+
+
 def _resident() -> int:
     """Return the resident memory of this process on Linux; elsewhere the most that it has had so far."""
     try:

@@ -42,13 +42,24 @@ class AttentionCall:
     value: torch.Tensor | None = None
     output: torch.Tensor | None = None
     released: tuple[int, int] | None = None
+    where: torch.device | None = None
     logsumexp: torch.Tensor | None = None
     """The logarithm of each query's sum over all keys, (batch, heads, queries), where torch's kernel told it."""
 
     def release(self) -> None:
-        """Let go of all tensors; the layer and the `size` stay."""
-        self.released, self.masks = self.size, {}
+        """Let go of all tensors; the layer, the `size` and the `device` stay."""
+        self.released, self.where, self.masks = self.size, self.device, {}
         self.taken = self.query = self.key = self.value = self.output = self.logsumexp = None
+
+    def bare(self) -> "AttentionCall":
+        """Return the call without its tensors."""
+        return AttentionCall(self.layer, self.cross, self.ordinal, released=self.size, where=self.device)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the attention is computed."""
+        of_device = self.query if self.taken is None else self.taken
+        return self.where if of_device is None else of_device.device
 
     @property
     def site(self) -> Site:
@@ -191,7 +202,8 @@ def attending(
     once: bool = True,
     required: bool = True,
     on_unread: Callable[[str, CaptureError], None] | None = None,
-) -> Iterator[None]:
+    entered: bool = True,
+) -> Iterator[TorchFunctionMode]:
     """Call `on_attention` for every attention inside `root`, in the order in which they run.
 
     The probabilities are read where the attention processor calls torch's `scaled_dot_product_attention`, or takes a
@@ -200,6 +212,8 @@ def attending(
     the original. `wanted(layer, cross)` chooses layers; others are not judged. `once` False lets a layer attend
     several times in a call, as IP-Adapter's do. Unless it is `required`, nothing
     need be captured. `on_unread` is passed the path and the refusal of a wanted layer that ran without being read.
+    Unless `entered`, only what runs while the mode is open that this gives is heard: torch switches modes that are open
+    around a backward pass off in it.
     Raises `CaptureError` for such a layer (a kernel of its own) if there is no `on_unread`, if nothing was captured, or
     if the outputs differ.
     """
@@ -213,8 +227,9 @@ def attending(
             enter, leave = functools.partial(mode.enter, path), mode.leave
             undo.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
             undo.callback(module.register_forward_hook(leave).remove)
-        undo.enter_context(mode)
-        yield
+        if entered:
+            undo.enter_context(mode)
+        yield mode
     if required and not mode.count:
         raise CaptureError(f"No attention of this {type(root).__name__} was captured: none of its layers was called.")
 
@@ -452,7 +467,7 @@ def attention_probabilities(
     if query.dtype != key.dtype or query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
     key = repeated_heads(key, query.shape[-3]) if query.ndim >= 4 else key
-    scores = (query * _scale(query, scale)) @ key.mT
+    scores = query @ key.mT * _scale(query, scale)
     if causal:
         ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(ahead, float("-inf"))

@@ -7,7 +7,7 @@ memory cost"; here by torch's non-reentrant `checkpoint`.
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +135,7 @@ Stable Diffusion's decoder saves, with a fifth of its work."""
 @contextmanager
 def block_by_block(
     roots: Sequence[torch.nn.Module], cheap: Sequence[torch.nn.Module] = (), size: int = 0
-) -> Iterator[None]:
+) -> Iterator["Blocks"]:
     """While open, autograd keeps only the inputs of the networks' blocks, and computes them again on the way back.
 
     Of networks that are not `cheap`, only blocks whose input has at least `size` positions. The networks, with their
@@ -143,7 +143,7 @@ def block_by_block(
     with a state (caches), or an argument that it may write to. Raises `ReplayError` at the end where a block gave
     another output the second time, so that gradients were wrong.
     """
-    again = _Again()
+    again = Blocks()
     with ExitStack() as undo:
         least = {id(block): size for root in roots for block in blocks_in(root)}
         least |= {id(block): 0 for root in cheap for block in blocks_in(root)}
@@ -153,15 +153,21 @@ def block_by_block(
             # Beneath the hooks of the block itself; a compiled block is computed again as a whole.
             name = "forward" if block._compiled_call_impl is None else "_compiled_call_impl"
             undo.enter_context(replaced_method(block, name, functools.partial(again.twice, block, least[id(block)])))
-        yield
+        yield again
     again.refuse_others()
 
 
-class _Again:
-    """Blocks whose outputs are compared when they are computed again."""
+class Blocks:
+    """Blocks whose outputs are compared when they are computed again.
+
+    `inside` is True while a block runs that will be computed again, for the first time. `around` is opened around a
+    block that is computed again; torch switches modes that are open around a backward pass off in it.
+    """
 
     def __init__(self) -> None:
+        self.around: AbstractContextManager[Any] = nullcontext()
         self.pairs: list[tuple[str, torch.dtype, list[torch.Tensor]]] = []
+        self.inside = False
 
     def twice(self, block: torch.nn.Module, least: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         tensors: list[torch.Tensor] = []
@@ -170,18 +176,26 @@ class _Again:
         if not any(tensor.requires_grad for tensor in tensors) or math.prod(tensors[0].shape[2:]) < least:
             return original(*args, **kwargs)
         lengths: list[torch.Tensor] = []
+        passes = 0
         self.pairs.append((type(block).__name__, tensors[0].dtype, lengths))
 
         def compared(*args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
+            nonlocal passes
+            passes += 1
+            with self.around if passes > 1 else nullcontext():
+                output = original(*args, **kwargs)
             first = tensor_of(output)
             if first is not None:
                 lengths.append(torch.linalg.vector_norm(wide(first.detach())))
             return output
 
         random = any(part.training for part in layers_in(block))
-        with set_checkpoint_early_stop(False):
-            return checkpoint(compared, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
+        before, self.inside = self.inside, True
+        try:
+            with set_checkpoint_early_stop(False):
+                return checkpoint(compared, *args, use_reentrant=False, preserve_rng_state=random, **kwargs)
+        finally:
+            self.inside = before
 
     def refuse_others(self) -> None:
         """Raise `ReplayError` for a block that gave another output the second time."""
