@@ -196,3 +196,35 @@ def test_a_cache_is_as_it_was_after_questions(kind, undo):
         assert oracle.relative(trace[1].predict(seen.samples[1]), seen.outputs[1]) < CLOSE
     again = oracle.run(pipe, FAMILIES["flux"].call()).result
     np.testing.assert_array_equal(oracle.numbers(oracle.finished(again)), oracle.numbers(oracle.finished(own)))
+
+
+@pytest.mark.parametrize("how", ["whole", "blocks"])
+def test_a_compiled_denoiser_is_passed_as_many_samples_as_before(undo, how):
+    """The last portion is filled up, so that nothing is compiled for its number; the map is the same."""
+    pipe = pipeline_with("nothing", undo)
+    sizes: list[int] = []
+
+    def backend(graph, inputs):
+        def run(*args):
+            tensors = [value for value in args if isinstance(value, torch.Tensor) and value.ndim == 4]
+            sizes.extend(len(tensor) for tensor in tensors[:1] if tensor.shape[-1] == 8)
+            return graph(*args)
+
+        return run
+
+    trace = denoscope.load(pipe).trace("a red circle", seed=1, num_inference_steps=2)
+    method = denoscope.DFRise(100, batch_size=24)
+    truth = method(trace, [1])
+    if how == "whole":
+        pipe.unet.compile(backend=backend, dynamic=False)
+    else:
+        for block in (*pipe.unet.down_blocks, *pipe.unet.up_blocks):
+            block.compile(backend=backend, dynamic=False)
+    try:
+        maps = method(trace, [1])
+    finally:
+        for module in pipe.unet.modules():
+            module._compiled_call_impl = None
+        torch.compiler.reset()
+    np.testing.assert_allclose(maps.saliency.values, truth.saliency.values, atol=1e-5)
+    assert set(sizes) <= {1, 2, 24, 48}, "one sample to check the engine, and portions of 24, with guidance or without"

@@ -79,6 +79,7 @@ class Portions:
     """The number of samples that go at once, in one question: `size` now, at most `most`.
 
     `size` halves when memory runs out. `needed` are the measured bytes of one sample, None before the first call.
+    `widest` is the largest portion that went through, as which the smaller ones behind it go through compiled networks.
     `again` says which blocks of the networks are computed again for gradients, with one sample at a time: 0 for none,
     then `SOME`, then `ALL`; None where no gradients are computed.
     """
@@ -89,6 +90,7 @@ class Portions:
     is_chosen: bool = False
     needed: float | None = None
     warned: bool = False
+    widest: int = 0
 
     def over(self, count: int, work: Callable[[slice], Result], device: torch.device) -> Iterator[tuple[slice, Result]]:
         """Yield each portion of `count` samples with work(portion), in order; portions shrink when memory runs out.
@@ -106,13 +108,19 @@ class Portions:
     def _tried(self, work: Callable[[slice], Result], part: slice, device: torch.device) -> list[Result]:
         """Return work(part) in a list; an empty one if memory ran out, and the portion is smaller now."""
         number = part.stop - part.start
+        token = _WIDTH.set((number, self.widest))
         try:
             with self._measured(number, device):
-                return [work(part)]
+                result = work(part)
+            self.widest = max(self.widest, number)
+            return [result]
         except Exception as error:
             if not lacks_memory(error):
                 raise
             self._shrink(error, number)
+            self.widest = 0
+        finally:
+            _WIDTH.reset(token)
         forget_freed(device)
         return []
 
@@ -160,6 +168,19 @@ class Portions:
                 stacklevel=2,
             )
         self.warned = True
+
+
+_WIDTH: ContextVar[tuple[int, int] | None] = ContextVar("width", default=None)
+"""The samples of the portion that is computed, and of the largest one before it."""
+
+
+def width_of(count: int) -> int:
+    """Return how many samples a compiled network should be passed in the place of so many: a number that it knows.
+
+    The last portion of many is smaller than those before, and a number of its own would be compiled for it.
+    """
+    number, widest = _WIDTH.get() or (0, 0)
+    return widest if number == count < widest else count
 
 
 def forget_freed(device: torch.device) -> None:

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import DenoscopeError, ModelError, NumericsError, ReplayError, in_short, sentence
+from .batches import width_of
 from .comparing import FAILURES, difference, refuse_memory, tolerance
 from .engines import BATCHES, DIRECT, FROM_START, ONE_BY_ONE, Run
 from .hooks.replay import Replay
+from .hooks.surroundings import is_compiled
 from .layout import Layout, measured
 from .noise import NoiseLevel
 
@@ -283,8 +285,17 @@ class Step:
         `ReplayError` if the result is not the prediction that the scheduler received; `NumericsError` if a prediction
         is not finite. Samples may lie on any device; predictions lie on theirs.
         """
-        step = self.brought()
-        return step._finite(step._engine()[1](samples.to(step.home))).to(samples.device)
+        step, count = self.brought(), len(samples)
+        width = width_of(count)
+        if width > count and step.is_compiled:
+            samples = torch.cat([samples, samples[-1:].expand(width - count, *samples.shape[1:])])
+        return step._finite(step._engine()[1](samples.to(step.home)))[:count].to(samples.device)
+
+    @property
+    def is_compiled(self) -> bool:
+        """True if a denoiser of the run is compiled, whole or in parts: each new number of samples is compiled for."""
+        run = self.run
+        return run is not None and any(is_compiled(run.resumption.modules[name]) for name in run.resumption.denoisers)
 
     def half(self, copy: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return the denoiser's own prediction in one guidance half, before they are mixed, as a function of samples.

@@ -28,6 +28,11 @@ def own_network(module: torch.nn.Module) -> torch.nn.Module:
     return module if inside is None else inside
 
 
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Return True if a network, or a part of it, is compiled by torch."""
+    return any(INSIDE in layer._modules or layer._compiled_call_impl is not None for layer in layers_in(module))
+
+
 @contextmanager
 def eagerly() -> Iterator[None]:
     """While open, compiled networks and blocks run their own code, as hooks inside them have to run.
