@@ -5,7 +5,7 @@ measured signal, "Data analysis using Stein's estimator"); Spearman and Brown 19
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -263,6 +263,7 @@ class Tally:
     total: int
     maps: tuple[np.ndarray, np.ndarray]
     blocks: int = 0
+    estimates: dict[Estimator, Estimate] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, zero: MaskMoments, block: int, total: int) -> "Tally":
@@ -292,13 +293,19 @@ class Tally:
         for start in starts:
             estimate, _ = estimator(added(self.zero, slice(start, start + self.block)))
             total, squares = total + estimate, squares + estimate**2
-        return replace(self, halves=(a, b), maps=(total, squares), blocks=self.blocks + len(starts))
+        return replace(self, halves=(a, b), maps=(total, squares), blocks=self.blocks + len(starts), estimates={})
 
     def estimate(self, estimator: Estimator) -> Estimate:
         """Return the map of all masks; its error is the spread of blocks if there are enough, else the estimator's."""
-        saliency, error = estimator(self.halves[0] + self.halves[1])
+        saliency, error = self._whole(estimator)
         enough = estimator in MEANS and self.blocks >= BLOCKS
         return saliency, self.error_between_blocks() if enough else error
+
+    def _whole(self, estimator: Estimator) -> Estimate:
+        """Return the estimate of all masks, computed once."""
+        if estimator not in self.estimates:
+            self.estimates[estimator] = estimator(self.halves[0] + self.halves[1])
+        return self.estimates[estimator]
 
     def reliability(self, estimator: Estimator) -> float:
         """Return the `reliability` of the halves; NaN if they are not independent, or of fewer than two masks each.
@@ -312,7 +319,7 @@ class Tally:
         between_halves = reliability(*(estimator(half)[0] for half in self.halves))
         if estimator is not regressed_contrast or self.zero.regression is None:
             return between_halves
-        saliency, error = estimator(self.halves[0] + self.halves[1])
+        saliency, error = self._whole(estimator)
         variance = float(saliency.var())
         measured = max(1 - float((error**2).mean()) / variance, -1.0) if variance > 0 else float("nan")
         return min(between_halves, measured)

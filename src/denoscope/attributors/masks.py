@@ -157,7 +157,7 @@ class GridMasks(Masks):
                 grids = np.einsum("nfr,nrst->nfst", self._frame_weights(shape[0], starts[0]), grids)
                 yield np.einsum("nys,nfst,nxt->nfyx", rows, grids, columns, optimize=True).clip(0, 1)
             else:
-                yield np.einsum("nys,nst,nxt->nyx", rows, grids, columns).clip(0, 1)
+                yield (rows @ grids @ columns.swapaxes(1, 2)).clip(0, 1)
 
     def _grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the number of cells along each axis."""

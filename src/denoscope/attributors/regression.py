@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from .beside import each_of
 from .masks import Masks
 
 SHARE = 0.999
@@ -152,7 +153,8 @@ def effects(sums: ModeSums) -> Effects:
     if square <= 1e-12 * sums.gram[-1, -1]:
         return Effects(np.zeros(k), np.zeros((k, k)), np.zeros(k))
     pairwise = PAIRWISE if len(modes.pairs[0]) else PAIRWISE[:1]
-    fits = [_fit(G, b, square, n - 1, _prior(modes, *choice)) for choice in product(pairwise, LEVELS)]
+    priors = [_prior(modes, *choice) for choice in product(pairwise, LEVELS)]
+    fits = each_of(lambda prior: _fit(G, b, square, n - 1, prior), priors)
     best = max(fits, key=lambda fit: fit.evidence)
     return Effects(best.coefficients[:k], best.covariance[:k, :k], b[:k] / n)
 

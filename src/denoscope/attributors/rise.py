@@ -4,6 +4,8 @@ Sources: Park, Ju, Lee 2024 (arXiv 2402.10404), DF-RISE; Petsiuk, Das, Saenko 20
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from ..recording.steps import Step
 from ..targets import Score, Similarity, Target, trace_step
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
+from .beside import ahead
 from .estimators import Estimator, MaskMoments, Surrogates, Tally, kept_mean, plain_sum, regressed_contrast
 from .masks import BalancedMasks, GridMasks, Masks, PixelMasks
 from .regression import Modes
@@ -167,13 +170,18 @@ class DFRise(Attributor):
         portions = call_portions(sample, self.batch_size)
         modes = Modes.of(self.masks, shape) if self.estimator is regressed_contrast else None
         tally = Tally.empty(MaskMoments.zero(shape, surrogates, modes), block, self.num_masks)
-        for masks in self.masks.stream(shape, self.seed, self.num_masks, portion):
-            scores = _scored(score, sample, fill, masks, portions, advance)
-            values = None if surrogates is None else surrogates(masks)
-            tally = tally.with_masks(masks, scores, values, self.estimator)
-            if self.until is not None and tally.reliability(self.estimator) >= self.until:
-                advance(self.num_masks - tally.used)
-                break
+
+        masked = self.masks.stream(shape, self.seed, self.num_masks, portion)
+        drawn = ahead((masks, None if surrogates is None else surrogates(masks)) for masks in masked)
+        with ThreadPoolExecutor(1) as beside, closing(drawn):  # sums are added up while the next masks are scored
+            sums = beside.submit(lambda: tally)
+            for masks, values in drawn:
+                scores = _scored(score, sample, fill, masks, portions, advance)
+                sums = beside.submit(sums.result().with_masks, masks, scores, values, self.estimator)
+                if self.until is not None and sums.result().reliability(self.estimator) >= self.until:
+                    advance(self.num_masks - sums.result().used)
+                    break
+            tally = sums.result()
         saliency, error = tally.estimate(self.estimator)
         return {
             "saliency": saliency,
