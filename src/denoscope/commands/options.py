@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 PromptWords = Annotated[str | None, Argument(help="What the picture should show; none for models without text.")]
 Out = Annotated[Path, Option("--out", help="Folder for the report, the pictures and the arrays.")]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace an earlier run in that folder.")]
-MaskCount = Annotated[int, Option("--masks", help="Masks per step for DF-RISE.")]
+MaskCount = Annotated[
+    int | None, Option("--masks", help="Masks a step for DF-RISE: 256 in its contrast form, else 500, if left out.")
+]
 RUN_METHODS = ", ".join(methods_for_runs())
 OF_LABEL = ", ".join(methods_for_labels())
 Scheduler = Annotated[str | None, Option(help="Swap the pipeline's scheduler, as in dpm-solver++, ddpm or euler.")]

@@ -86,6 +86,8 @@ class Request:
     the model's parts: text2img, img2img or inpaint. `layers` are patterns for the methods that look into layers. `call`
     has all else that the pipeline's call takes, by name.
 
+    `masks` None are 256 in DF-RISE's contrast form and 500 in its others, as many as are published.
+
     `methods` None are df-rise-contrast and df-rise. `phrases`, `half` and `special_tokens` are those of `Words`; they
     add the method words to these two. `concepts` are those of `Concepts`; they add the method concepts to any. `memory`
     is a limit such as "8GB" (`denoscope.memory_limit`), None the memory that is free. Raises
@@ -105,7 +107,7 @@ class Request:
     width: int | None = None
     at: At = None
     methods: tuple[str, ...] | None = None
-    masks: int = 500
+    masks: int | None = None
     until: float | None = None
     device: str | None = None
     dtype: str | None = None
@@ -130,8 +132,10 @@ class Request:
             raise InputError(f"steps is {self.steps}. Give at least 1; 20 to 50 are usual.")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise InputError(f"guidance is {self.guidance}. Give a finite number; 1 is no guidance, 7.5 is usual.")
-        if self.masks < FEWEST_MASKS:
-            raise InputError(f"masks is {self.masks}. Give at least {FEWEST_MASKS}; 500 are usual.")
+        if self.masks is not None and self.masks < FEWEST_MASKS:
+            raise InputError(
+                f"masks is {self.masks}. Give at least {FEWEST_MASKS}; 256 are usual in the contrast form, else 500."
+            )
         if self.until is not None and not 0 < self.until < 1:
             raise InputError(f"until is {self.until:g}. Give a reliability between 0 and 1, such as 0.95.")
         for name, pixels in (("height", self.height), ("width", self.width)):
@@ -226,7 +230,9 @@ class Request:
         check_layers(self.layers, self.running_methods)
         made = {}
         for name in self.running_methods:
-            options: dict[str, Any] = {"num_masks": self.masks, "until": self.until, **self.options_about_words}
+            options: dict[str, Any] = {"until": self.until, **self.options_about_words}
+            if self.masks is not None:
+                options["num_masks"] = self.masks
             if self.layers and name in LAYER_METHODS:
                 options["layers"] = self.layers
             made[name.replace("-", "_")] = method(name, **fitting(name, options))
