@@ -12,6 +12,7 @@ from small import PIPELINES, refusal, stable_diffusion_3
 import denoscope
 from denoscope import (
     ClassScore,
+    DFCam,
     DFRise,
     GradientShap,
     IntegratedGradients,
@@ -432,3 +433,33 @@ def test_relevance_lets_go_of_attention_on_the_way(guided):
                 relevance._heard(step, reading, relevance._alone(step, reading), blocks)
             most.append(saved.bytes)
     assert most[1] < 0.3 * most[0]
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion", "joint attention", "resumed"])
+def test_activation_maps_are_computed_block_by_block_where_their_graph_does_not_fit(kind):
+    pipeline = stable_diffusion_3() if kind == "joint attention" else PIPELINES["stable-diffusion"]()
+    more = {"guidance_rescale": 0.7} if kind == "resumed" else {}
+    pipeline.set_progress_bar_config(disable=True)
+    trace = denoscope.load(pipeline).trace("a red circle", seed=1, num_inference_steps=3, **more)
+    denoiser = trace.model.denoiser
+    inner = next(module for name, module in denoiser.named_modules() if name.endswith("to_q"))
+    for method in (DFCam(), DFCam.reference()) if kind == "stable-diffusion" else (DFCam(),):
+        truth, before = method(trace, [1]), state_of([denoiser])
+        with warnings.catch_warnings(), counting_calls(inner) as whole:
+            warnings.simplefilter("error")
+            method(trace, [1])
+        with warnings.catch_warnings(), counting_calls(inner) as blocks, memory_limit("1MB"):
+            warnings.simplefilter("error")
+            little = method(trace, [1])
+        assert blocks[0] > whole[0], "a block runs twice"
+        for name in ("saliency", "layer_saliency"):
+            np.testing.assert_allclose(little[name].values, truth[name].values, rtol=1e-4, atol=1e-6)
+        assert state_of([denoiser]) == before
+
+
+def test_a_layer_inside_of_a_block_has_its_map_without_dividing_the_graph(guided):
+    method = DFCam(layers=("**.attn1.to_q",))
+    truth = method(guided, [1])
+    with memory_limit("1MB"):
+        little = method(guided, [1])
+    np.testing.assert_array_equal(little.saliency.values, truth.saliency.values)

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from ..errors import InputError
+from ..recording.hooks.checkpointing import Blocks
 from ..recording.hooks.layers import activations, whole_graph
 from ..recording.layout import reduced
 from ..recording.patterns import layers_of
@@ -22,6 +23,7 @@ from ..targets import trace_step
 from ..vision.classifiers import at_rest
 from ..vision.frames import Frame
 from .base import Advance, Attributor, StepResult, form_of, register
+from .graphs import in_room, lies_inside
 from .tokens import Tokens
 
 PUBLISHED_LAYERS = ("**.{resnets,attentions,downsamplers,upsamplers}.*", "!mid_block.attentions.*")
@@ -160,7 +162,23 @@ def combined_of(
     For a denoiser that is called once with both halves, `y` is the sum over the network's own output, that of both
     halves; a half's gradient is then its own, because no half reads the other. For any other, `y` is the sum of the
     prediction that the scheduler receives, and all shares are 1: guidance is in the gradients.
+
+    Where the whole graph does not fit in memory, the denoiser's blocks are computed twice (`in_room`), unless a layer
+    inside of one is asked for.
     """
+    denoiser = step.denoiser
+    inside = patterns is not None and any(lies_inside(denoiser, path) for path in chosen_layers(denoiser, patterns))
+
+    def work(blocks: Blocks) -> dict[str, Combined]:
+        with at_rest(denoiser), whole_graph(denoiser):
+            return _combined(step, patterns, combine)
+
+    return in_room("activations", step, work, whole=inside)
+
+
+def _combined(
+    step: Step, patterns: Sequence[str] | None, combine: Callable[[LayerResponse], Combined]
+) -> dict[str, Combined]:
     denoiser = step.denoiser
     direct = step.asks_directly and len(step.replay.calls) == 1 and step.replay.calls[0].is_whole
     if not direct:
@@ -170,7 +188,7 @@ def combined_of(
     for copied in (False, True):
         heard = _Outputs(step, allow_several=not direct, copied=copied)
         listening = activations(denoiser, paths, heard.keep, heard.choice, all_called=patterns is not None)
-        with torch.enable_grad(), at_rest(denoiser), whole_graph(denoiser), listening:
+        with listening:
             prediction = step.repeat() if direct else step.predict(step.sample.detach().clone().requires_grad_())
             y = torch.cat(heard.outputs[""]).float().sum() if direct else prediction.float().sum()
         if not heard.written_over:

@@ -15,24 +15,15 @@ import torch
 import xarray as xr
 
 from ..errors import InputError, ModelError, NumericsError
-from ..recording.batches import portions_of
 from ..recording.comparing import FAILURES, difference, refuse_memory, tolerance
 from ..recording.hooks.attention import AttentionCall, attending
-from ..recording.hooks.checkpointing import (
-    ALL,
-    SOME,
-    Blocks,
-    block_by_block,
-    counting_saved,
-    weights_without_gradients,
-)
+from ..recording.hooks.checkpointing import Blocks
 from ..recording.hooks.layers import whole_graph
 from ..recording.hooks.places import number_of
 from ..recording.hooks.surroundings import weights_kept
 from ..recording.hooks.trees import Path, leaves, map_tensors, output_of
 from ..recording.layout import Layout
 from ..recording.listening import Attended, Ear, listening, reading_of
-from ..recording.memory import room_for_saved
 from ..recording.prompts import Prompt, Word
 from ..recording.reading import Reading, tensors_read
 from ..recording.steps import Step
@@ -43,6 +34,7 @@ from ..vision.frames import Frame, Frames
 from . import Needs
 from .attention import NO_TEXT, Half
 from .base import Advance, Attributor, StepResult, form_of, register
+from .graphs import in_room
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix as a function: it multiplies another from the left."""
@@ -228,18 +220,13 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
     denoiser's blocks are computed again on the way back, and one block's attention is held at a time. Raises
     `ModelError` where the text is not attended to, or a layer cannot be listened to.
     """
-    predict, device = _alone(step, reading), step.sample.device
-    portions = portions_of("relevance", step.sample, None, lambda: (1, 1), again=SOME)
+    predict = _alone(step, reading)
 
-    def work(part: slice) -> list[Attention]:
-        with torch.enable_grad(), whole_graph(step.denoiser), weights_without_gradients(step.networks):
-            if portions.again == ALL:
-                with block_by_block([step.denoiser]) as blocks:
-                    return _heard(step, reading, predict, blocks)
-            with counting_saved(step.networks, room_for_saved(device)):
-                return _heard(step, reading, predict, Blocks())
+    def work(blocks: Blocks) -> list[Attention]:
+        with whole_graph(step.denoiser):
+            return _heard(step, reading, predict, blocks)
 
-    return next(attentions for _, attentions in portions.over(1, work, device))
+    return in_room("relevance", step, work)
 
 
 def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blocks) -> list[Attention]:
