@@ -1,6 +1,7 @@
 """Engines: which one answers for a step, held against the pipelines themselves with other samples."""
 
 import random
+import threading
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from families.every import FAMILIES
 from families.oracle import SEED, Seen, finished, relative, run
 from small import refusal
+from transformers.modeling_outputs import BaseModelOutput
 
 import denoscope
 from denoscope.errors import ReplayError
+from denoscope.recording.hooks.trees import copied
 from denoscope.recording.reading import read_run
 
 DIRECT, BATCHES, ALONE, START = "direct", "resumed in batches", "resumed one by one", "resumed from the start"
@@ -305,3 +308,12 @@ def test_a_picture_that_is_changed_after_the_call_is_asked_about_as_it_was():
     image.zero_()
     recorded_call.arguments()[1]["image"].zero_()
     assert torch.equal(recorded_call.arguments()[1]["image"], before)
+
+
+def test_what_cannot_be_copied_is_handed_on_with_tensors_of_its_own():
+    lock, tensor = threading.Lock(), torch.ones(2)
+    again = copied({"states": [tensor], "lock": lock})
+    assert again["lock"] is lock and torch.equal(again["states"][0], tensor) and again["states"][0] is not tensor
+    output = BaseModelOutput(last_hidden_state=tensor)
+    twice = copied(output)
+    assert type(twice) is BaseModelOutput and twice.last_hidden_state is not tensor

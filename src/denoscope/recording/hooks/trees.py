@@ -41,9 +41,15 @@ def shared_tensors(tree: Any, earlier: Any) -> Any:
 
 
 def copied(output: Any) -> Any:
-    """Return a module's output with tensors and containers of its own: whoever changes one changes no other."""
+    """Return a module's output with tensors and containers of its own: whoever changes one changes no other.
+
+    What cannot be copied, such as an object with a lock, stays the same one.
+    """
     own = {id(tensor): tensor.detach().clone() for tensor in leaves(output).values()}
-    return copy.deepcopy(output, own)
+    try:
+        return copy.deepcopy(output, own)
+    except (TypeError, RuntimeError):
+        return map_tensors(lambda tensor: own[id(tensor)], output)
 
 
 def tensors_of(tree: Any) -> list[torch.Tensor]:
