@@ -85,7 +85,7 @@ def options(
 def demo(
     out: option.Out = Path("denoscope-demo"),
     overwrite: option.Overwrite = False,
-    masks: option.MaskCount = 256,
+    masks: Annotated[int, Option("--masks", help="Masks a step for DF-RISE.")] = 128,
     memory: option.Memory = None,
 ) -> None:
     """Explain a picture of the bundled model with DF-RISE: generate, record, explain, write a report."""
