@@ -1,5 +1,6 @@
 """Memory: how many samples go at once, what happens when it runs out, and gradients in little of it."""
 
+import gc
 import warnings
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ from denoscope.attributors import relevance
 from denoscope.errors import InputError, MemoryShortage, ReplayError
 from denoscope.recording import batches, memory
 from denoscope.recording.batches import MemoryWarning, Portions, call_portions, remembered_portions, samples_at_once
+from denoscope.recording.hooks.attention import AttentionCall
 from denoscope.recording.hooks.checkpointing import (
     TooMuchSaved,
     block_by_block,
@@ -463,3 +465,25 @@ def test_a_layer_inside_of_a_block_has_its_map_without_dividing_the_graph(guided
     with memory_limit("1MB"):
         little = method(guided, [1])
     np.testing.assert_array_equal(little.saliency.values, truth.saliency.values)
+
+
+def test_no_attention_is_held_between_the_ways_there_and_back(guided, monkeypatch):
+    """But the first, which the gradient is taken to."""
+    step, reading, held = guided[1], reading_of(guided[1]), []
+    grad = torch.autograd.grad
+
+    def number() -> int:
+        gc.collect()
+        calls = [each for each in gc.get_objects() if type(each) is AttentionCall]
+        return sum(call.taken is not None or call.query is not None for call in calls)
+
+    def seen(y, inputs, **options):
+        held.append(number())
+        return grad(y, inputs, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", seen)
+    before = number()
+    relevance.heard(step, reading)
+    with memory_limit("1MB"):
+        relevance.heard(step, reading)
+    assert held[0] > before + 4 and held[1] == before

@@ -15,19 +15,21 @@ from ..recording.hooks.checkpointing import (
     counting_saved,
     weights_without_gradients,
 )
-from ..recording.memory import room_for_saved
+from ..recording.memory import BEYOND_SAVED, room_for_saved
 from ..recording.steps import Step
 
 Result = TypeVar("Result")
 
 
-def in_room(kind: str, step: Step, work: Callable[[Blocks], Result], *, whole: bool = False) -> Result:
+def in_room(
+    kind: str, step: Step, work: Callable[[Blocks], Result], *, whole: bool = False, beyond: float = BEYOND_SAVED
+) -> Result:
     """Return work(blocks), which computes and walks back through a prediction of the step's denoiser.
 
     What autograd saves is counted. Where it is more than there is room for, or memory runs out, the work is done again
     with the denoiser's `blocks` computed twice, once forth and once on the way back. A `whole` graph is never divided.
-    `kind` names the work; what was found for it stands for all steps of a question. Raises `MemoryShortage` where
-    memory runs out all the same.
+    `beyond` is the whole need of the work by the bytes that autograd saves. `kind` names the work; what was found
+    for it stands for all steps of a question. Raises `MemoryShortage` where memory runs out all the same.
     """
     device = step.sample.device
     portions = portions_of(kind, step.sample, None, lambda: (1, 1), again=ALL if whole else SOME)
@@ -39,7 +41,7 @@ def in_room(kind: str, step: Step, work: Callable[[Blocks], Result], *, whole: b
             if portions.again == ALL:
                 with block_by_block([step.denoiser]) as blocks:
                     return work(blocks)
-            with counting_saved(step.networks, room_for_saved(device)):
+            with counting_saved(step.networks, room_for_saved(device, beyond)):
                 return work(Blocks())
 
     return next(result for _, result in portions.over(1, done, device))

@@ -36,6 +36,9 @@ from .attention import NO_TEXT, Half
 from .base import Advance, Attributor, StepResult, form_of, register
 from .graphs import in_room
 
+BEYOND_SAVED = 2.0
+"""The whole need, by the bytes that autograd saves: the gradient of a large attention takes several of its size."""
+
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 """A matrix as a function: it multiplies another from the left."""
 
@@ -45,7 +48,11 @@ Matrix = Callable[[torch.Tensor], torch.Tensor]
 
 def head_mean(A: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """Return Ā = E_h[(∇A ⊙ A)⁺], (batch, heads, queries, keys) -> (queries, keys) in float32 (equation 5)."""
-    return (gradient.float() * A.float()).clamp(min=0).flatten(0, -3).mean(dim=0)
+    heads = zip(gradient.flatten(0, -3), A.flatten(0, -3), strict=True)
+    total = torch.zeros(A.shape[-2:], dtype=torch.float32, device=A.device)
+    for of_head, probabilities in heads:  # one by one: at real size all of them together are gigabytes
+        total += (of_head.float() * probabilities.float()).clamp_(min=0)
+    return total / math.prod(A.shape[:-2])
 
 
 def normalised(excess: torch.Tensor) -> torch.Tensor:
@@ -226,7 +233,7 @@ def heard(step: Step, reading: Reading) -> list[Attention]:
         with whole_graph(step.denoiser):
             return _heard(step, reading, predict, blocks)
 
-    return in_room("relevance", step, work)
+    return in_room("relevance", step, work, beyond=BEYOND_SAVED)
 
 
 def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blocks) -> list[Attention]:
@@ -237,22 +244,23 @@ def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blo
     """Attention that was computed again, until its gradient is there."""
 
     def listen(attended: Attended) -> None:
-        A, place, call = attended.call.probabilities, len(calls), attended.call
+        A, place, rows = attended.call.probabilities, len(calls), list(attended.rows)
         if not A.requires_grad:
             A.requires_grad_()
-        held = [] if blocks.inside else [A.detach()]  # a hook that held A would hold itself
-        rows = list(attended.rows)
+        # A hook that held A would hold itself; and of what is computed again nothing is held.
+        held = [] if blocks.inside else [(A.detach(), attended.call)]
 
         def reduce(gradient: torch.Tensor) -> None:
-            values = held.pop() if held else again.pop(place)
+            values, call = held.pop() if held else (again.pop(place), None)
             means[place] = head_mean(values[rows], gradient[rows])
-            call.release()
+            if call is not None:
+                call.release()
 
         on_gradient: Any = A.register_hook
         on_gradient(reduce)
         if not calls:
             first.append(A)
-        calls.append(replace(attended, call=call.bare()) if blocks.inside else attended)
+        calls.append(replace(attended, call=attended.call.bare()) if blocks.inside else attended)
 
     with listening(step, reading, listen, through=True, every=True) as ear:
         predict()

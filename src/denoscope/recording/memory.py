@@ -95,10 +95,10 @@ BEYOND_SAVED = 1.3
 """The whole need of a gradient, by the bytes that autograd saves."""
 
 
-def room_for_saved(device: torch.device) -> int | None:
+def room_for_saved(device: torch.device, beyond: float = BEYOND_SAVED) -> int | None:
     """Return the bytes that autograd may save for a gradient, so that all that it needs fits in the `room`."""
     free = room(device)
-    return None if free is None else int(free / BEYOND_SAVED)
+    return None if free is None else int(free / beyond)
 
 
 def _resident() -> int:
