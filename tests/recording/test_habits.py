@@ -228,3 +228,16 @@ def test_a_compiled_denoiser_is_passed_as_many_samples_as_before(undo, how):
         torch.compiler.reset()
     np.testing.assert_allclose(maps.saliency.values, truth.saliency.values, atol=1e-5)
     assert set(sizes) <= {1, 2, 24, 48}, "one sample to check the engine, and portions of 24, with guidance or without"
+
+
+@pytest.mark.parametrize("name", ["nothing", *OFFLOADED])
+def test_weights_have_gradients_again_after_a_question_about_gradients(name, undo):
+    """Offloading puts other tensors in the weights' places at each call."""
+    pipe = pipeline_with(name, undo)
+    trace, before = recorded(pipe), state(pipe)
+    torch.manual_seed(1)
+    layers = torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    network, values = torch.nn.Sequential(*layers).eval(), {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    classifier = denoscope.load_classifier(network, ["one", "two"], size=(16, 16), **values)
+    denoscope.IntegratedGradients(denoscope.ClassScore(classifier, "one"), n_steps=2)(trace, [1])
+    assert state(pipe) == before and any(weight.requires_grad for weight in pipe.unet.parameters())

@@ -34,15 +34,23 @@ class TooMuchSaved(MemoryError):
 
 @contextmanager
 def weights_without_gradients(roots: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """While open, no weight of these networks has a gradient, so that what only these need is not kept."""
-    weights = [weight for root in roots for weight in root.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
+    """While open, no weight of these networks has a gradient, so that what only these need is not kept.
+
+    Weights are put back by their names: offloading puts others in their place at each call.
+    """
+    places: list[tuple[torch.nn.Module, str]] = []
+    for layer in (layer for root in roots for layer in layers_in(root)):
+        for name, weight in layer._parameters.items():
+            if weight is not None and weight.requires_grad:
+                weight.requires_grad_(False)
+                places.append((layer, name))
     try:
         yield
     finally:
-        for weight in weights:
-            weight.requires_grad_(True)
+        for layer, name in places:
+            weight = layer._parameters.get(name)
+            if weight is not None:
+                weight.requires_grad_(True)
 
 
 # Tensors that autograd saves.
@@ -58,13 +66,21 @@ class Saved:
 
     def add(self, tensor: torch.Tensor) -> None:
         """Count a tensor; raises `TooMuchSaved` where it is one too many."""
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in self.storages:
+        place = place_of(tensor)
+        if place is None or place in self.storages:
             return
-        self.storages.add(storage.data_ptr())
-        self.bytes += storage.nbytes()
+        self.storages.add(place)
+        self.bytes += tensor.untyped_storage().nbytes()
         if self.most is not None and self.bytes > self.most:
             raise TooMuchSaved(f"Autograd saves more than {self.most / 2**30:.2f} GiB.")
+
+
+def place_of(tensor: torch.Tensor) -> int | None:
+    """Return where a tensor's numbers lie; None for one that has none of its own, such as torchao's weights."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 @contextmanager
@@ -75,7 +91,7 @@ def counting_saved(roots: Sequence[torch.nn.Module] = (), most: int | None = Non
     """
     saved = Saved(most)
     weights = [weight for root in roots for weight in (*root.parameters(), *root.buffers())]
-    saved.storages |= {weight.untyped_storage().data_ptr() for weight in weights}
+    saved.storages |= {place for weight in weights if (place := place_of(weight)) is not None}
 
     def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, int]:
         saved.add(tensor)
