@@ -30,7 +30,7 @@ from denoscope import (
     Concepts,
     DFCam,
     DFRise,
-    IntegratedGradients,
+    GradientShap,
     Occlusion,
     Relevance,
     Words,
@@ -50,7 +50,7 @@ def numbers_in(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def questions_of(trace: denoscope.Trace, windows: int, points: int) -> dict[str, Callable[[], object]]:
+def questions_of(trace: denoscope.Trace, windows: int, samples: int) -> dict[str, Callable[[], object]]:
     """Return each question, at the last step."""
     at = [len(trace) - 1]
     target = ClassScore(denoscope.load_classifier("shapes", LABELS), LABELS[0])
@@ -63,7 +63,7 @@ def questions_of(trace: denoscope.Trace, windows: int, points: int) -> dict[str,
         "relevance": lambda: Relevance()(trace, at),
         "concepts": lambda: Concepts(("red circle", "green triangle"))(trace, at),
         "occlusion": lambda: Occlusion(target, window, window)(trace, at),
-        "gradient": lambda: IntegratedGradients(target, n_steps=points)(trace, at),
+        "gradient": lambda: GradientShap(target, samples)(trace, at),
     }
 
 
@@ -89,13 +89,12 @@ def measured(name: str, size: Size, given: argparse.Namespace) -> list[dict[str,
         trace = model.trace(PROMPT, seed=1, **size.options(given.small) | {"num_inference_steps": 2})
     rows = [row_of(name, "recording", peak)]
     trace[1].predict(trace[1].sample)  # the engines' own checks are not the question's
-    for label, ask in questions_of(trace, given.windows, given.points).items():
-        if given.questions and label not in given.questions:
-            continue
+    questions = questions_of(trace, given.windows, given.samples)
+    for label in given.questions or questions:
         at_rest()
         try:
             with memory_limit(given.limit), Peak() as peak:
-                ask()
+                questions[label]()
         except denoscope.DenoscopeError as error:
             print(f"{name:22}{label:12}{type(error).__name__}: {str(error)[:160]}", flush=True)
             continue
@@ -113,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="part of a network's name")
     parser.add_argument("--questions", nargs="+", help="some of them; all if left out")
-    parser.add_argument("--points", type=int, default=2, help="points of Integrated Gradients")
+    parser.add_argument("--samples", type=int, default=1, help="gradients, of Gradient SHAP; memory is flat in them")
     parser.add_argument("--windows", type=int, default=2, help="windows a side of Occlusion")
     parser.add_argument("--limit", help="limit of memory, such as 8GB")
     parser.add_argument("--small", action="store_true", help="networks of a tenth")
