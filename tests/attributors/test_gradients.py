@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from captum import attr
-from small import refusal
+from small import PIPELINES, refusal
 
 import denoscope
 from denoscope.attributors.gradients import GradientShap, IntegratedGradients, black_and_itself, seeded
@@ -390,3 +390,21 @@ def test_random_draws_in_several_threads_are_those_of_one():
         thread.join()
     assert len(draws) == 200 and all(torch.equal(each, expected) for each in draws)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_maps_are_those_of_the_same_weights_in_single(curved, dtype):
+    """Samples and their gradients are summed in float32; only the networks compute in half precision."""
+    maps, target = {}, ClassScore(curved, "one")
+    for wide in (torch.float32, dtype):
+        pipeline = PIPELINES["stable-diffusion"]().to(dtype).to(wide)
+        pipeline.set_progress_bar_config(disable=True)
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).to(wide)
+        trace = denoscope.load(pipeline).trace(
+            "a red circle", latents=latents, num_inference_steps=2, height=64, width=64
+        )
+        for method in (IntegratedGradients(target, n_steps=8), GradientShap(target, 8)):
+            found = method(trace, [0])
+            maps.setdefault(method.title, []).append(found.saliency.values.ravel())
+    for title, (single, half) in maps.items():
+        assert np.corrcoef(single, half)[0, 1] > 0.97, title

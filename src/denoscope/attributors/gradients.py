@@ -17,7 +17,7 @@ from ..criteria import CONVERGENCE_DELTA
 from ..errors import InputError, shown_value
 from ..recording.batches import Portions, portions_of
 from ..recording.comparing import lacks_memory
-from ..recording.hooks.checkpointing import ALL, SOME, block_by_block, counting_saved, weights_without_gradients
+from ..recording.hooks.checkpointing import ALL, SOME, block_by_block, counting_saved, weights_without_gradients, wide
 from ..recording.memory import room_for_saved
 from ..recording.steps import Step
 from ..targets import Score, Target
@@ -219,6 +219,14 @@ def chunked(score: Score, passes: Passes, threads: int, advance: Advance) -> Sco
     return of
 
 
+def in_dtype(score: Score, dtype: torch.dtype) -> Score:
+    """Return a score of samples in single precision at least, which go through the network in its own dtype.
+
+    Sums of gradients, small steps between points and Gradient SHAP's noise would be rounded off in half precision.
+    """
+    return lambda samples: score(samples.to(dtype))
+
+
 def samples_of(step: Step | Frame) -> torch.Tensor:
     """Return the samples that are explained, as maps.
 
@@ -301,7 +309,7 @@ class _Gradients(PictureAttributor):
         samples = samples_of(step)
         passes = Passes.through(step, samples, self.internal_batch_size)
         score = chunked(self.target.at(step), passes, threads_for(step), advance)
-        attributions, *numbers = self.attributed(score, samples)
+        attributions, *numbers = self.attributed(in_dtype(score, samples.dtype), wide(samples))
         result: dict[str, np.ndarray | float] = {"saliency": by_position(attributions, step)}
         for name, of_samples in zip(("convergence_delta", "points_used"), numbers, strict=False):
             values = of_samples.detach().float().cpu().numpy()
