@@ -288,7 +288,7 @@ def replaced_method(owner: Any, name: str, replacement: Callable[..., Any]) -> I
         yield
     finally:
         if instance_value is None:
-            del attributes[name]
+            attributes.pop(name, None)
         else:
             attributes[name] = instance_value
 
