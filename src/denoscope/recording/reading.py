@@ -292,7 +292,9 @@ class _Reader:
             return [sequences((one.args, one.kwargs)) for one in calls]
 
         plain = [sequences((one.args, one.kwargs)) for one in told.calls]
-        base = under(None) if fresh else plain  # nothing stands between encoders and denoiser that could mix tokens
+        # The run's own texts are remembered, and nothing stands between encoders and denoiser that could mix tokens.
+        is_plain = not fresh and self.memory is None and not self.base
+        base = plain if is_plain else under(None)
         every = under(torch.ones(length, dtype=torch.bool))
         known = tokens_by_vectors(base, every, _vectors_of(call.output, row, len(call.ids), length))
         return tokens_by_sets(base, [under(members) for members in code(length)], length) if known is None else known
