@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import LABELS, PROMPT, SIZES, Size
+from gpu import LABELS, PROMPT, SIZES, Size, autoencoder
 from memory import GIB, Peak
 
 import denoscope
@@ -79,6 +79,8 @@ def measured(name: str, size: Size, given: argparse.Namespace) -> list[dict[str,
     torch.manual_seed(0)
     with numbers_in(torch.bfloat16):
         pipeline = size.build(given.small)
+    if given.small_decoder:
+        pipeline.vae = autoencoder(4, True, scaling_factor=pipeline.vae.config.scaling_factor).to(torch.bfloat16)
     pipeline.to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     model = denoscope.load(pipeline)
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--questions", nargs="+", help="some of them; all if left out")
     parser.add_argument("--samples", type=int, default=1, help="gradients, of Gradient SHAP; memory is flat in them")
     parser.add_argument("--windows", type=int, default=2, help="windows a side of Occlusion")
+    parser.add_argument("--small-decoder", action="store_true", help="for questions that no decoder answers: faster")
     parser.add_argument("--limit", help="limit of memory, such as 8GB")
     parser.add_argument("--small", action="store_true", help="networks of a tenth")
     parser.add_argument("--out", type=Path, default=Path("out/true_size.json"))
