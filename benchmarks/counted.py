@@ -3,11 +3,11 @@
     python benchmarks/counted.py
 
 The attentions have the shapes of Stable Diffusion 1.5 (512 pixels) and SDXL (1,024 pixels), both halves of guidance
-in bfloat16, nine words of 77 tokens; the kernel's logsumexp is there, as flash attention gives it, and the half
-is known. Every operation of torch that listening runs is counted, with the bytes of its tensors. A GPU would need at
-most a launch for each (6 microseconds where Python launches them) and the bytes at its bandwidth (half of an H200's
-4.8 TB a second). Both are added to the plain step on one H200 in float16: 0.51 s for 20 steps and 0.60 s for 10. What
-recording itself costs comes on top.
+in bfloat16, nine words of 77 tokens; the kernel's logsumexp is there, as flash attention gives it, and it is known
+which half is the prompt's. Every operation of torch that listening runs is counted, with the bytes of its tensors. A
+GPU would need at most a launch for each (6 microseconds where Python launches them) and the bytes at its bandwidth
+(half of an H200's 4.8 TB a second). Both are added to the plain step on one H200 in float16: 0.51 s for 20 steps and
+0.60 s for 10. What recording itself costs comes on top.
 """
 
 from typing import Any
