@@ -81,7 +81,7 @@ def ours(pipeline: Any, options: dict[str, Any], words: bool) -> Callable[[], An
 
     def run() -> Any:
         if not words:
-            return model.trace(PROMPT, seed=4, **options).output
+            return model.trace(PROMPT, seed=4, **options).result
         with Words().recording(model) as recorded:
             trace = model.trace(PROMPT, seed=4, **options)
         recorded.maps(trace)
