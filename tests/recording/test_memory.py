@@ -403,15 +403,20 @@ def counting_calls(module: torch.nn.Module):
         handle.remove()
 
 
-@pytest.mark.parametrize("kind", ["stable-diffusion", "joint attention", "resumed"])
-def test_relevance_is_computed_block_by_block_where_its_graph_does_not_fit(kind):
-    """The same arithmetic, one block's attention at a time."""
+def of_kind(kind: str):
+    """A run, its denoiser, and a layer inside of one of the denoiser's blocks."""
     pipeline = stable_diffusion_3() if kind == "joint attention" else PIPELINES["stable-diffusion"]()
     more = {"guidance_rescale": 0.7} if kind == "resumed" else {}
     pipeline.set_progress_bar_config(disable=True)
     trace = denoscope.load(pipeline).trace("a red circle", seed=1, num_inference_steps=3, **more)
     denoiser = trace.model.denoiser
-    inner = next(module for name, module in denoiser.named_modules() if name.endswith("to_q"))
+    return trace, denoiser, next(module for name, module in denoiser.named_modules() if name.endswith("to_q"))
+
+
+@pytest.mark.parametrize("kind", ["stable-diffusion", "joint attention", "resumed"])
+def test_relevance_is_computed_block_by_block_where_its_graph_does_not_fit(kind):
+    """The same arithmetic, one block's attention at a time."""
+    trace, denoiser, inner = of_kind(kind)
     trace[1].predict(trace[1].sample)
     truth, before = Relevance()(trace, [1]), state_of([denoiser])
     with warnings.catch_warnings(), counting_calls(inner) as whole:
@@ -439,12 +444,7 @@ def test_relevance_lets_go_of_attention_on_the_way(guided):
 
 @pytest.mark.parametrize("kind", ["stable-diffusion", "joint attention", "resumed"])
 def test_activation_maps_are_computed_block_by_block_where_their_graph_does_not_fit(kind):
-    pipeline = stable_diffusion_3() if kind == "joint attention" else PIPELINES["stable-diffusion"]()
-    more = {"guidance_rescale": 0.7} if kind == "resumed" else {}
-    pipeline.set_progress_bar_config(disable=True)
-    trace = denoscope.load(pipeline).trace("a red circle", seed=1, num_inference_steps=3, **more)
-    denoiser = trace.model.denoiser
-    inner = next(module for name, module in denoiser.named_modules() if name.endswith("to_q"))
+    trace, denoiser, inner = of_kind(kind)
     for method in (DFCam(), DFCam.reference()) if kind == "stable-diffusion" else (DFCam(),):
         truth, before = method(trace, [1]), state_of([denoiser])
         with warnings.catch_warnings(), counting_calls(inner) as whole:
