@@ -22,12 +22,13 @@ from denoscope import (
     Relevance,
     memory_limit,
 )
-from denoscope.attributors import relevance
+from denoscope.attributors import graphs, relevance
 from denoscope.errors import InputError, MemoryShortage, ReplayError
 from denoscope.recording import batches, memory
 from denoscope.recording.batches import MemoryWarning, Portions, call_portions, remembered_portions, samples_at_once
 from denoscope.recording.hooks.attention import AttentionCall
 from denoscope.recording.hooks.checkpointing import (
+    Blocks,
     TooMuchSaved,
     block_by_block,
     blocks_in,
@@ -487,3 +488,24 @@ def test_no_attention_is_held_between_the_ways_there_and_back(guided, monkeypatc
     with memory_limit("1MB"):
         relevance.heard(step, reading)
     assert held[0] > before + 4 and held[1] == before
+
+
+def test_what_was_tried_in_vain_is_let_go_of(guided, monkeypatch):
+    """Half of the graph fits: attention of the first layers is there when memory is found to be too little."""
+    step, reading, held = guided[1], reading_of(guided[1]), []
+    with torch.enable_grad(), weights_without_gradients(step.networks), counting_saved(step.networks) as saved:
+        relevance._heard(step, reading, relevance._alone(step, reading), Blocks())
+    inner = relevance._heard
+
+    def number() -> int:
+        gc.collect()
+        return sum(type(each) is AttentionCall and each.taken is not None for each in gc.get_objects())
+
+    def counted(*args):
+        held.append(number())
+        return inner(*args)
+
+    monkeypatch.setattr(relevance, "_heard", counted)
+    monkeypatch.setattr(graphs, "room_for_saved", lambda device, beyond: saved.bytes // 2)
+    relevance.heard(step, reading)
+    assert len(held) == 2 and held[1] == held[0]

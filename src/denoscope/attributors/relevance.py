@@ -5,7 +5,8 @@ Park, Ju, Lee 2024 (arXiv 2402.10404), relevance score.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -262,7 +263,7 @@ def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blo
             first.append(A)
         calls.append(replace(attended, call=attended.call.bare()) if blocks.inside else attended)
 
-    with listening(step, reading, listen, through=True, every=True) as ear:
+    with _let_go_after_failure(calls), listening(step, reading, listen, through=True, every=True) as ear:
         predict()
     if not any(attended.keys for attended in calls):
         raise ModelError(NO_TEXT)
@@ -284,6 +285,17 @@ def _heard(step: Step, reading: Reading, predict: Callable[[], Any], blocks: Blo
         torch.autograd.grad(y, first, allow_unused=True)
     used = [means[i] if i in means else _unused(attended.call) for i, attended in enumerate(calls)]
     return _in_places(calls, used, reading)
+
+
+@contextmanager
+def _let_go_after_failure(calls: Sequence[Attended]) -> Iterator[None]:
+    """Let go of attention where the way there fails: the hooks hold it, and only run on the way back."""
+    try:
+        yield
+    except BaseException:
+        for attended in calls:
+            attended.call.release()
+        raise
 
 
 def _rows_of(output: Any, rows: Sequence[int]) -> list[torch.Tensor]:
